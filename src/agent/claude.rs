@@ -1,0 +1,291 @@
+//! The `claude` CLI: how it is called, and how what it prints is read.
+//!
+//! It is run with stream-json both ways, because only so can its input be held open until its answer was read whole:
+//! given a prompt and the end of its input at once, it exits without waiting for its pipe and cuts a longer reply.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+use serde_json::json;
+
+use super::process::{Line, MAX_LINE, Next};
+
+/// The heading in the prompt under which the attached files are named.
+const FILES_HEADING: &str = "[Attached files — open with Read tool as needed]";
+
+/// Variables that the CLI gets beside those of every agent. `@path` in a prompt would otherwise put that file's text in
+/// front of the model without asking for permission, whosever it is.
+pub const VARIABLES: &[(&str, &str)] = &[("CLAUDE_CODE_DISABLE_ATTACHMENTS", "1")];
+
+/// The arguments of a run.
+pub fn arguments(model: &str, system_file: Option<&Path>) -> Vec<OsString> {
+    // No transcript is kept: one a run would pile up under the user's home for ever.
+    let fixed = ["-p", "--input-format", "stream-json", "--output-format", "stream-json", "--verbose", "--no-session-persistence"];
+    let mut arguments: Vec<OsString> = fixed.into_iter().map(OsString::from).collect();
+    arguments.extend(["--model".into(), model.into()]);
+    if let Some(file) = system_file {
+        arguments.extend(["--append-system-prompt-file".into(), file.into()]);
+    }
+    arguments
+}
+
+/// The line that hands the prompt over.
+pub fn input(prompt: &str, files: &[PathBuf]) -> Vec<u8> {
+    // A leading slash would make it a command of the CLI's own; behind a line's end it is text.
+    let mut text = if prompt.starts_with('/') { format!("\n{prompt}") } else { prompt.to_owned() };
+    if !files.is_empty() {
+        let paths: Vec<_> = files.iter().map(|file| file.display().to_string()).collect();
+        text = format!("{text}\n\n{FILES_HEADING}\n{}", paths.join("\n"));
+    }
+    let message = json!({"type": "user", "message": {"role": "user", "content": [{"type": "text", "text": text}]}});
+    format!("{message}\n").into_bytes()
+}
+
+/// Tokens and cost of a run, as the CLI reports them.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Usage {
+    /// Tokens read, those from the cache included.
+    pub input_tokens: Option<i64>,
+    /// Tokens written.
+    pub output_tokens: Option<i64>,
+    /// US dollars at list price, also where a subscription pays.
+    pub cost_usd: Option<f64>,
+}
+
+/// What the CLI answered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// The model's reply, whole.
+    Reply {
+        /// Its text.
+        text: String,
+        /// Why the model stopped: `end_turn`, `max_tokens`, …
+        stop_reason: String,
+    },
+    /// The CLI's own account of what went wrong.
+    Failure(String),
+}
+
+/// Reads the lines of a run as they come.
+#[derive(Debug, Default)]
+pub struct Reader {
+    answer: Option<Answer>,
+    usage: Usage,
+    retry: Option<Retry>,
+    garbage: usize,
+    flooded: bool,
+}
+
+impl Reader {
+    /// Takes one line of the output.
+    pub fn line(&mut self, line: Line<'_>) -> Next {
+        let Line::Whole(line) = line else {
+            self.flooded = true;
+            return Next::Stop;
+        };
+        match serde_json::from_slice::<Kind>(line) {
+            Ok(Kind { kind, .. }) if kind == "result" => {
+                // The first one is the answer: another comes only where the run was interrupted after it.
+                if self.answer.is_none() {
+                    self.result(line);
+                }
+                Next::Answered
+            }
+            Ok(Kind { kind, subtype }) => {
+                if kind == "system" && subtype.as_deref() == Some("api_retry") {
+                    self.retry = serde_json::from_slice(line).ok();
+                }
+                Next::More
+            }
+            Err(_) => {
+                self.garbage += line.len() + 1;
+                self.flooded = self.garbage > MAX_LINE;
+                if self.flooded { Next::Stop } else { Next::More }
+            }
+        }
+    }
+
+    fn result(&mut self, line: &[u8]) {
+        self.answer = Some(match serde_json::from_slice::<ResultLine>(line) {
+            Ok(result) => {
+                self.usage = result.usage();
+                result.answer()
+            }
+            Err(error) => Answer::Failure(format!("claude's result line could not be read ({error})")),
+        });
+    }
+
+    /// The answer, if one came.
+    pub fn take_answer(&mut self) -> Option<Answer> {
+        self.answer.take()
+    }
+
+    /// Tokens and cost, as far as they are known.
+    pub fn usage(&self) -> Usage {
+        self.usage
+    }
+
+    /// What the CLI was doing instead of answering, in words, where its output tells.
+    pub fn trouble(&self) -> Option<String> {
+        if self.flooded {
+            return Some(format!("it printed more than {} MiB that are no answer", MAX_LINE >> 20));
+        }
+        self.retry.as_ref().map(Retry::to_string)
+    }
+}
+
+#[derive(Deserialize)]
+struct Kind {
+    #[serde(rename = "type")]
+    kind: String,
+    subtype: Option<String>,
+}
+
+/// The line that says that the CLI will try an API call again.
+#[derive(Debug, Deserialize)]
+struct Retry {
+    attempt: Option<u32>,
+    max_retries: Option<u32>,
+    error_status: Option<u16>,
+    error: Option<String>,
+}
+
+impl std::fmt::Display for Retry {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "it was trying again after an API error")?;
+        match (self.error_status, self.error.as_deref()) {
+            (Some(status), Some(error)) => write!(f, " ({status} {error})")?,
+            (Some(status), None) => write!(f, " ({status})")?,
+            (None, Some(error)) => write!(f, " ({error})")?,
+            (None, None) => {}
+        }
+        if let (Some(attempt), Some(most)) = (self.attempt, self.max_retries) {
+            write!(f, ", attempt {attempt} of {most}")?;
+        }
+        Ok(())
+    }
+}
+
+#[derive(Deserialize)]
+struct ResultLine {
+    subtype: Option<String>,
+    #[serde(default)]
+    is_error: bool,
+    result: Option<String>,
+    #[serde(default)]
+    errors: Vec<String>,
+    stop_reason: Option<String>,
+    total_cost_usd: Option<f64>,
+    usage: Option<TokenCounts>,
+}
+
+#[derive(Deserialize)]
+struct TokenCounts {
+    input_tokens: Option<i64>,
+    cache_creation_input_tokens: Option<i64>,
+    cache_read_input_tokens: Option<i64>,
+    output_tokens: Option<i64>,
+}
+
+impl ResultLine {
+    fn answer(self) -> Answer {
+        match self.result {
+            Some(text) if !self.is_error => Answer::Reply { text, stop_reason: self.stop_reason.unwrap_or_else(|| "end_turn".to_owned()) },
+            Some(message) if !message.is_empty() => Answer::Failure(message),
+            _ if !self.errors.is_empty() => Answer::Failure(self.errors.join("; ")),
+            _ => Answer::Failure(format!("claude gave no reply ({})", self.subtype.as_deref().unwrap_or("no reason given"))),
+        }
+    }
+
+    fn usage(&self) -> Usage {
+        let counts = self.usage.as_ref();
+        Usage {
+            input_tokens: counts.and_then(|counts| {
+                let read = [counts.input_tokens, counts.cache_creation_input_tokens, counts.cache_read_input_tokens];
+                counts.input_tokens.map(|_| read.into_iter().flatten().fold(0, i64::saturating_add))
+            }),
+            output_tokens: counts.and_then(|counts| counts.output_tokens),
+            cost_usd: self.total_cost_usd,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn read(lines: &[&str]) -> (Reader, Vec<Next>) {
+        let mut reader = Reader::default();
+        let next = lines.iter().map(|line| reader.line(Line::Whole(line.as_bytes()))).collect();
+        (reader, next)
+    }
+
+    #[test]
+    fn a_reply_with_its_usage() {
+        let (mut reader, next) = read(&[
+            r#"{"type":"system","subtype":"init","tools":[]}"#,
+            r#"{"type":"assistant","message":{"content":[]}}"#,
+            r#"{"type":"result","subtype":"success","is_error":false,"result":"hi","stop_reason":"end_turn","total_cost_usd":0.5,
+                "usage":{"input_tokens":1,"cache_creation_input_tokens":2,"cache_read_input_tokens":4,"output_tokens":8,"new":{}}}"#,
+        ]);
+        assert_eq!(next, [Next::More, Next::More, Next::Answered]);
+        assert_eq!(reader.take_answer(), Some(Answer::Reply { text: "hi".into(), stop_reason: "end_turn".into() }));
+        assert_eq!(reader.usage(), Usage { input_tokens: Some(7), output_tokens: Some(8), cost_usd: Some(0.5) });
+    }
+
+    #[test]
+    fn an_error_is_told_in_the_clis_own_words() {
+        for (line, expected) in [
+            (r#"{"type":"result","subtype":"success","is_error":true,"result":"API Error: 401 no"}"#, "API Error: 401 no"),
+            (r#"{"type":"result","subtype":"error_during_execution","is_error":true,"errors":["a","b"]}"#, "a; b"),
+            (r#"{"type":"result","subtype":"error_max_turns","is_error":true}"#, "claude gave no reply (error_max_turns)"),
+        ] {
+            assert_eq!(read(&[line]).0.take_answer(), Some(Answer::Failure(expected.into())));
+        }
+    }
+
+    #[test]
+    fn a_retry_is_remembered() {
+        let (reader, _) = read(&[
+            r#"{"type":"system","subtype":"api_retry","attempt":4,"max_retries":10,"retry_delay_ms":4380.8,"error_status":529,"error":"overloaded"}"#,
+        ]);
+        let told = "it was trying again after an API error (529 overloaded), attempt 4 of 10";
+        assert_eq!(reader.trouble().as_deref(), Some(told));
+    }
+
+    #[test]
+    fn a_result_after_the_answer_does_not_count() {
+        let (mut reader, _) =
+            read(&[r#"{"type":"result","is_error":false,"result":"first"}"#, r#"{"type":"result","is_error":true,"result":"second"}"#]);
+        assert_eq!(reader.take_answer(), Some(Answer::Reply { text: "first".into(), stop_reason: "end_turn".into() }));
+    }
+
+    proptest! {
+        #[test]
+        fn any_line_is_read_without_a_panic(line in prop::collection::vec(any::<u8>(), 0..200)) {
+            let mut reader = Reader::default();
+            prop_assert_eq!(reader.line(Line::Whole(&line)), Next::More);
+            prop_assert_eq!(reader.take_answer(), None);
+        }
+
+        #[test]
+        fn any_prompt_arrives_as_it_is(prompt in "[/@!# -]?\\PC{0,80}[\n\u{0}\u{1b}\"]?") {
+            let line = input(&prompt, &[]);
+            prop_assert_eq!(line.iter().filter(|byte| **byte == b'\n').count(), 1);
+            let message: serde_json::Value = serde_json::from_slice(&line).unwrap();
+            let text = message["message"]["content"][0]["text"].as_str().unwrap();
+            prop_assert!(!text.starts_with('/'));
+            prop_assert_eq!(text.strip_prefix('\n').filter(|rest| rest.starts_with('/')).unwrap_or(text), prompt);
+        }
+
+        #[test]
+        fn any_reply_is_read_as_it_was_written(reply in "\\PC{0,60}[\n\t]?\\PC{0,60}") {
+            let line = json!({"type": "result", "is_error": false, "result": reply}).to_string();
+            let mut reader = Reader::default();
+            prop_assert_eq!(reader.line(Line::Whole(line.as_bytes())), Next::Answered);
+            prop_assert_eq!(reader.take_answer(), Some(Answer::Reply { text: reply, stop_reason: "end_turn".to_owned() }));
+        }
+    }
+}

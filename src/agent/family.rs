@@ -1,0 +1,256 @@
+//! Every process that an agent started, wherever it went.
+//!
+//! A process group does not hold an agent together: a command that its Bash tool starts is in a session of its own, and
+//! is re-parented when the agent dies. So each agent's environment carries a mark, which all that it starts inherits,
+//! and its family is what `/proc` shows with that mark, and everything below. The daemon also takes the place of init
+//! for its descendants ([`adopt`]): what wiped its environment and left its parent comes back to the daemon as a child
+//! that it never started, and is ended as a stray.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, PidfdFlags, Signal, WaitOptions, pidfd_open, pidfd_send_signal, waitpid};
+use tokio::process::{Child, Command};
+use tokio::signal::unix::{SignalKind, signal};
+
+/// The variable that marks an agent. Not named `CLAWDFORGE_…`: agents get none of those.
+const VARIABLE: &str = "AGENT_RUN";
+/// How long processes may take to die of SIGKILL before they are reported as stuck.
+const STUCK_AFTER: Duration = Duration::from_secs(5);
+
+/// Children that tokio waits for; any other child of this process was adopted. A fact of the whole process, so a static.
+static STARTED: Mutex<BTreeSet<u32>> = Mutex::new(BTreeSet::new());
+static ADOPTS: AtomicBool = AtomicBool::new(false);
+
+/// What marks the family of one run, or of every run of a server.
+#[derive(Clone, Debug)]
+pub struct Mark {
+    value: String,
+    whole: bool,
+}
+
+impl Mark {
+    /// The mark that all runs of the server with this data folder share. The folder's device and inode tell two servers
+    /// on one machine apart, in containers too.
+    pub fn server(data_dir: &Path) -> io::Result<Self> {
+        let folder = data_dir.metadata()?;
+        Ok(Self { value: format!("{:x}-{:x}/", folder.dev(), folder.ino()), whole: false })
+    }
+
+    /// The mark of one run of that server.
+    #[must_use]
+    pub fn run(&self, id: &str) -> Self {
+        Self { value: format!("{}{id}", self.value), whole: true }
+    }
+
+    fn is_in(&self, environ: &[u8]) -> bool {
+        value_in(environ).is_some_and(
+            |value| {
+                if self.whole { value == self.value.as_bytes() } else { value.starts_with(self.value.as_bytes()) }
+            },
+        )
+    }
+}
+
+fn value_in(environ: &[u8]) -> Option<&[u8]> {
+    environ.split(|byte| *byte == 0).find_map(|variable| variable.strip_prefix(VARIABLE.as_bytes())?.strip_prefix(b"="))
+}
+
+/// A child that is marked, and known as one that this process started.
+#[derive(Debug)]
+pub struct Started {
+    /// The child.
+    pub child: Child,
+    pid: u32,
+}
+
+impl Drop for Started {
+    fn drop(&mut self) {
+        started().remove(&self.pid);
+    }
+}
+
+/// Starts `command` as the first of a family, in a process group of its own: a Ctrl-C at the terminal is for the server.
+pub fn start(command: &mut Command, mark: &Mark) -> io::Result<Started> {
+    command.env(VARIABLE, &mark.value).process_group(0).kill_on_drop(true);
+    // Under the lock, so that the child is never seen as one that was adopted.
+    let mut known = started();
+    let child = command.spawn()?;
+    let pid = child.id().expect("a child that was not waited for has an id");
+    known.insert(pid);
+    Ok(Started { child, pid })
+}
+
+fn started() -> MutexGuard<'static, BTreeSet<u32>> {
+    STARTED.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Makes this process the parent of every orphan below it. Only for a process whose children are all agents.
+pub fn adopt() -> io::Result<()> {
+    rustix::process::set_child_subreaper(Some(rustix::process::getpid()))?;
+    ADOPTS.store(true, Ordering::Relaxed);
+    Ok(())
+}
+
+/// Waits for adopted children as they die, for ever. Nobody else would, and they would stay as zombies.
+pub async fn reap() -> io::Result<()> {
+    let mut deaths = signal(SignalKind::child())?;
+    loop {
+        reap_adopted();
+        deaths.recv().await;
+    }
+}
+
+fn reap_adopted() {
+    let known = started();
+    let tasks = std::fs::read_dir("/proc/self/task").into_iter().flatten().flatten();
+    for children in tasks.filter_map(|task| std::fs::read_to_string(task.path().join("children")).ok()) {
+        for pid in children.split_whitespace().filter_map(|pid| pid.parse::<i32>().ok()) {
+            if !known.contains(&pid.cast_unsigned()) {
+                // Waits only for one that is dead already.
+                let _ = waitpid(Pid::from_raw(pid), WaitOptions::NOHANG);
+            }
+        }
+    }
+}
+
+/// Ends with SIGKILL all that carries the mark, or descends from what does, and strays. Returns when none is left, with
+/// how many there were.
+pub async fn end(mark: &Mark) -> usize {
+    let mark = mark.clone();
+    tokio::task::spawn_blocking(move || end_blocking(&mark)).await.unwrap_or_default()
+}
+
+fn end_blocking(mark: &Mark) -> usize {
+    let begun = Instant::now();
+    let mut ended = BTreeSet::new();
+    let mut pause = Duration::from_millis(1);
+    loop {
+        // Again until none is found: one that forks while it is being looked for escapes a single look.
+        let family = members(mark);
+        if family.is_empty() {
+            return ended.len();
+        }
+        for process in &family {
+            process.kill();
+            ended.insert((process.pid, process.started));
+        }
+        if begun.elapsed() > STUCK_AFTER {
+            let pids: Vec<_> = family.iter().map(|process| process.pid).collect();
+            tracing::error!(?pids, "processes of an agent do not die of SIGKILL; they may be waiting for a disk");
+            return ended.len();
+        }
+        std::thread::sleep(pause);
+        pause = (pause * 2).min(Duration::from_millis(50));
+    }
+}
+
+/// A line of `/proc/<pid>/stat`.
+#[derive(Clone, Copy, Debug)]
+struct Process {
+    pid: i32,
+    parent: i32,
+    /// Clock ticks since boot: with the pid, an identity that is not used again.
+    started: u64,
+}
+
+impl Process {
+    /// `None` where it is gone, or a zombie.
+    fn read(pid: i32) -> Option<Self> {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        // The name, in parentheses, may hold anything.
+        let mut fields = stat.rsplit_once(") ")?.1.split(' ');
+        let state = fields.next()?;
+        let parent = fields.next()?.parse().ok()?;
+        let started = fields.nth(17)?.parse().ok()?;
+        (!matches!(state, "Z" | "X")).then_some(Self { pid, parent, started })
+    }
+
+    fn kill(self) {
+        let Some(pid) = Pid::from_raw(self.pid) else { return };
+        let Ok(handle) = pidfd_open(pid, PidfdFlags::empty()) else { return };
+        // The id may have gone to another process between the look and the handle; the handle can't change any more.
+        if Self::read(self.pid).is_some_and(|now| now.started == self.started) {
+            let _ = pidfd_send_signal(handle, Signal::KILL);
+        }
+    }
+}
+
+fn members(mark: &Mark) -> Vec<Process> {
+    let own_pid = rustix::process::getpid().as_raw_nonzero().get();
+    let mut family = BTreeSet::new();
+    let mut strays = Vec::new();
+    let mut everyone = BTreeMap::new();
+    let pids = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    for process in pids.filter_map(|entry| Process::read(entry.file_name().to_str()?.parse().ok()?)) {
+        let environ = std::fs::read(format!("/proc/{}/environ", process.pid)).unwrap_or_default();
+        if mark.is_in(&environ) {
+            family.insert(process.pid);
+        } else if process.parent == own_pid && value_in(&environ).is_none() {
+            strays.push(process.pid);
+        }
+        everyone.insert(process.pid, process);
+    }
+    if ADOPTS.load(Ordering::Relaxed) {
+        // Looked up after the list was made: a child that was being started then is known by now.
+        let known = started();
+        family.extend(strays.iter().filter(|pid| !known.contains(&pid.cast_unsigned())));
+    }
+    everyone.values().filter(|process| descends(process.pid, &family, &everyone)).copied().collect()
+}
+
+fn descends(mut pid: i32, from: &BTreeSet<i32>, everyone: &BTreeMap<i32, Process>) -> bool {
+    // Bounded, because a list that was read while it changed may hold a loop.
+    for _ in 0..everyone.len() {
+        if from.contains(&pid) {
+            return true;
+        }
+        let Some(process) = everyone.get(&pid) else { return false };
+        pid = process.parent;
+    }
+    false
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mark(value: &str, whole: bool) -> Mark {
+        Mark { value: value.to_owned(), whole }
+    }
+
+    #[test]
+    fn a_mark_is_a_whole_variable() {
+        let environ = b"A=1\0AGENT_RUN=1-2/abc\0B=AGENT_RUN=1-2/xyz\0";
+        assert!(mark("1-2/abc", true).is_in(environ));
+        assert!(mark("1-2/", false).is_in(environ));
+        assert!(!mark("1-2/ab", true).is_in(environ));
+        assert!(!mark("1-2/xyz", true).is_in(environ));
+        assert!(!mark("1-3/", false).is_in(environ));
+        assert!(!mark("1-2/abc", true).is_in(b""));
+    }
+
+    #[tokio::test]
+    async fn a_family_ends_with_what_left_its_session_and_wiped_its_environment() {
+        let folder = tempfile::tempdir().unwrap();
+        let mark = Mark::server(folder.path()).unwrap().run("x");
+        let pids = folder.path().join("pids");
+        let script =
+            format!("setsid sleep 600 & echo $! > {0}; env -i /bin/sleep 600 & echo $! >> {0}; echo $$ >> {0}; wait", pids.display());
+        let mut family = start(Command::new("/bin/sh").args(["-c", &script]), &mark).unwrap();
+        let begun = Instant::now();
+        let read = || std::fs::read_to_string(&pids).unwrap_or_default().lines().map(|line| line.parse().unwrap()).collect::<Vec<i32>>();
+        while read().len() < 3 {
+            assert!(begun.elapsed() < Duration::from_secs(10));
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        assert!(end(&mark).await >= 3);
+        family.child.wait().await.unwrap();
+        assert_eq!(read().into_iter().filter_map(Process::read).count(), 0);
+    }
+}

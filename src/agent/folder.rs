@@ -1,0 +1,139 @@
+//! The folder that a run works in: made for it alone, and gone with it.
+
+use std::fs::{self, DirBuilder, Permissions};
+use std::io::{self, ErrorKind};
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+/// The file of the system prompt. An attached file can't have this name: theirs never begin with a dot.
+const SYSTEM_PROMPT: &str = ".system-prompt";
+
+/// A folder on disk. [`Folder::remove`] takes it away; one that is only dropped is left for the sweeper.
+#[derive(Debug)]
+pub struct Folder(PathBuf);
+
+/// A file to attach: where it is, and the safe name that the agent sees.
+#[derive(Clone, Debug)]
+pub struct Attachment {
+    /// The file.
+    pub source: PathBuf,
+    /// A name without separators that does not begin with a dot.
+    pub name: String,
+}
+
+impl Folder {
+    /// Makes the folder `id` in `parent`, readable by this user only.
+    pub fn create(parent: &Path, id: &str) -> io::Result<Self> {
+        let path = parent.join(id);
+        DirBuilder::new().mode(0o700).create(&path)?;
+        Ok(Self(path))
+    }
+
+    /// The folder's path.
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+
+    /// Writes the system prompt into the folder.
+    pub fn write_system_prompt(&self, text: &str) -> io::Result<PathBuf> {
+        let path = self.0.join(SYSTEM_PROMPT);
+        fs::write(&path, text)?;
+        Ok(path)
+    }
+
+    /// Puts the attached files into the folder under names that do not clash, and gives their paths in order.
+    pub fn attach(&self, files: &[Attachment]) -> io::Result<Vec<PathBuf>> {
+        distinct(files.iter().map(|file| file.name.as_str()))
+            .into_iter()
+            .zip(files)
+            .map(|(name, file)| {
+                let path = self.0.join(name);
+                // A link costs nothing, and keeps the file when the upload expires meanwhile.
+                fs::hard_link(&file.source, &path).or_else(|_| fs::copy(&file.source, &path).map(drop))?;
+                Ok(path)
+            })
+            .collect()
+    }
+
+    /// Takes the folder away with all that is in it.
+    pub fn remove(self) -> io::Result<()> {
+        remove_tree(&self.0)
+    }
+}
+
+/// Removes a folder and all below it, whatever modes an agent gave to the folders in it.
+pub fn remove_tree(path: &Path) -> io::Result<()> {
+    match fs::remove_dir_all(path) {
+        Err(error) if error.kind() == ErrorKind::PermissionDenied => {
+            open_up(path)?;
+            fs::remove_dir_all(path)
+        }
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+        done => done,
+    }
+}
+
+fn open_up(folder: &Path) -> io::Result<()> {
+    fs::set_permissions(folder, Permissions::from_mode(0o700))?;
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            open_up(&entry.path())?;
+        }
+    }
+    Ok(())
+}
+
+/// The names, each made different from those before it, also on a file system that ignores case.
+fn distinct<'a>(names: impl Iterator<Item = &'a str>) -> Vec<String> {
+    let mut taken = std::collections::HashSet::new();
+    names
+        .map(|name| {
+            let (stem, extension) = name.rfind('.').filter(|dot| *dot > 0).map_or((name, ""), |dot| name.split_at(dot));
+            let mut candidate = name.to_owned();
+            let mut number = 2;
+            while !taken.insert(candidate.to_lowercase()) {
+                candidate = format!("{stem}-{number}{extension}");
+                number += 1;
+            }
+            candidate
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_that_clash_are_numbered() {
+        let names = ["a.txt", "A.TXT", "a.txt", "a-2.txt", "b", "b"];
+        assert_eq!(distinct(names.into_iter()), ["a.txt", "A-2.TXT", "a-3.txt", "a-2-2.txt", "b", "b-2"]);
+    }
+
+    #[test]
+    fn a_folder_goes_even_where_an_agent_locked_it() {
+        let parent = tempfile::tempdir().unwrap();
+        let folder = Folder::create(parent.path(), "x").unwrap();
+        let locked = folder.path().join("a/b");
+        fs::create_dir_all(&locked).unwrap();
+        fs::write(locked.join("file"), "text").unwrap();
+        fs::set_permissions(&locked, Permissions::from_mode(0)).unwrap();
+        fs::set_permissions(folder.path().join("a"), Permissions::from_mode(0o500)).unwrap();
+        folder.remove().unwrap();
+        assert_eq!(fs::read_dir(parent.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn attachments_are_links_that_keep_the_file() {
+        let parent = tempfile::tempdir().unwrap();
+        let source = parent.path().join("upload");
+        fs::write(&source, "content").unwrap();
+        let folder = Folder::create(parent.path(), "x").unwrap();
+        let file = Attachment { source: source.clone(), name: "report.pdf".into() };
+        let paths = folder.attach(&[file.clone(), file]).unwrap();
+        fs::remove_file(source).unwrap();
+        assert_eq!(paths, [folder.path().join("report.pdf"), folder.path().join("report-2.pdf")]);
+        assert!(paths.iter().all(|path| fs::read_to_string(path).unwrap() == "content"));
+    }
+}

@@ -1,0 +1,64 @@
+//! What runs agents: one child process and all that it started ([`process`], [`family`]), the folder that it works in
+//! ([`folder`]), the `claude` CLI ([`claude`], [`reply`]), the programs themselves ([`programs`]) and the queue for
+//! their places ([`queue`]). Knows neither HTTP nor the ledger.
+
+pub mod claude;
+pub mod family;
+pub mod folder;
+pub mod process;
+pub mod programs;
+pub mod queue;
+pub mod reply;
+
+use std::ffi::{OsStr, OsString};
+use std::path::{Path, PathBuf};
+
+use tokio::process::Command;
+
+use family::Mark;
+
+/// Where and with what agents work.
+#[derive(Clone, Debug)]
+pub struct Workshop {
+    /// The folder of the runs' folders: absolute, links resolved.
+    pub folder: PathBuf,
+    /// The mark of this server's processes.
+    pub mark: Mark,
+    /// What agents get of the environment.
+    pub environment: Environment,
+}
+
+impl Workshop {
+    /// A command that works in `folder`, with the agents' environment and no other.
+    pub fn command(&self, program: &Path, folder: &Path) -> Command {
+        let mut command = Command::new(program);
+        command.env_clear().envs(self.environment.iter()).current_dir(folder);
+        command
+    }
+}
+
+/// The environment that agents get.
+#[derive(Clone, Debug)]
+pub struct Environment(Vec<(OsString, OsString)>);
+
+impl Environment {
+    /// The server's own environment, less everything named `CLAWDFORGE_…`.
+    pub fn inherited() -> Self {
+        Self(std::env::vars_os().filter(|(name, _)| !name.as_encoded_bytes().starts_with(b"CLAWDFORGE_")).collect())
+    }
+
+    /// These variables and no others.
+    pub fn of<N: Into<OsString>, V: Into<OsString>>(variables: impl IntoIterator<Item = (N, V)>) -> Self {
+        Self(variables.into_iter().map(|(name, value)| (name.into(), value.into())).collect())
+    }
+
+    /// The value of a variable.
+    pub fn get(&self, name: &str) -> Option<&OsStr> {
+        self.0.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_os_str())
+    }
+
+    /// Every variable with its value.
+    pub fn iter(&self) -> impl Iterator<Item = (&OsStr, &OsStr)> {
+        self.0.iter().map(|(name, value)| (name.as_os_str(), value.as_os_str()))
+    }
+}

@@ -1,0 +1,222 @@
+//! One agent process, from its start to the end of everything it started.
+//!
+//! [`converse`] owns the child: it writes its input, reads its output line by line, drains its standard error, and ends
+//! it in one of the ways that [`End`] names. When it returns, nothing that the child started is alive.
+
+use std::io;
+use std::process::{ExitStatus, Stdio};
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
+use tokio::process::Command;
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio_util::sync::CancellationToken;
+
+use super::family::{self, Mark, Started};
+
+/// The longest line of output that is kept, in bytes.
+pub const MAX_LINE: usize = 32 << 20;
+/// How long an agent may take to end after SIGINT. `claude` needs 0.13 s, in which it ends its tools' commands too.
+const INTERRUPT_GRACE: Duration = Duration::from_secs(2);
+/// How long an agent may go on after its answer, or after it closed its output.
+const LINGER: Duration = Duration::from_secs(3);
+/// How long the pipes may stay open when nothing is left that could write to them.
+const PIPE_GRACE: Duration = Duration::from_secs(1);
+/// Bytes of standard error that are kept: enough for 4,000 characters of any width.
+const STDERR_KEPT: usize = 16_000;
+
+/// A line of an agent's standard output, without its end.
+#[derive(Debug)]
+pub enum Line<'a> {
+    /// A line, or what stood after the last one.
+    Whole(&'a [u8]),
+    /// A line of more than [`MAX_LINE`] bytes, which is not kept. Said as soon as it is too long.
+    TooLong,
+}
+
+/// What the reader of the lines wants next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// Further lines.
+    More,
+    /// The answer is complete: close the agent's input and let it end.
+    Answered,
+    /// The output is of no use: end the agent.
+    Stop,
+}
+
+/// How an agent process ended.
+#[derive(Debug)]
+pub enum End {
+    /// By itself.
+    Exited(ExitStatus),
+    /// It was ended because it closed its output and went on, or went on after its answer.
+    Lingered,
+    /// It was ended because the reader wanted no more.
+    Stopped,
+    /// It was ended because its time was up.
+    TimedOut,
+    /// It was ended because nobody wants its answer any more.
+    Cancelled,
+}
+
+/// An agent process that is over.
+#[derive(Debug)]
+pub struct Finished {
+    /// How it ended.
+    pub end: End,
+    /// The end of its standard error.
+    pub stderr: String,
+}
+
+/// Starts `command`, writes `input` to it and hands each line of its output to `read`, until it ends, `deadline` passes
+/// or `cancel` is called. An error means that the program could not be started.
+pub async fn converse(
+    command: &mut Command,
+    mark: &Mark,
+    input: Vec<u8>,
+    deadline: Instant,
+    cancel: &CancellationToken,
+    mut read: impl FnMut(Line<'_>) -> Next,
+) -> io::Result<Finished> {
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut agent = family::start(command, mark)?;
+    let mut stdin = agent.child.stdin.take().expect("stdin is piped");
+    let stdout = agent.child.stdout.take().expect("stdout is piped");
+    let stderr = agent.child.stderr.take().expect("stderr is piped");
+    let [answered, stop, closed, over] = std::array::from_fn(|_| CancellationToken::new());
+
+    let feed = async {
+        // An agent that closes its input early says why in its output.
+        let _ = stdin.write_all(&input).await;
+        drop(input);
+        // Not closed before the answer: `claude` would end without waiting for its output to be read, and cut it.
+        answered.cancelled().await;
+        drop(stdin);
+    };
+    let listen = async {
+        each_line(stdout, |line| match read(line) {
+            Next::More => {}
+            Next::Answered => answered.cancel(),
+            Next::Stop => stop.cancel(),
+        })
+        .await;
+        closed.cancel();
+        // The input must not outlast the output.
+        answered.cancel();
+    };
+    let mut tail = Vec::new();
+    let streams = async { tokio::join!(feed, listen, keep_tail(stderr, &mut tail)) };
+    let supervise = async {
+        let end = tokio::select! {
+            biased;
+            status = agent.child.wait() => status.map_or(End::Lingered, End::Exited),
+            () = stop.cancelled() => End::Stopped,
+            () = cancel.cancelled() => End::Cancelled,
+            () = sleep_until(deadline) => End::TimedOut,
+            () = async { answered.cancelled().await; sleep(LINGER).await } => End::Lingered,
+            () = async { closed.cancelled().await; sleep(LINGER).await } => End::Lingered,
+        };
+        if !matches!(end, End::Exited(_)) {
+            interrupt(&mut agent).await;
+        }
+        let ended = family::end(mark).await;
+        if ended > 0 {
+            tracing::debug!(ended, "ended what the agent left running");
+        }
+        let _ = timeout(INTERRUPT_GRACE, agent.child.wait()).await;
+        over.cancel();
+        end
+    };
+    let (end, ()) = tokio::join!(supervise, async {
+        tokio::select! {
+            _ = streams => {}
+            () = async { over.cancelled().await; sleep(PIPE_GRACE).await } => {}
+        }
+    });
+    Ok(Finished { end, stderr: String::from_utf8_lossy(&tail).into_owned() })
+}
+
+async fn interrupt(agent: &mut Started) {
+    // No id: it has been waited for.
+    let Some(pid) = agent.child.id().and_then(|id| Pid::from_raw(id.cast_signed())) else { return };
+    let _ = kill_process(pid, Signal::INT);
+    let _ = timeout(INTERRUPT_GRACE, agent.child.wait()).await;
+}
+
+/// Splits a stream into lines, in bounded memory, to its end.
+async fn each_line(mut from: impl AsyncRead + Unpin, mut line: impl FnMut(Line<'_>)) {
+    let mut pending = Vec::new();
+    // Inside a line that was too long, and said to be.
+    let mut skipping = false;
+    let mut chunk = vec![0; 64 << 10];
+    // A read that fails ends the stream as its end does.
+    while let Ok(count @ 1..) = from.read(&mut chunk).await {
+        for part in chunk[..count].split_inclusive(|byte| *byte == b'\n') {
+            let (text, ends) = part.strip_suffix(b"\n").map_or((part, false), |text| (text, true));
+            if !skipping && pending.len() + text.len() > MAX_LINE {
+                line(Line::TooLong);
+                skipping = true;
+                pending = Vec::new();
+            }
+            if !skipping {
+                pending.extend_from_slice(text);
+            }
+            if ends {
+                if !std::mem::take(&mut skipping) {
+                    line(Line::Whole(&pending));
+                }
+                pending.clear();
+            }
+        }
+    }
+    if !pending.is_empty() {
+        line(Line::Whole(&pending));
+    }
+}
+
+async fn keep_tail(mut from: impl AsyncRead + Unpin, tail: &mut Vec<u8>) {
+    let mut chunk = vec![0; 8 << 10];
+    while let Ok(count @ 1..) = from.read(&mut chunk).await {
+        tail.extend_from_slice(&chunk[..count]);
+        let excess = tail.len().saturating_sub(STDERR_KEPT);
+        tail.drain(..excess);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn lines_of(bytes: &[u8]) -> Vec<Option<Vec<u8>>> {
+        let mut lines = Vec::new();
+        let reading = each_line(bytes, |line| {
+            lines.push(match line {
+                Line::Whole(line) => Some(line.to_vec()),
+                Line::TooLong => None,
+            });
+        });
+        tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(reading);
+        lines
+    }
+
+    proptest! {
+        #[test]
+        fn lines_are_whole_whatever_the_chunks(lengths in prop::collection::vec(0..150_000_usize, 0..6)) {
+            let lines: Vec<_> = lengths.iter().zip(b'a'..).map(|(length, letter)| vec![letter; *length]).collect();
+            let text = lines.iter().flat_map(|line| [line.as_slice(), b"\n"].concat()).collect::<Vec<u8>>();
+            let expected: Vec<_> = lines.into_iter().map(Some).collect();
+            prop_assert_eq!(lines_of(&text), expected);
+        }
+    }
+
+    #[test]
+    fn an_endless_line_is_drained_and_not_kept() {
+        let mut bytes = vec![b'x'; MAX_LINE + 1];
+        assert_eq!(lines_of(&bytes), [None]);
+        bytes.extend_from_slice(b"\nnext");
+        assert_eq!(lines_of(&bytes), [None, Some(b"next".to_vec())]);
+    }
+}

@@ -1,0 +1,143 @@
+//! The CLIs on this machine: where they are, and which versions they are.
+
+use std::ffi::{OsStr, OsString};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::{PoisonError, RwLock};
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::process::{self, Line, Next};
+use super::{Environment, Workshop};
+
+/// How long `--version` may take.
+const VERSION_TIMEOUT: Duration = Duration::from_secs(10);
+/// How often a program is looked for.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
+/// After how long a program that gave no version is asked again.
+const ASK_AGAIN: Duration = Duration::from_mins(1);
+
+/// Finds a program: a path as it is, a name on the PATH of `environment`. `None` where there is no executable file.
+pub fn find(program: &OsStr, environment: &Environment) -> Option<PathBuf> {
+    let executable = |path: &Path| path.metadata().is_ok_and(|file| file.is_file() && file.permissions().mode() & 0o111 != 0);
+    if program.as_encoded_bytes().contains(&b'/') {
+        // Agents run in folders of their own, where a relative path would mean something else.
+        return std::path::absolute(program).ok().filter(|path| executable(path));
+    }
+    std::env::split_paths(environment.get("PATH")?)
+        .filter_map(|folder| std::path::absolute(folder.join(program)).ok())
+        .find(|path| executable(path))
+}
+
+/// What `program --version` says, such as `2.1.197`; `None` where it does not answer within 10 s.
+pub async fn version(program: &Path, workshop: &Workshop) -> Option<String> {
+    let mut version = None;
+    let mut command = workshop.command(program, &workshop.folder);
+    let mark = workshop.mark.run("version");
+    let deadline = Instant::now() + VERSION_TIMEOUT;
+    let read = |line: Line<'_>| {
+        let Line::Whole(line) = line else { return Next::Stop };
+        version = version.take().or_else(|| version_in(&String::from_utf8_lossy(line)));
+        if version.is_some() { Next::Answered } else { Next::More }
+    };
+    let never = CancellationToken::new();
+    process::converse(command.arg("--version"), &mark, Vec::new(), deadline, &never, read).await.ok().and(version)
+}
+
+/// The first word that is digits with dots between.
+pub(crate) fn version_in(line: &str) -> Option<String> {
+    let is_version = |word: &&str| {
+        word.contains('.') && word.split('.').next().is_some_and(|major| !major.is_empty() && major.bytes().all(|b| b.is_ascii_digit()))
+    };
+    line.split_whitespace().map(|word| word.trim_start_matches('v')).find(is_version).map(str::to_owned)
+}
+
+/// What is known of a program.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Known {
+    /// Whether it is on this machine.
+    pub present: bool,
+    /// Its version; `None` too where it does not answer.
+    pub version: Option<String>,
+}
+
+/// Which file a program was, so that an upgrade is noticed.
+type Identity = (PathBuf, u64, u64, u64, i64);
+
+fn identity(path: PathBuf) -> Option<Identity> {
+    let file = path.metadata().ok()?;
+    Some((path, file.dev(), file.ino(), file.size(), file.mtime()))
+}
+
+/// A program of this machine, watched so that to know about it starts no process and waits for none.
+#[derive(Debug)]
+pub struct Cli {
+    program: OsString,
+    known: RwLock<Known>,
+}
+
+impl Cli {
+    /// Looks for the program; its version is known later.
+    pub fn new(program: OsString, environment: &Environment) -> Self {
+        let present = find(&program, environment).is_some();
+        Self { program, known: RwLock::new(Known { present, version: None }) }
+    }
+
+    /// What is known now.
+    pub fn known(&self) -> Known {
+        self.known.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn note(&self, present: bool, version: Option<String>) {
+        *self.known.write().unwrap_or_else(PoisonError::into_inner) = Known { present, version };
+    }
+
+    /// Keeps what is known true, for ever.
+    pub async fn watch(&self, workshop: &Workshop) {
+        let mut asked: Option<(Option<Identity>, Instant)> = None;
+        loop {
+            let found = find(&self.program, &workshop.environment).and_then(identity);
+            let silent = found.is_some() && self.known().version.is_none();
+            if asked.as_ref().is_none_or(|(before, at)| *before != found || (silent && at.elapsed() > ASK_AGAIN)) {
+                self.note(found.is_some(), None);
+                let version = match &found {
+                    Some((path, ..)) => version(path, workshop).await,
+                    None => None,
+                };
+                let program = self.program.display();
+                match (&found, &version) {
+                    (None, _) => tracing::warn!(%program, "not installed"),
+                    (Some((path, ..)), None) => tracing::warn!(path = %path.display(), "found, but it does not tell its version"),
+                    (Some((path, ..)), Some(version)) => tracing::info!(path = %path.display(), version, "found"),
+                }
+                self.note(found.is_some(), version);
+                asked = Some((found, Instant::now()));
+            }
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_are_read_from_what_the_clis_print() {
+        assert_eq!(version_in("2.1.197 (Claude Code)").as_deref(), Some("2.1.197"));
+        assert_eq!(version_in("0.19.1").as_deref(), Some("0.19.1"));
+        assert_eq!(version_in("acpx v1.0.0-beta.1").as_deref(), Some("1.0.0-beta.1"));
+        assert_eq!(version_in("Error: nothing here."), None);
+    }
+
+    #[test]
+    fn a_name_is_looked_up_on_the_path_of_the_agents() {
+        let environment = Environment::of([("PATH", "/nowhere:/bin")]);
+        assert_eq!(find(OsStr::new("sh"), &environment), Some("/bin/sh".into()));
+        assert_eq!(find(OsStr::new("sh"), &Environment::of([("PATH", "/nowhere")])), None);
+        assert_eq!(find(OsStr::new("/bin/sh"), &environment), Some("/bin/sh".into()));
+        assert_eq!(find(OsStr::new("/etc/passwd"), &environment), None);
+    }
+}

@@ -1,0 +1,94 @@
+//! Who calls. A handler that names [`Caller`] or [`Operator`] can't be reached without one.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use axum::extract::{FromRequestParts, Request, State};
+use axum::http::request::Parts;
+use axum::http::{HeaderMap, header};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+
+use super::error::ApiError;
+use crate::network::caller_address;
+use crate::secret::TokenHash;
+use crate::server::{App, Peer};
+
+/// An app with a token in force, at an address that the token may be used from.
+#[derive(Clone, Debug)]
+pub struct Caller {
+    /// The token's name.
+    pub app: String,
+    /// The caller's address.
+    pub address: IpAddr,
+}
+
+/// Whoever holds the admin token.
+#[derive(Clone, Copy, Debug)]
+pub struct Operator;
+
+/// The caller's address, once it is known to be an allowed one.
+#[derive(Clone, Copy, Debug)]
+struct Address(IpAddr);
+
+/// Lets in who calls from an allowed network; others get `403` whatever they ask for.
+pub async fn admit(State(app): State<Arc<App>>, mut request: Request, next: Next) -> Response {
+    let forwarded = request.headers().get_all("x-forwarded-for").iter().map(|value| value.to_str().unwrap_or("unreadable"));
+    let address = request.extensions().get::<Peer>().and_then(|peer| caller_address(peer.0, forwarded, &app.access.trusted_proxies));
+    match address.filter(|address| app.access.allow.contain(*address)) {
+        Some(address) => {
+            request.extensions_mut().insert(Address(address));
+            next.run(request).await
+        }
+        None => {
+            ApiError::Forbidden("Call from a network that this server answers; its operator sets CLAWDFORGE_ALLOW_CIDRS.").into_response()
+        }
+    }
+}
+
+/// The hash of the one bearer token that the request carries.
+fn bearer(headers: &HeaderMap) -> Option<TokenHash> {
+    let mut values = headers.get_all(header::AUTHORIZATION).iter();
+    let (Some(value), None) = (values.next(), values.next()) else { return None };
+    let (scheme, token) = value.to_str().ok()?.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then(|| TokenHash::of(token.trim()))
+}
+
+impl FromRequestParts<Arc<App>> for Caller {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self, ApiError> {
+        let hash = bearer(&parts.headers).ok_or(ApiError::Unauthorized)?;
+        if app.access.admin.as_ref() == Some(&hash) {
+            return Err(ApiError::Forbidden("Use an app's token here; the admin token is for /admin alone."));
+        }
+        let known = app.ledger.app(&hash).await?.ok_or(ApiError::Unauthorized)?;
+        let Address(address) = *parts.extensions.get().ok_or(ApiError::Defect)?;
+        if !known.networks.is_empty() && !known.networks.contain(address) {
+            tracing::warn!(app = known.name, %address, "a token was used from outside its networks");
+            return Err(ApiError::Forbidden("Call from an address that this token is bound to."));
+        }
+        app.ledger.touch_token(&known.name).await;
+        Ok(Self { app: known.name, address })
+    }
+}
+
+impl FromRequestParts<Arc<App>> for Operator {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self, ApiError> {
+        let Some(admin) = &app.access.admin else {
+            return Err(ApiError::Forbidden(
+                "No admin token is set: set CLAWDFORGE_ADMIN_TOKEN and start again, or use \"clawdforge token\" on the server.",
+            ));
+        };
+        // Hashes are compared: how long that takes tells nothing of the token.
+        match bearer(&parts.headers) {
+            Some(hash) if hash == *admin => Ok(Self),
+            Some(hash) if app.ledger.app(&hash).await?.is_some() => {
+                Err(ApiError::Forbidden("Use the admin token here; an app's token does not open /admin."))
+            }
+            _ => Err(ApiError::Unauthorized),
+        }
+    }
+}

@@ -1,0 +1,189 @@
+//! What refusals look like: one enum, mapped to HTTP in one place, as RFC 9457 problems.
+
+use std::any::Any;
+use std::io::{self, ErrorKind};
+
+use axum::Json;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use crate::ledger::{self, NameTaken};
+use crate::runs::NoRun;
+use crate::uploads::SweepError;
+
+/// Seconds after which a caller that was turned away may try again.
+const RETRY_AFTER: &str = "5";
+
+/// An error, as RFC 9457 has it.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Problem {
+    /// Always `about:blank`: the status says what kind of problem it is.
+    #[serde(rename = "type")]
+    #[schema(example = "about:blank")]
+    kind: &'static str,
+    /// The status in words.
+    title: &'static str,
+    /// The HTTP status.
+    #[schema(minimum = 400, maximum = 599)]
+    status: u16,
+    /// One sentence that says what to do.
+    detail: String,
+    /// Where in the body the errors are; only with status 422.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schema(required = false)]
+    errors: Vec<FieldError>,
+}
+
+/// One error in a body.
+#[derive(Debug, PartialEq, Eq, Serialize, ToSchema)]
+pub struct FieldError {
+    /// A JSON pointer (RFC 6901).
+    #[schema(example = "/timeout_secs")]
+    pub pointer: String,
+    /// What is wrong there.
+    pub detail: String,
+}
+
+impl FieldError {
+    /// An error at a place in the body.
+    pub fn new(pointer: impl Into<String>, detail: impl Into<String>) -> Self {
+        Self { pointer: pointer.into(), detail: detail.into() }
+    }
+}
+
+/// Everything that a request can be refused for.
+#[derive(Debug)]
+pub enum ApiError {
+    /// No credential, an unknown one, or a revoked one.
+    Unauthorized,
+    /// A known credential of the wrong kind or from the wrong place.
+    Forbidden(&'static str),
+    /// Nothing there, or nothing that the caller may know of.
+    NotFound,
+    /// The path exists, the method does not.
+    MethodNotAllowed,
+    /// The request makes no sense.
+    BadRequest(String),
+    /// The body makes no sense as what it should be.
+    Invalid(Vec<FieldError>),
+    /// The body is of another type than this one.
+    WrongType(&'static str),
+    /// The body is larger than so many bytes.
+    TooLarge(u64),
+    /// The body came too slowly.
+    TooSlow,
+    /// A token of that name is in use.
+    NameTaken(NameTaken),
+    /// Too much to do.
+    Busy,
+    /// The server is stopping.
+    Stopping,
+    /// The ledger failed.
+    Ledger(ledger::Error),
+    /// The disk failed.
+    Disk(io::Error),
+    /// A defect; logged where it was seen.
+    Defect,
+}
+
+impl From<ledger::Error> for ApiError {
+    fn from(error: ledger::Error) -> Self {
+        Self::Ledger(error)
+    }
+}
+
+impl From<io::Error> for ApiError {
+    fn from(error: io::Error) -> Self {
+        Self::Disk(error)
+    }
+}
+
+impl From<SweepError> for ApiError {
+    fn from(error: SweepError) -> Self {
+        match error {
+            SweepError::Disk(error) => Self::Disk(error),
+            SweepError::Ledger(error) => Self::Ledger(error),
+        }
+    }
+}
+
+impl From<NoRun> for ApiError {
+    fn from(error: NoRun) -> Self {
+        match error {
+            NoRun::Full => Self::Busy,
+            NoRun::Closed => Self::Stopping,
+            NoRun::Ledger(error) => Self::Ledger(error),
+            NoRun::Died => Self::Defect,
+        }
+    }
+}
+
+impl ApiError {
+    fn status_and_detail(&self) -> (StatusCode, String) {
+        let (status, detail) = match self {
+            Self::Unauthorized => (StatusCode::UNAUTHORIZED, "Send a valid token as \"Authorization: Bearer …\"."),
+            Self::Forbidden(detail) => (StatusCode::FORBIDDEN, *detail),
+            Self::NotFound => (StatusCode::NOT_FOUND, "There is nothing here; check the path and the id."),
+            Self::MethodNotAllowed => (StatusCode::METHOD_NOT_ALLOWED, "Use one of the methods that the Allow header names."),
+            Self::BadRequest(detail) => return (StatusCode::BAD_REQUEST, detail.clone()),
+            Self::Invalid(_) => (StatusCode::UNPROCESSABLE_ENTITY, "Correct what \"errors\" lists."),
+            Self::WrongType(wanted) => return (StatusCode::UNSUPPORTED_MEDIA_TYPE, format!("Send the body as {wanted}.")),
+            Self::TooLarge(limit) => return (StatusCode::PAYLOAD_TOO_LARGE, format!("Send at most {limit} bytes.")),
+            Self::TooSlow => (StatusCode::REQUEST_TIMEOUT, "Send the body faster; it stalled for too long."),
+            Self::NameTaken(taken) => return (StatusCode::CONFLICT, sentence(taken)),
+            Self::Busy => (StatusCode::SERVICE_UNAVAILABLE, "The server is busy and its queue is full; try again later."),
+            Self::Stopping => (StatusCode::SERVICE_UNAVAILABLE, "The server is stopping; try again when it is back."),
+            Self::Ledger(error @ (ledger::Error::Locked(_) | ledger::Error::Full(_))) => {
+                return (StatusCode::SERVICE_UNAVAILABLE, sentence(error));
+            }
+            Self::Disk(error) if matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded) => {
+                (StatusCode::SERVICE_UNAVAILABLE, "The server's disk is full; ask its operator to free some space, then try again.")
+            }
+            Self::Ledger(_) | Self::Disk(_) => {
+                (StatusCode::INTERNAL_SERVER_ERROR, "The server can't use its data folder; its operator finds the cause in its log.")
+            }
+            Self::Defect => (StatusCode::INTERNAL_SERVER_ERROR, "The server met a defect; its operator finds it in its log."),
+        };
+        (status, detail.to_owned())
+    }
+}
+
+/// An error's text as a sentence.
+fn sentence(error: &impl std::error::Error) -> String {
+    let text = error.to_string();
+    let mut rest = text.chars();
+    let first: String = rest.next().into_iter().flat_map(char::to_uppercase).collect();
+    format!("{first}{}.", rest.as_str())
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let (status, detail) = self.status_and_detail();
+        // The cause goes to the log, once, and never to the caller.
+        match &self {
+            Self::Ledger(error) => tracing::error!(error = ?error, "the ledger failed"),
+            Self::Disk(error) => tracing::error!(%error, "the disk failed"),
+            _ => {}
+        }
+        let errors = if let Self::Invalid(errors) = self { errors } else { Vec::new() };
+        let title = status.canonical_reason().unwrap_or("Error");
+        let problem = Problem { kind: "about:blank", title, status: status.as_u16(), detail, errors };
+        let mut response = (status, Json(problem)).into_response();
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+        match status {
+            StatusCode::UNAUTHORIZED => drop(headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"))),
+            StatusCode::SERVICE_UNAVAILABLE => drop(headers.insert(header::RETRY_AFTER, HeaderValue::from_static(RETRY_AFTER))),
+            _ => {}
+        }
+        response
+    }
+}
+
+/// The answer where a handler panicked.
+pub fn panicked(panic: Box<dyn Any + Send>) -> Response {
+    drop(panic); // The panic hook has logged it, with its place.
+    ApiError::Defect.into_response()
+}

@@ -1,0 +1,56 @@
+//! HTTP and nothing else: one file per resource, its types above its handlers, its routes at its end. [`auth`] says who
+//! calls, [`body`] how bodies are read, [`error`] what refusals look like.
+
+pub mod auth;
+pub mod body;
+pub mod error;
+mod files;
+mod health;
+mod run;
+mod tokens;
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::http::header;
+use axum::response::IntoResponse;
+use axum::routing::get;
+use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
+use utoipa::openapi::{Components, InfoBuilder, OpenApi, OpenApiBuilder};
+use utoipa_axum::router::OpenApiRouter;
+
+use crate::server::App;
+use error::ApiError;
+
+/// Every route of the server, and the document that describes them.
+pub fn routes(app: Arc<App>) -> Router {
+    let (router, document) = described().split_for_parts();
+    let document = serde_json::to_string_pretty(&document).expect("the document is made of strings");
+    router
+        .route("/openapi.json", get(|| async move { ([(header::CONTENT_TYPE, "application/json")], document).into_response() }))
+        .fallback(|| async { ApiError::NotFound })
+        .method_not_allowed_fallback(|| async { ApiError::MethodNotAllowed })
+        .with_state(app)
+}
+
+fn described() -> OpenApiRouter<Arc<App>> {
+    let routes = [health::routes(), run::routes(), files::routes(), tokens::routes()];
+    routes.into_iter().fold(OpenApiRouter::with_openapi(frame()), OpenApiRouter::merge)
+}
+
+fn frame() -> OpenApi {
+    let bearer =
+        |description: &str| SecurityScheme::Http(HttpBuilder::new().scheme(HttpAuthScheme::Bearer).description(Some(description)).build());
+    let mut components = Components::new();
+    components.add_security_scheme("app", bearer("An app's token, `cf_…`"));
+    components.add_security_scheme("operator", bearer("The operator's token"));
+    OpenApiBuilder::new()
+        .info(
+            InfoBuilder::new()
+                .title("clawdforge")
+                .version(env!("CARGO_PKG_VERSION"))
+                .description(Some("Runs the real claude CLI for the apps on a LAN.")),
+        )
+        .components(Some(components))
+        .build()
+}

@@ -1,0 +1,202 @@
+//! `POST /run`: one prompt, one answer.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::{HeaderName, StatusCode};
+use axum::response::{IntoResponse, Response};
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+use uuid::Uuid;
+
+use super::auth::Caller;
+use super::body::{ValidJson, Validate};
+use super::error::{ApiError, FieldError, Problem};
+use crate::agent::folder::Attachment;
+use crate::agent::reply::Reply;
+use crate::clock;
+use crate::ledger::NewRun;
+use crate::runs::{Ending, Outcome, Request};
+use crate::server::App;
+
+/// The longest prompt in bytes.
+const MAX_PROMPT: usize = 10 << 20;
+/// More files than a folder should be searched for.
+const MAX_FILES: usize = 256;
+const RUN_ID: HeaderName = HeaderName::from_static("x-run-id");
+
+#[derive(Debug, Deserialize, ToSchema)]
+struct RunRequest {
+    /// Up to 10 MiB. Any text is safe.
+    #[serde(default)]
+    #[schema(required, min_length = 1, max_length = 10_485_760)]
+    prompt: String,
+    #[schema(default = "sonnet", pattern = r"^[A-Za-z0-9][A-Za-z0-9._:/@\[\]-]{0,127}$")]
+    model: Option<String>,
+    /// Added to the CLI's own system prompt.
+    system: Option<String>,
+    /// Tokens from `POST /files`.
+    #[schema(max_items = 256)]
+    files: Option<Vec<String>>,
+    /// How long the CLI may take, in seconds.
+    #[schema(default = 120, minimum = 5, maximum = 600)]
+    timeout_secs: Option<i64>,
+}
+
+impl Validate for RunRequest {
+    fn errors(&self) -> Vec<FieldError> {
+        let mut errors = Vec::new();
+        match self.prompt.len() {
+            0 => errors.push(FieldError::new("/prompt", "a prompt is needed")),
+            length if length > MAX_PROMPT => errors.push(FieldError::new("/prompt", "the prompt is longer than 10 MiB")),
+            _ => {}
+        }
+        if self.model.as_deref().is_some_and(|model| !is_model(model)) {
+            errors.push(FieldError::new("/model", r"the model must match ^[A-Za-z0-9][A-Za-z0-9._:/@\[\]-]{0,127}$"));
+        }
+        if self.files.as_ref().is_some_and(|files| files.len() > MAX_FILES) {
+            errors.push(FieldError::new("/files", format!("at most {MAX_FILES} files can be attached")));
+        }
+        if self.timeout_secs.is_some_and(|secs| !(5..=600).contains(&secs)) {
+            errors.push(FieldError::new("/timeout_secs", "the timeout must be from 5 to 600 seconds"));
+        }
+        errors
+    }
+}
+
+fn is_model(model: &str) -> bool {
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._:/@[]-".contains(&byte);
+    model.len() <= 128 && model.as_bytes().first().is_some_and(u8::is_ascii_alphanumeric) && model.bytes().all(allowed)
+}
+
+#[derive(Serialize, ToSchema)]
+struct RunReply {
+    ok: bool,
+    /// The parsed value where the whole reply is a JSON object or array, the reply's text otherwise.
+    #[schema(value_type = serde_json::Value)]
+    result: Reply,
+    /// Milliseconds; the time in the queue is not in it.
+    duration_ms: i64,
+    /// Why the model stopped.
+    #[schema(example = "end_turn")]
+    stop_reason: String,
+}
+
+#[derive(Serialize, ToSchema)]
+struct RunFailure {
+    ok: bool,
+    /// The cause in words.
+    error: String,
+    /// The last 4,000 characters of the CLI's standard error.
+    stderr: String,
+    /// Milliseconds; the time in the queue is not in it.
+    duration_ms: i64,
+    /// `timeout` where the time was up.
+    #[schema(example = "error")]
+    stop_reason: &'static str,
+}
+
+/// What a run without a place on this machine may be answered with.
+#[derive(Serialize, ToSchema)]
+#[serde(untagged)]
+#[expect(dead_code, reason = "only describes the two bodies of a 503")]
+enum Unavailable {
+    NotInstalled(RunFailure),
+    Busy(Problem),
+}
+
+/// Run a prompt
+#[utoipa::path(post, path = "/run", tag = "runs", security(("app" = [])), request_body = RunRequest, responses(
+    (status = OK, body = RunReply, headers(("x-run-id" = String, description = "The run's row in the ledger"))),
+    (status = BAD_GATEWAY, body = RunFailure, description = "The CLI failed or ran out of time"),
+    (status = SERVICE_UNAVAILABLE, description = "The CLI is not installed (application/json), or the server is busy, stopping or out of disk (application/problem+json)",
+        content((RunFailure = "application/json"), (Problem = "application/problem+json"))),
+    (status = "default", body = Problem, content_type = "application/problem+json", description = "The request was refused"),
+))]
+async fn run(State(app): State<Arc<App>>, caller: Caller, ValidJson(asked): ValidJson<RunRequest>) -> Result<Response, ApiError> {
+    let run_id = Uuid::now_v7().simple().to_string();
+    let request = Request {
+        row: NewRun {
+            run_id: run_id.clone(),
+            app_name: caller.app.clone(),
+            client_ip: caller.address.to_string(),
+            model: asked.model.unwrap_or_else(|| "sonnet".to_owned()),
+            prompt: asked.prompt,
+        },
+        system: asked.system.filter(|system| !system.is_empty()),
+        files: attachments(&app, &caller, asked.files.unwrap_or_default()).await?,
+        timeout: Duration::from_secs(asked.timeout_secs.unwrap_or(120).cast_unsigned()),
+    };
+    let outcome = app.runs.run(request).await?;
+    Ok(([(RUN_ID, run_id)], answer(outcome)).into_response())
+}
+
+/// The caller's files behind `tokens`. One that is not the caller's own, or not any more, is a `400` that names it.
+async fn attachments(app: &App, caller: &Caller, mut tokens: Vec<String>) -> Result<Vec<Attachment>, ApiError> {
+    let mut seen = std::collections::HashSet::new();
+    tokens.retain(|token| seen.insert(token.clone()));
+    let files = app
+        .ledger
+        .files(&caller.app, tokens)
+        .await?
+        .map_err(|unknown| ApiError::BadRequest(format!("Upload the file again: \"{unknown}\" is unknown or expired.")))?;
+    Ok(files.into_iter().map(|file| Attachment { source: app.uploads.path(&file.file_token), name: file.name }).collect())
+}
+
+fn answer(outcome: Outcome) -> Response {
+    let duration_ms = clock::millis(outcome.duration);
+    let stderr = outcome.stderr;
+    let failed =
+        |status, stop_reason, error| (status, Json(RunFailure { ok: false, error, stderr, duration_ms, stop_reason })).into_response();
+    match outcome.ending {
+        Ending::Replied { text, stop_reason } => {
+            Json(RunReply { ok: true, result: Reply::read(text), duration_ms, stop_reason }).into_response()
+        }
+        Ending::Failed(error) => failed(StatusCode::BAD_GATEWAY, "error", error),
+        Ending::TimedOut(error) => failed(StatusCode::BAD_GATEWAY, "timeout", error),
+        // Nobody is there to read it.
+        Ending::Cancelled => failed(StatusCode::BAD_GATEWAY, "error", "the client left before the answer".to_owned()),
+        Ending::Interrupted => {
+            failed(StatusCode::BAD_GATEWAY, "error", "the server stopped before the answer; send the prompt again".to_owned())
+        }
+        Ending::NotInstalled(program) => {
+            let error = format!(
+                "the claude CLI is not installed on the server (looked for \"{}\"); install it with \"npm install -g @anthropic-ai/claude-code\", or set CLAWDFORGE_CLAUDE_BIN",
+                program.display()
+            );
+            failed(StatusCode::SERVICE_UNAVAILABLE, "error", error)
+        }
+        Ending::Unprepared(error) => ApiError::Disk(error).into_response(),
+    }
+}
+
+pub(super) fn routes() -> OpenApiRouter<Arc<App>> {
+    OpenApiRouter::new().routes(routes!(run))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn models_match_the_documented_pattern() {
+        for good in ["sonnet", "opus[1m]", "claude-3.5@20240620", "us.anthropic/x:1", "A", &"a".repeat(128)] {
+            assert!(is_model(good), "{good}");
+        }
+        for bad in ["", "-p", "--model", "a b", "[x", ".a", "ü", "a\n", &"a".repeat(129)] {
+            assert!(!is_model(bad), "{bad}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_model_is_never_an_option(model in "[-a-z.\\[\\]/ ]{0,6}") {
+            prop_assert!(!is_model(&model) || !model.starts_with('-') && !model.contains(' '));
+        }
+    }
+}

@@ -1,0 +1,132 @@
+//! `/admin/tokens`: the operator mints, lists and revokes the apps' tokens.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::{Path, State};
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use super::auth::Operator;
+use super::body::{ValidJson, Validate};
+use super::error::{ApiError, FieldError, Problem};
+use crate::ledger::TokenRow;
+use crate::network::Networks;
+use crate::secret::{self, TokenHash};
+use crate::server::App;
+
+#[derive(Deserialize, ToSchema)]
+struct NewToken {
+    /// What the app's records are filed under.
+    #[serde(default)]
+    #[schema(required, pattern = "^[A-Za-z0-9][A-Za-z0-9._@-]{0,63}$")]
+    name: String,
+    /// Where the token may be used from; none means anywhere that the server answers.
+    #[schema(example = json!(["172.24.0.0/16"]))]
+    ip_cidrs: Option<Vec<String>>,
+}
+
+impl Validate for NewToken {
+    fn errors(&self) -> Vec<FieldError> {
+        let mut errors = Vec::new();
+        if !secret::is_token_name(&self.name) {
+            errors.push(FieldError::new("/name", secret::TOKEN_NAME_RULE));
+        }
+        for (index, cidr) in self.ip_cidrs.iter().flatten().enumerate() {
+            if let Err(error) = Networks::parse([cidr]) {
+                errors.push(FieldError::new(format!("/ip_cidrs/{index}"), error.to_string()));
+            }
+        }
+        errors
+    }
+}
+
+#[derive(Serialize, ToSchema)]
+struct MintedToken {
+    name: String,
+    /// Shown this once.
+    #[schema(pattern = "^cf_[0-9a-f]{64}$")]
+    token: String,
+    ip_cidrs: Vec<String>,
+    /// Unix seconds.
+    created_at: i64,
+}
+
+#[derive(Serialize, ToSchema)]
+struct TokenList {
+    tokens: Vec<ListedToken>,
+    count: usize,
+}
+
+#[derive(Serialize, ToSchema)]
+struct ListedToken {
+    name: String,
+    /// Comma-joined.
+    #[schema(example = "172.24.0.0/16,10.0.0.0/8")]
+    ip_cidrs: String,
+    /// Unix seconds.
+    created_at: i64,
+    /// Unix seconds.
+    #[schema(required)]
+    last_used: Option<i64>,
+    /// False once it is revoked.
+    enabled: bool,
+}
+
+impl From<TokenRow> for ListedToken {
+    fn from(row: TokenRow) -> Self {
+        let TokenRow { name, ip_cidrs, created_at, last_used, enabled } = row;
+        Self { name, ip_cidrs, created_at, last_used, enabled }
+    }
+}
+
+#[derive(Serialize, ToSchema)]
+struct Revoked {
+    ok: bool,
+    name: String,
+}
+
+/// Mint a token
+#[utoipa::path(post, path = "/admin/tokens", tag = "admin", security(("operator" = [])), request_body = NewToken, responses(
+    (status = OK, body = MintedToken),
+    (status = CONFLICT, body = Problem, content_type = "application/problem+json", description = "The name is in use"),
+    (status = "default", body = Problem, content_type = "application/problem+json", description = "The request was refused"),
+))]
+async fn create(State(app): State<Arc<App>>, _: Operator, ValidJson(asked): ValidJson<NewToken>) -> Result<Json<MintedToken>, ApiError> {
+    let networks = Networks::parse(asked.ip_cidrs.unwrap_or_default()).map_err(|_| ApiError::Defect)?;
+    let token = secret::app_token();
+    let created = app.ledger.create_token(&asked.name, &TokenHash::of(&token), &networks).await?;
+    let created_at = created.map_err(ApiError::NameTaken)?;
+    tracing::info!(name = asked.name, "token minted");
+    Ok(Json(MintedToken { name: asked.name, token, ip_cidrs: networks.to_strings(), created_at }))
+}
+
+/// List the tokens
+#[utoipa::path(get, path = "/admin/tokens", tag = "admin", security(("operator" = [])), responses(
+    (status = OK, body = TokenList),
+    (status = "default", body = Problem, content_type = "application/problem+json", description = "The request was refused"),
+))]
+async fn list(State(app): State<Arc<App>>, _: Operator) -> Result<Json<TokenList>, ApiError> {
+    let tokens: Vec<_> = app.ledger.tokens().await?.into_iter().map(ListedToken::from).collect();
+    Ok(Json(TokenList { count: tokens.len(), tokens }))
+}
+
+/// Revoke a token
+#[utoipa::path(delete, path = "/admin/tokens/{name}", tag = "admin", security(("operator" = [])), params(("name" = String, Path)), responses(
+    (status = OK, body = Revoked),
+    (status = NOT_FOUND, body = Problem, content_type = "application/problem+json", description = "No token has that name"),
+    (status = "default", body = Problem, content_type = "application/problem+json", description = "The request was refused"),
+))]
+async fn revoke(State(app): State<Arc<App>>, _: Operator, Path(name): Path<String>) -> Result<Json<Revoked>, ApiError> {
+    if !app.ledger.revoke_token(&name).await? {
+        return Err(ApiError::NotFound);
+    }
+    tracing::info!(name, "token revoked");
+    Ok(Json(Revoked { ok: true, name }))
+}
+
+pub(super) fn routes() -> OpenApiRouter<Arc<App>> {
+    OpenApiRouter::new().routes(routes!(create, list)).routes(routes!(revoke))
+}

@@ -1,0 +1,105 @@
+//! `clawdforge demo`: everything real but the model.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use hyper::{Method, StatusCode};
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+
+use super::http;
+use super::serve::serve_until_signalled;
+use crate::config::{Flags, Settings};
+use crate::demo;
+use crate::demo::install::{self, Clis};
+use crate::demo::stub::Stub;
+use crate::secret::{self, TokenHash};
+use crate::server::{Server, Stop};
+
+/// Try everything without an account: the real CLIs against a stub of the model
+#[derive(clap::Args)]
+#[command(after_help = "Example:\n  clawdforge demo --once\n  clawdforge demo --bind 127.0.0.1:8800")]
+pub struct Args {
+    /// End after showing a run
+    #[arg(long)]
+    once: bool,
+    /// Address and port to listen on; port 0 is any free one
+    #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:0")]
+    bind: SocketAddr,
+    /// Folder where the CLIs are installed that this machine lacks [default: in the build folder, or in /var/tmp]
+    #[arg(long, value_name = "DIR")]
+    cache: Option<PathBuf>,
+}
+
+/// Installs what is missing, serves from a temporary folder, shows a run, and goes on serving until Ctrl-C.
+pub fn run(args: Args) -> anyhow::Result<ExitCode> {
+    let clis = install::clis(&args.cache.clone().unwrap_or_else(install::default_cache), &|step| println!("{step}"))?;
+    let folder = tempfile::Builder::new().prefix("clawdforge-demo-").tempdir().context("no temporary folder can be made")?;
+    super::runtime()?.block_on(serve_and_show(&args, &clis, folder.path()))?;
+    folder.close().context("the temporary folder was not removed")?;
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn serve_and_show(args: &Args, clis: &Clis, folder: &Path) -> anyhow::Result<()> {
+    let stub = Stub::start().await.context("the model stub can't listen")?;
+    let (home, data_dir) = (folder.join("home"), folder.join("data"));
+    std::fs::create_dir(&home)?;
+    let listener = TcpListener::bind(args.bind).await.with_context(|| format!("can't listen on {}; choose another --bind", args.bind))?;
+    let address = listener.local_addr()?;
+    let admin = secret::app_token();
+    let settings = Settings {
+        bind: address,
+        data_dir,
+        admin: Some(TokenHash::of(&admin)),
+        claude_bin: clis.claude.clone().into(),
+        acpx_bin: clis.acpx.clone().into(),
+        ..Flags::default().read()?
+    };
+    let server = Server::set_up(settings, demo::environment(clis, &stub.url(), &home)).await?;
+    let stop = Stop::default();
+    let showing = async {
+        let shown = show(&format!("http://{address}"), &admin).await;
+        if args.once || shown.is_err() {
+            stop.begin.cancel();
+        } else {
+            println!("\nServing until Ctrl-C.");
+        }
+        shown
+    };
+    let (served, shown) = tokio::join!(serve_until_signalled(server, listener, stop.clone()), showing);
+    served.and(shown)
+}
+
+/// Mints a token, makes a run, and prints both with lines to paste.
+async fn show(url: &str, admin: &str) -> anyhow::Result<()> {
+    let mint = format!("{url}/admin/tokens");
+    let minted = post(&mint, admin, &json!({"name": "demo"})).await?;
+    let token = minted["token"].as_str().context("no token was minted")?;
+    println!("The server listens on {url}; the model behind the real claude CLI is a stub.\n");
+    println!("Admin token  {admin}\nApp token    {token}\n");
+
+    let request = json!({"prompt": "Say hello to the house.", "timeout_secs": 60});
+    println!("POST /run\n{request:#}\n");
+    let answer = post(&format!("{url}/run"), token, &request).await?;
+    println!("200 OK\n{answer:#}\n");
+
+    println!("Lines to paste (a line \"stub: {{…}}\" in the prompt decides what the model stub does):\n");
+    println!("curl -s {url}/healthz");
+    for prompt in [r"What is a LAN?", r#"stub: {\"text\": \"{\\\"answer\\\": 42}\"}"#, r#"stub: {\"error\": 401}"#] {
+        println!(
+            "curl -s {url}/run -H 'Authorization: Bearer {token}' -H 'Content-Type: application/json' -d '{{\"prompt\": \"{prompt}\"}}'"
+        );
+    }
+    println!("curl -s {url}/files -H 'Authorization: Bearer {token}' -F file=@/etc/hostname");
+    println!("curl -s {mint} -H 'Authorization: Bearer {admin}'");
+    Ok(())
+}
+
+async fn post(url: &str, token: &str, body: &Value) -> anyhow::Result<Value> {
+    let (status, answer) = http::send(Method::POST, url, Some(token), Some(body.to_string()), Duration::from_secs(90)).await?;
+    ensure!(status == StatusCode::OK, "{url} answered {status}: {}", String::from_utf8_lossy(&answer));
+    Ok(serde_json::from_slice(&answer)?)
+}

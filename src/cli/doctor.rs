@@ -1,0 +1,152 @@
+//! `clawdforge doctor`: what stands in the way of a run, and what to do about it.
+
+use std::ffi::OsStr;
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use serde::Deserialize;
+use tokio::net::TcpListener;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::healthcheck;
+use crate::agent::family::Mark;
+use crate::agent::process::{self, Line, Next};
+use crate::agent::{Environment, Workshop, programs};
+use crate::config::{Flags, Settings};
+use crate::ledger::Ledger;
+use crate::server;
+
+/// Free space in the data folder below which the doctor warns, in bytes.
+const LITTLE_SPACE: u64 = 1 << 30;
+
+/// Check the CLIs, the sign-in, the data folder and the port
+#[derive(clap::Args)]
+#[command(after_help = "Example:\n  clawdforge doctor --data-dir /var/lib/clawdforge")]
+pub struct Args {
+    #[command(flatten)]
+    flags: Flags,
+}
+
+enum Finding {
+    Good(String),
+    /// Works, but not all of it.
+    Warning(String),
+    Bad(String),
+}
+use Finding::{Bad, Good, Warning};
+
+/// Prints a line for each check. Exit code 1 where a run could not work.
+pub fn run(args: Args) -> anyhow::Result<ExitCode> {
+    let settings = args.flags.read()?;
+    let mut well = true;
+    for finding in super::runtime()?.block_on(examine(&settings)) {
+        match finding {
+            Good(text) => println!("ok       {text}"),
+            Warning(text) => println!("warning  {text}"),
+            Bad(text) => {
+                well = false;
+                println!("FAILED   {text}");
+            }
+        }
+    }
+    Ok(if well { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+async fn examine(settings: &Settings) -> Vec<Finding> {
+    let mut findings = match server::data_dir(&settings.data_dir) {
+        Ok(folder) => match Mark::server(&folder) {
+            Ok(mark) => {
+                let workshop = Workshop { folder: folder.clone(), mark, environment: Environment::inherited() };
+                let mut findings = examine_clis(settings, &workshop).await;
+                findings.extend(examine_data_dir(&folder));
+                findings
+            }
+            Err(error) => vec![Bad(format!("data folder: {error}"))],
+        },
+        Err(error) => vec![Bad(format!("data folder: {error:#}"))],
+    };
+    findings.push(examine_port(settings).await);
+    findings.push(match settings.admin {
+        Some(_) => Good("admin token: set".to_owned()),
+        None => Warning(
+            "admin token: none, so /admin is closed; manage tokens with \"clawdforge token\", or set CLAWDFORGE_ADMIN_TOKEN".to_owned(),
+        ),
+    });
+    findings
+}
+
+async fn examine_clis(settings: &Settings, workshop: &Workshop) -> Vec<Finding> {
+    let mut findings = vec![
+        examine_cli("claude", "@anthropic-ai/claude-code", &settings.claude_bin, workshop, Bad).await,
+        examine_cli("acpx", "acpx", &settings.acpx_bin, workshop, Warning).await,
+    ];
+    if let Some(claude) = programs::find(&settings.claude_bin, &workshop.environment) {
+        findings.insert(1, examine_sign_in(&claude, workshop).await);
+    }
+    findings
+}
+
+async fn examine_cli(name: &str, package: &str, program: &OsStr, workshop: &Workshop, missing: fn(String) -> Finding) -> Finding {
+    match programs::find(program, &workshop.environment) {
+        None => missing(format!("{name}: \"{}\" is not on PATH; install it with \"npm install -g {package}\"", program.display())),
+        Some(path) => match programs::version(&path, workshop).await {
+            Some(version) => Good(format!("{name}: {version} at {}", path.display())),
+            None => missing(format!("{name}: {} does not tell its version; try \"{} --version\" by hand", path.display(), path.display())),
+        },
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct AuthStatus {
+    logged_in: bool,
+    auth_method: Option<String>,
+}
+
+async fn examine_sign_in(claude: &Path, workshop: &Workshop) -> Finding {
+    const HOW: &str = "run \"claude\" once and sign in, or set CLAUDE_CODE_OAUTH_TOKEN (from \"claude setup-token\") or ANTHROPIC_API_KEY";
+    let mut printed = Vec::new();
+    let read = |line: Line<'_>| {
+        if let Line::Whole(line) = line {
+            printed.extend_from_slice(line);
+        }
+        Next::More
+    };
+    let mut command = workshop.command(claude, &workshop.folder);
+    let (deadline, never) = (Instant::now() + Duration::from_secs(15), CancellationToken::new());
+    let mark = workshop.mark.run("doctor");
+    let _ = process::converse(command.args(["auth", "status"]), &mark, Vec::new(), deadline, &never, read).await;
+    match serde_json::from_slice::<AuthStatus>(&printed) {
+        Ok(AuthStatus { logged_in: true, auth_method }) => {
+            Good(format!("sign-in: by {}", auth_method.as_deref().unwrap_or("a way that claude does not name")))
+        }
+        Ok(_) => Bad(format!("sign-in: claude is not signed in; {HOW}")),
+        Err(_) => Warning(format!("sign-in: claude does not tell; if runs fail to authenticate, {HOW}")),
+    }
+}
+
+fn examine_data_dir(folder: &Path) -> Vec<Finding> {
+    let ledger = match Ledger::open(&Settings::ledger_file(folder)) {
+        Ok(_) => Good(format!("data folder: {}", folder.display())),
+        Err(error) => Bad(format!("data folder: {}: {error}", folder.display())),
+    };
+    let space = match rustix::fs::statvfs(folder) {
+        Ok(disk) => match disk.f_bavail.saturating_mul(disk.f_frsize) {
+            free if free < LITTLE_SPACE => Warning(format!("disk: {} MiB free in the data folder; free some space", free >> 20)),
+            free => Good(format!("disk: {} GiB free in the data folder", free >> 30)),
+        },
+        Err(error) => Warning(format!("disk: its free space is not known ({error})")),
+    };
+    vec![ledger, space]
+}
+
+async fn examine_port(settings: &Settings) -> Finding {
+    let bind = settings.bind;
+    match TcpListener::bind(bind).await {
+        Ok(_) => Good(format!("port: {bind} is free")),
+        Err(_) if healthcheck::check(healthcheck::reachable(bind)).await.is_ok() => Good(format!("port: a server answers on {bind}")),
+        Err(error) => Bad(format!("port: {bind} can't be used ({error}); set CLAWDFORGE_BIND to another address and port")),
+    }
+}

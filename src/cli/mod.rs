@@ -1,0 +1,15 @@
+//! The operator's commands, one file each.
+
+pub mod demo;
+pub mod doctor;
+pub mod healthcheck;
+mod http;
+pub mod serve;
+pub mod token;
+
+use anyhow::Context;
+use tokio::runtime::Runtime;
+
+fn runtime() -> anyhow::Result<Runtime> {
+    tokio::runtime::Builder::new_multi_thread().enable_all().build().context("no threads can be started")
+}

@@ -1,0 +1,132 @@
+//! `clawdforge serve`: the daemon.
+
+use std::ffi::OsString;
+use std::io::IsTerminal;
+use std::os::unix::process::CommandExt;
+use std::process::ExitCode;
+
+use anyhow::Context;
+use rustix::process::{DumpableBehavior, set_dumpable_behavior};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::agent::{Environment, family};
+use crate::config::{ADMIN_TOKEN, ADMIN_TOKEN_FLAG, ADMIN_TOKEN_SHA256, Flags, LogFormat};
+use crate::secret::TokenHash;
+use crate::server::{Server, Stop};
+
+/// Start the server
+#[derive(clap::Args)]
+#[command(
+    after_help = "Example:\n  CLAWDFORGE_ADMIN_TOKEN=\"$(openssl rand -hex 32)\" clawdforge serve --bind 0.0.0.0:8800 --data-dir /var/lib/clawdforge"
+)]
+pub struct Args {
+    #[command(flatten)]
+    flags: Flags,
+}
+
+/// Serves until SIGTERM or Ctrl-C; a second one ends running work at once.
+pub fn run(args: Args) -> anyhow::Result<ExitCode> {
+    let token_shows = args.flags.show_admin_token();
+    let settings = args.flags.read()?;
+    if let Some(hash) = settings.admin.as_ref().filter(|_| token_shows) {
+        return Err(start_again(hash));
+    }
+    log_to_stderr(settings.log);
+    // Other processes of this user, agents first, can't read the server's memory or environment.
+    set_dumpable_behavior(DumpableBehavior::NotDumpable).context("the process can't be shielded")?;
+
+    super::runtime()?.block_on(async {
+        let bind = settings.bind;
+        let listener = TcpListener::bind(bind)
+            .await
+            .with_context(|| format!("CLAWDFORGE_BIND: can't listen on {bind}; stop what does, or choose another address and port"))?;
+        let data_dir = settings.data_dir.clone();
+        let server = Server::set_up(settings, Environment::inherited()).await?;
+        tracing::info!(address = %listener.local_addr()?, data_dir = %data_dir.display(), version = env!("CARGO_PKG_VERSION"), "listening");
+        serve_until_signalled(server, listener, Stop::default()).await
+    })?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Serves as a process whose children are all agents, until it is told to stop, by signal too.
+pub(super) async fn serve_until_signalled(server: Server, listener: TcpListener, stop: Stop) -> anyhow::Result<()> {
+    family::adopt().context("orphans can't be adopted")?;
+    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    let signals = async {
+        for told in [&stop.begin, &stop.hurry] {
+            tokio::select! { _ = interrupt.recv() => {}, _ = terminate.recv() => {} }
+            told.cancel();
+        }
+        std::future::pending::<()>().await;
+    };
+    let reaping = async {
+        let failed = family::reap().await;
+        tracing::error!(?failed, "orphans are not waited for any more; stopping");
+        stop.begin.cancel();
+        std::future::pending::<()>().await;
+    };
+    tokio::select! {
+        served = server.serve(listener, stop.clone()) => served,
+        () = signals => Ok(()),
+        () = reaping => Ok(()),
+    }
+}
+
+/// Replaces this process by one that knows the admin token's hash alone: what a process was started with can be read in
+/// `/proc` by every process of the same user, and so by agents. Returns only where that failed.
+fn start_again(admin: &TokenHash) -> anyhow::Error {
+    let mut arguments = std::env::args_os();
+    let name = arguments.next().unwrap_or_else(|| "clawdforge".into());
+    let error = std::process::Command::new("/proc/self/exe")
+        .arg0(name)
+        .args(without_admin_token(arguments))
+        .env_remove(ADMIN_TOKEN)
+        .env(ADMIN_TOKEN_SHA256, admin.as_str())
+        .exec();
+    anyhow::Error::new(error).context("the server can't start itself again without the admin token; is /proc mounted?")
+}
+
+fn without_admin_token(arguments: impl Iterator<Item = OsString>) -> Vec<OsString> {
+    let mut kept = Vec::new();
+    let mut value_follows = false;
+    for argument in arguments {
+        let is_flag = argument == ADMIN_TOKEN_FLAG;
+        let is_both = argument.as_encoded_bytes().strip_prefix(ADMIN_TOKEN_FLAG.as_bytes()).is_some_and(|rest| rest.starts_with(b"="));
+        if !value_follows && !is_flag && !is_both {
+            kept.push(argument);
+        }
+        value_follows = is_flag && !value_follows;
+    }
+    kept
+}
+
+/// One line an event. A panic is one too.
+fn log_to_stderr(format: LogFormat) {
+    let lines = tracing_subscriber::fmt().with_writer(std::io::stderr).with_target(false).with_max_level(tracing::Level::INFO);
+    match format {
+        LogFormat::Text => lines.with_ansi(std::io::stderr().is_terminal()).init(),
+        LogFormat::Json => lines.json().flatten_event(true).init(),
+    }
+    std::panic::set_hook(Box::new(|panic| {
+        let place = panic.location().map(ToString::to_string).unwrap_or_default();
+        tracing::error!(place, "panic: {}", panic.payload_as_str().unwrap_or("no message"));
+    }));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_admin_token_is_taken_out_of_the_arguments() {
+        let kept = |line: &str| {
+            let kept = without_admin_token(line.split(' ').map(OsString::from));
+            kept.join(std::ffi::OsStr::new(" ")).into_string().unwrap()
+        };
+        assert_eq!(kept("serve --admin-token secret --bind x"), "serve --bind x");
+        assert_eq!(kept("serve --admin-token=secret --bind x"), "serve --bind x");
+        assert_eq!(kept("serve --admin-token-file f --max-runs 2"), "serve --admin-token-file f --max-runs 2");
+        assert_eq!(kept("serve --admin-token --admin-token"), "serve");
+    }
+}

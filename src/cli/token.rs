@@ -1,0 +1,93 @@
+//! `clawdforge token`: mints, lists and revokes tokens on the ledger itself, with the server running or not.
+
+use std::process::ExitCode;
+
+use anyhow::{Context, ensure};
+
+use crate::config::{DataFlags, Settings};
+use crate::ledger::Ledger;
+use crate::network::Networks;
+use crate::secret::{self, TokenHash};
+use crate::server;
+
+/// Create, list and revoke the apps' tokens
+#[derive(clap::Args)]
+#[command(
+    after_help = "Example:\n  clawdforge token create cauldron --cidr 172.24.0.0/16\n  clawdforge token list\n  clawdforge token revoke cauldron"
+)]
+pub struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(clap::Subcommand)]
+enum Command {
+    /// Mint a token and print it, once
+    #[command(after_help = "Example:\n  clawdforge token create cauldron --cidr 172.24.0.0/16 --cidr 10.0.0.5")]
+    Create {
+        /// What the app's records are filed under
+        name: String,
+        /// A network that the token may be used from; none means anywhere that the server answers
+        #[arg(long = "cidr", value_name = "CIDR")]
+        cidrs: Vec<String>,
+        #[command(flatten)]
+        data: DataFlags,
+    },
+    /// List the tokens
+    #[command(after_help = "Example:\n  clawdforge token list --data-dir /var/lib/clawdforge")]
+    List {
+        #[command(flatten)]
+        data: DataFlags,
+    },
+    /// Take a token out of force from its next request on
+    #[command(after_help = "Example:\n  clawdforge token revoke cauldron")]
+    Revoke {
+        /// The token's name
+        name: String,
+        #[command(flatten)]
+        data: DataFlags,
+    },
+}
+
+/// Does what the subcommand says.
+pub fn run(args: Args) -> anyhow::Result<ExitCode> {
+    super::runtime()?.block_on(async {
+        match args.command {
+            Command::Create { name, cidrs, data } => create(&open(data)?, &name, cidrs).await,
+            Command::List { data } => list(&open(data)?).await,
+            Command::Revoke { name, data } => revoke(&open(data)?, &name).await,
+        }
+    })?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn open(data: DataFlags) -> anyhow::Result<Ledger> {
+    let data_dir = server::data_dir(&data.read())?;
+    Ledger::open(&Settings::ledger_file(&data_dir)).with_context(|| data_dir.display().to_string())
+}
+
+async fn create(ledger: &Ledger, name: &str, cidrs: Vec<String>) -> anyhow::Result<()> {
+    ensure!(secret::is_token_name(name), "{}", secret::TOKEN_NAME_RULE);
+    let networks = Networks::parse(cidrs).context("--cidr")?;
+    let token = secret::app_token();
+    ledger.create_token(name, &TokenHash::of(&token), &networks).await??;
+    println!("{token}");
+    eprintln!("This is the only time that the token of {name} is shown.");
+    Ok(())
+}
+
+async fn list(ledger: &Ledger) -> anyhow::Result<()> {
+    println!("{:<24} {:<8} {:>12} {:>12}  NETWORKS", "NAME", "ENABLED", "CREATED", "LAST USED");
+    for token in ledger.tokens().await? {
+        let last_used = token.last_used.map_or_else(|| "never".to_owned(), |at| at.to_string());
+        let networks = if token.ip_cidrs.is_empty() { "any" } else { &token.ip_cidrs };
+        println!("{:<24} {:<8} {:>12} {last_used:>12}  {networks}", token.name, if token.enabled { "yes" } else { "no" }, token.created_at);
+    }
+    Ok(())
+}
+
+async fn revoke(ledger: &Ledger, name: &str) -> anyhow::Result<()> {
+    ensure!(ledger.revoke_token(name).await?, "no token is named \"{name}\"; \"clawdforge token list\" shows those that are");
+    println!("{name} is revoked.");
+    Ok(())
+}

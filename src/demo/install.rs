@@ -1,0 +1,190 @@
+//! Finds the CLIs on this machine, or installs pinned versions with npm into a cache folder.
+//!
+//! The pinned versions are those of the project's `npm` folder, lockfiles included. What is newer on PATH serves as well;
+//! what is older does not.
+
+use std::ffi::{OsStr, OsString};
+use std::fs;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, bail, ensure};
+
+use crate::agent::{Environment, programs};
+
+/// The oldest Node that acpx runs on.
+const NODE_MIN: &[u32] = &[22, 13];
+
+/// Packages that belong together, with what npm needs to install just these.
+struct Bundle {
+    name: &'static str,
+    manifest: &'static str,
+    lockfile: &'static str,
+    options: &'static [&'static str],
+}
+
+macro_rules! bundle {
+    ($name:literal, $options:expr) => {
+        Bundle {
+            name: $name,
+            manifest: include_str!(concat!("../../npm/", $name, "/package.json")),
+            lockfile: include_str!(concat!("../../npm/", $name, "/package-lock.json")),
+            options: $options,
+        }
+    };
+}
+
+const CLAUDE: Bundle = bundle!("claude", &[]);
+// Optional: a second copy of the claude binary.
+const ACPX: Bundle = bundle!("acpx", &["--omit=optional"]);
+const NODE: Bundle = bundle!("node", &[]);
+
+/// The CLIs, ready to be started.
+#[derive(Clone, Debug)]
+pub struct Clis {
+    /// `claude`.
+    pub claude: PathBuf,
+    /// `acpx`.
+    pub acpx: PathBuf,
+    /// A PATH on which both stand, and a Node that they run on.
+    pub path: OsString,
+}
+
+/// The cache folder that is used where none is named: in the build folder for a program that cargo built, elsewhere one
+/// of this user's in the system's folder for temporary files that outlive a restart. Never the user's home.
+pub fn default_cache() -> PathBuf {
+    let built = std::env::current_exe().ok();
+    let target = built.iter().flat_map(|exe| exe.ancestors()).find(|folder| folder.join("CACHEDIR.TAG").is_file());
+    target.map_or_else(
+        || PathBuf::from(format!("/var/tmp/clawdforge-{}", rustix::process::geteuid().as_raw())),
+        |target| target.join("clawdforge-clis"),
+    )
+}
+
+/// Finds or installs the CLIs. `say` gets a line for each step that takes time.
+pub fn clis(cache: &Path, say: &dyn Fn(&str)) -> anyhow::Result<Clis> {
+    private_folder(cache)?;
+    // One installer at a time; it is let go of with the file.
+    let lock = fs::File::create(cache.join("lock"))?;
+    lock.lock()?;
+    let mut folders = Vec::new();
+    let provide = |folders: &mut Vec<PathBuf>, program: &str, least: &[u32], bundle: &Bundle, bin: &str| {
+        if let Some(found) = on_path(program, least) {
+            return anyhow::Ok(found);
+        }
+        let found = installed(cache, bundle, say)?.join(bin);
+        folders.extend(found.parent().map(Path::to_owned));
+        Ok(found)
+    };
+    let arch = if cfg!(target_arch = "aarch64") { "arm64" } else { "x64" };
+    provide(&mut folders, "node", NODE_MIN, &NODE, &format!("node_modules/node-linux-{arch}/bin/node"))?;
+    let claude = provide(&mut folders, "claude", &pinned(&CLAUDE, "@anthropic-ai/claude-code")?, &CLAUDE, "node_modules/.bin/claude")?;
+    let acpx = provide(&mut folders, "acpx", &pinned(&ACPX, "acpx")?, &ACPX, "node_modules/.bin/acpx")?;
+    let own = std::env::var_os("PATH").unwrap_or_default();
+    let path = std::env::join_paths(folders.into_iter().chain(std::env::split_paths(&own)))?;
+    Ok(Clis { claude, acpx, path })
+}
+
+/// Where a bundle is, installed now if it was not.
+fn installed(cache: &Path, bundle: &Bundle, say: &dyn Fn(&str)) -> anyhow::Result<PathBuf> {
+    use sha2::{Digest, Sha256};
+    let id: String = Sha256::digest(bundle.lockfile).iter().take(4).map(|byte| format!("{byte:02x}")).collect();
+    let folder = cache.join(format!("{}-{id}", bundle.name));
+    if folder.is_dir() {
+        return Ok(folder);
+    }
+    say(&format!("Installing {} with npm into {} …", described(bundle)?, cache.display()));
+    // Renamed when it is complete: what was interrupted is never taken for installed.
+    let partial = cache.join(format!("{}.partial", bundle.name));
+    let npm_cache = cache.join("npm-cache");
+    crate::agent::folder::remove_tree(&partial)?;
+    fs::create_dir(&partial)?;
+    fs::write(partial.join("package.json"), bundle.manifest)?;
+    fs::write(partial.join("package-lock.json"), bundle.lockfile)?;
+    let mut npm = Command::new("npm");
+    // Not `ci`: it refuses a lockfile that lacks optional packages which were never published, and acpx names such. With
+    // a lockfile that fits its manifest, `install` takes what the lockfile says too, checksums included.
+    npm.args(["install", "--no-save", "--ignore-scripts", "--no-audit", "--no-fund", "--no-update-notifier", "--loglevel=error"]);
+    succeed(npm.args(bundle.options).env("npm_config_cache", &npm_cache).current_dir(&partial)).context(
+        "npm could not install the CLIs; check that Node.js with npm is installed and that it reaches its registry, or put the CLIs on PATH",
+    )?;
+    // What the package would do itself, were its script let run: put the platform's binary where its name is.
+    let script = partial.join("node_modules/@anthropic-ai/claude-code/install.cjs");
+    if script.is_file() {
+        succeed(Command::new("node").arg(script)).context("claude's installer failed")?;
+    }
+    fs::rename(&partial, &folder)?;
+    crate::agent::folder::remove_tree(&npm_cache)?;
+    Ok(folder)
+}
+
+/// Runs a command quietly; its error is its output.
+fn succeed(command: &mut Command) -> anyhow::Result<()> {
+    let output = command.stdin(Stdio::null()).output().with_context(|| format!("{} can't be started", command.get_program().display()))?;
+    ensure!(output.status.success(), "{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    Ok(())
+}
+
+/// The program on PATH, if it is at least so new.
+fn on_path(program: &str, least: &[u32]) -> Option<PathBuf> {
+    let found = programs::find(OsStr::new(program), &Environment::inherited())?;
+    // A folder that is not there: asking for the version must not leave traces in the user's home.
+    let output = Command::new(&found).arg("--version").env("HOME", "/nonexistent").stdin(Stdio::null()).output().ok()?;
+    let version = programs::version_in(&String::from_utf8_lossy(&output.stdout))?;
+    (numbers(&version) >= least.to_vec()).then_some(found)
+}
+
+fn numbers(version: &str) -> Vec<u32> {
+    version.split(['.', '-']).map_while(|part| part.parse().ok()).collect()
+}
+
+fn dependencies(bundle: &Bundle) -> anyhow::Result<Vec<(String, String)>> {
+    let manifest: serde_json::Value = serde_json::from_str(bundle.manifest)?;
+    let sections = ["dependencies", "optionalDependencies"].into_iter().filter_map(|section| manifest[section].as_object());
+    Ok(sections.flatten().map(|(name, version)| (name.clone(), version.as_str().unwrap_or_default().to_owned())).collect())
+}
+
+fn pinned(bundle: &Bundle, package: &str) -> anyhow::Result<Vec<u32>> {
+    let found = dependencies(bundle)?.into_iter().find(|(name, _)| name == package);
+    Ok(numbers(&found.with_context(|| format!("{package} is not pinned"))?.1))
+}
+
+fn described(bundle: &Bundle) -> anyhow::Result<String> {
+    Ok(dependencies(bundle)?.iter().map(|(name, version)| format!("{name} {version}")).collect::<Vec<_>>().join(", "))
+}
+
+/// Makes the cache folder, or makes sure that nobody else could have put programs into it.
+fn private_folder(folder: &Path) -> anyhow::Result<()> {
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(folder)
+        .with_context(|| format!("the cache folder {} can't be made", folder.display()))?;
+    let metadata = fs::symlink_metadata(folder)?;
+    if !metadata.is_dir() || metadata.uid() != rustix::process::geteuid().as_raw() || metadata.mode() & 0o022 != 0 {
+        bail!("the cache folder {} may be written by other users; name another one with --cache", folder.display());
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_are_compared_by_number() {
+        assert!(numbers("22.23.3") >= NODE_MIN.to_vec());
+        assert!(numbers("20.20.2") < NODE_MIN.to_vec());
+        assert!(numbers("2.1.197") >= numbers("2.1.97"));
+    }
+
+    #[test]
+    fn every_bundle_is_pinned_to_one_version() {
+        for bundle in [&CLAUDE, &ACPX, &NODE] {
+            for (name, version) in dependencies(bundle).unwrap() {
+                assert_eq!(numbers(&version).len(), 3, "{name} {version}");
+            }
+        }
+    }
+}

@@ -1,0 +1,214 @@
+//! A stub of the Messages API: the only thing in a demonstration or a test that is not real.
+//!
+//! It answers every prompt with a sentence about it, unless a line of the prompt is a [`Directive`]:
+//! `stub: {"text": "…"}`. So a test of an app decides by its prompts alone what "the model" does.
+
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use axum::body::{Body, Bytes, HttpBody};
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use hyper::body::Frame;
+use serde::Deserialize;
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+
+/// Bytes of a reply in one event.
+const PIECE: usize = 4096;
+
+/// What the stub does with a prompt.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct Directive {
+    /// The reply.
+    text: Option<String>,
+    /// A reply of so many bytes.
+    bytes: Option<usize>,
+    /// Milliseconds before the answer.
+    delay_ms: u64,
+    /// An HTTP error, such as 529; final where `retry` is false.
+    error: Option<u16>,
+    retry: bool,
+    /// Make the agent use a tool first; the reply is then what the tool gave.
+    tool: Option<Tool>,
+    /// Break the connection in the middle of the reply.
+    cut: bool,
+    /// Reply with the whole request, as JSON text.
+    echo: bool,
+}
+
+#[derive(Debug, Deserialize)]
+struct Tool {
+    name: String,
+    input: Value,
+}
+
+/// A running stub. It ends when this is dropped.
+#[derive(Debug)]
+pub struct Stub {
+    address: SocketAddr,
+    serving: JoinHandle<()>,
+}
+
+impl Stub {
+    /// Starts a stub on a free port of the loopback interface.
+    pub async fn start() -> std::io::Result<Self> {
+        let listener = TcpListener::bind("127.0.0.1:0").await?;
+        let address = listener.local_addr()?;
+        let routes = Router::new()
+            .route("/", get(|| async {}))
+            .route("/v1/messages", post(messages))
+            .route("/v1/messages/count_tokens", post(|| async { Json(json!({"input_tokens": 1})) }))
+            .layer(axum::extract::DefaultBodyLimit::disable());
+        let serving = tokio::spawn(async move {
+            if let Err(error) = axum::serve(listener, routes).await {
+                tracing::error!(%error, "the model stub ended");
+            }
+        });
+        Ok(Self { address, serving })
+    }
+
+    /// What `ANTHROPIC_BASE_URL` names.
+    pub fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+}
+
+impl Drop for Stub {
+    fn drop(&mut self) {
+        self.serving.abort();
+    }
+}
+
+async fn messages(Json(request): Json<Value>) -> Response {
+    let prompt = prompt(&request);
+    let directive = match directive(&prompt) {
+        Ok(directive) => directive,
+        Err(error) => return api_error(400, &format!("the stub's directive is wrong: {error}"), false),
+    };
+    tokio::time::sleep(Duration::from_millis(directive.delay_ms)).await;
+    if let Some(status) = directive.error {
+        return api_error(status, "the stub was told to fail", directive.retry);
+    }
+    let tool_result = tool_result(&request);
+    let (block, stop_reason) = if let (Some(tool), None) = (directive.tool, &tool_result) {
+        (json!({"type": "tool_use", "id": "toolu_1", "name": tool.name, "input": tool.input}), "tool_use")
+    } else {
+        let text = match (tool_result, directive.text, directive.bytes) {
+            (Some(result), ..) => result,
+            (None, Some(text), _) => text,
+            (None, None, Some(bytes)) => "0123456789abcdef".chars().cycle().take(bytes).collect(),
+            (None, None, None) if directive.echo => request.to_string(),
+            (None, None, None) => format!("The model stub read a prompt of {} characters.", prompt.chars().count()),
+        };
+        (json!({"type": "text", "text": text}), "end_turn")
+    };
+    let usage = json!({"input_tokens": prompt.len().div_ceil(4), "output_tokens": block.to_string().len().div_ceil(4)});
+    if request["stream"] == json!(true) {
+        return reply("text/event-stream", events(&request["model"], &block, stop_reason, &usage), directive.cut);
+    }
+    reply("application/json", message(&request["model"], &[block], Some(stop_reason), &usage).to_string(), directive.cut)
+}
+
+fn reply(content_type: &'static str, text: String, cut: bool) -> Response {
+    let body = if cut {
+        let half = text.len() / 2;
+        Body::new(CutShort(Some(Bytes::from(text).slice(..half))))
+    } else {
+        Body::from(text)
+    };
+    ([(header::CONTENT_TYPE, content_type)], body).into_response()
+}
+
+fn api_error(status: u16, message: &str, retry: bool) -> Response {
+    let kind = match status {
+        401 => "authentication_error",
+        429 => "rate_limit_error",
+        529 => "overloaded_error",
+        400..=499 => "invalid_request_error",
+        _ => "api_error",
+    };
+    let body = Json(json!({"type": "error", "error": {"type": kind, "message": message}}));
+    let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    (status, [("x-should-retry", if retry { "true" } else { "false" })], body).into_response()
+}
+
+/// The text of the user's own block: the last after the last `assistant` message that is not a reminder. Where only a
+/// tool's result came since, the one before.
+fn prompt(request: &Value) -> String {
+    let messages = request["messages"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let texts = messages.iter().rev().filter(|message| message["role"] == "user").flat_map(|message| match &message["content"] {
+        Value::String(text) => vec![text.as_str()],
+        Value::Array(blocks) => blocks.iter().rev().filter_map(|block| block["text"].as_str()).collect(),
+        _ => Vec::new(),
+    });
+    texts.into_iter().find(|text| !text.trim_start().starts_with("<system-reminder>")).unwrap_or_default().to_owned()
+}
+
+fn directive(prompt: &str) -> serde_json::Result<Directive> {
+    let line = prompt.lines().find_map(|line| line.trim().strip_prefix("stub:"));
+    line.map_or_else(|| Ok(Directive::default()), serde_json::from_str)
+}
+
+/// What a tool gave, where the conversation ends with that.
+fn tool_result(request: &Value) -> Option<String> {
+    let last = request["messages"].as_array()?.iter().rfind(|message| message["role"] == "user")?;
+    let result = last["content"].as_array()?.iter().find(|block| block["type"] == "tool_result")?;
+    Some(match &result["content"] {
+        Value::String(text) => text.clone(),
+        other => other[0]["text"].as_str().unwrap_or_default().to_owned(),
+    })
+}
+
+fn message(model: &Value, content: &[Value], stop_reason: Option<&str>, usage: &Value) -> Value {
+    json!({
+        "id": "msg_stub", "type": "message", "role": "assistant", "model": model, "content": content,
+        "stop_reason": stop_reason, "stop_sequence": null, "usage": usage,
+    })
+}
+
+fn events(model: &Value, block: &Value, stop_reason: &str, usage: &Value) -> String {
+    let mut events = vec![json!({"type": "message_start", "message": message(model, &[], None, usage)})];
+    let (start, deltas): (Value, Vec<Value>) = if block["type"] == "text" {
+        let text = block["text"].as_str().unwrap_or_default();
+        (json!({"type": "text", "text": ""}), pieces(text).map(|piece| json!({"type": "text_delta", "text": piece})).collect())
+    } else {
+        let input = block["input"].to_string();
+        (
+            json!({"type": "tool_use", "id": block["id"], "name": block["name"], "input": {}}),
+            vec![json!({"type": "input_json_delta", "partial_json": input})],
+        )
+    };
+    events.push(json!({"type": "content_block_start", "index": 0, "content_block": start}));
+    events.extend(deltas.into_iter().map(|delta| json!({"type": "content_block_delta", "index": 0, "delta": delta})));
+    events.push(json!({"type": "content_block_stop", "index": 0}));
+    events.push(json!({"type": "message_delta", "delta": {"stop_reason": stop_reason, "stop_sequence": null}, "usage": usage}));
+    events.push(json!({"type": "message_stop"}));
+    events.iter().map(|event| format!("event: {}\ndata: {event}\n\n", event["type"].as_str().unwrap_or_default())).collect()
+}
+
+fn pieces(mut text: &str) -> impl Iterator<Item = &str> {
+    std::iter::from_fn(move || {
+        let (piece, rest) = text.split_at(text.floor_char_boundary(PIECE.min(text.len())));
+        text = rest;
+        (!piece.is_empty()).then_some(piece)
+    })
+}
+
+/// Some bytes, and then a broken connection.
+struct CutShort(Option<Bytes>);
+
+impl HttpBody for CutShort {
+    type Data = Bytes;
+    type Error = std::io::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        Poll::Ready(Some(self.0.take().map(Frame::data).ok_or_else(|| std::io::ErrorKind::ConnectionReset.into())))
+    }
+}

@@ -1,0 +1,203 @@
+//! The ledger: `SQLite` and nothing else. One file per table; SQL stands nowhere but here.
+//!
+//! People query the file by hand, so columns have plain names. Every call runs on a blocking thread. Two connections
+//! keep who-may-call answers apart from the records: a ledger that another program has locked delays a run's row, not
+//! the look-up of a token.
+
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use rusqlite::{Connection, ErrorCode, TransactionBehavior};
+
+mod files;
+mod runs;
+mod tokens;
+
+pub use files::File;
+pub use runs::{NewRun, RunEnd};
+pub use tokens::{App, NameTaken, TokenRow};
+
+/// How long a write waits for another program's lock.
+const BUSY: Duration = Duration::from_secs(2);
+
+/// Append only: each entry takes a database from the version that is its index to the next.
+const MIGRATIONS: &[&str] = &["
+    CREATE TABLE tokens (
+        name TEXT PRIMARY KEY,
+        token_sha256 TEXT NOT NULL UNIQUE,
+        ip_cidrs TEXT NOT NULL,
+        created_at INTEGER NOT NULL,
+        last_used INTEGER,
+        enabled INTEGER NOT NULL DEFAULT 1
+    ) STRICT;
+    CREATE TABLE files (
+        file_token TEXT PRIMARY KEY,
+        app_name TEXT NOT NULL,
+        name TEXT NOT NULL,
+        size INTEGER NOT NULL,
+        created_at INTEGER NOT NULL,
+        expires_at INTEGER NOT NULL
+    ) STRICT;
+    CREATE INDEX files_expires_at ON files (expires_at);
+    CREATE TABLE runs (
+        run_id TEXT PRIMARY KEY,
+        app_name TEXT NOT NULL,
+        client_ip TEXT NOT NULL,
+        model TEXT NOT NULL,
+        prompt TEXT NOT NULL,
+        started_at INTEGER NOT NULL,
+        finished_at INTEGER,
+        duration_ms INTEGER,
+        ok INTEGER,
+        stop_reason TEXT,
+        error TEXT,
+        result TEXT,
+        input_tokens INTEGER,
+        output_tokens INTEGER,
+        cost_usd REAL
+    ) STRICT;
+    CREATE INDEX runs_started_at ON runs (started_at);
+    CREATE INDEX runs_open ON runs (run_id) WHERE finished_at IS NULL;
+"];
+
+/// Why the ledger could not do what was asked. Its `Display` says what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Another program holds the database's lock.
+    #[error("the ledger is locked by another program; end what holds clawdforge.db open in a transaction, then try again")]
+    Locked(#[source] rusqlite::Error),
+    /// The disk is full.
+    #[error("the disk that holds the ledger is full; free some space, then try again")]
+    Full(#[source] rusqlite::Error),
+    /// The file was written by a newer release.
+    #[error("the ledger is of version {found}, and this release knows versions up to {known}; run the newer release, or restore a backup")]
+    TooNew {
+        /// The file's version.
+        found: u32,
+        /// The newest version known here.
+        known: u32,
+    },
+    /// Anything else that `SQLite` says.
+    #[error("the ledger could not be used ({0}); check that clawdforge.db is intact and writable")]
+    Sqlite(#[source] rusqlite::Error),
+}
+
+impl From<rusqlite::Error> for Error {
+    fn from(error: rusqlite::Error) -> Self {
+        match error.sqlite_error_code() {
+            Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => Self::Locked(error),
+            Some(ErrorCode::DiskFull) => Self::Full(error),
+            // A WAL file that can't grow is reported as a failed write.
+            Some(ErrorCode::SystemIoFailure) if matches!(error.sqlite_error(), Some(e) if e.extended_code == rusqlite::ffi::SQLITE_IOERR_WRITE) => {
+                Self::Full(error)
+            }
+            _ => Self::Sqlite(error),
+        }
+    }
+}
+
+/// The open database. Clones share it.
+#[derive(Clone)]
+pub struct Ledger {
+    records: Arc<Mutex<Connection>>,
+    access: Arc<Mutex<Connection>>,
+}
+
+impl Ledger {
+    /// Opens the database in `file`, made or migrated as needed.
+    pub fn open(file: &Path) -> Result<Self, Error> {
+        let mut records = connect(file, BUSY)?;
+        // A record that was acknowledged outlives a power cut.
+        records.pragma_update(None, "synchronous", "FULL")?;
+        migrate(&mut records, MIGRATIONS)?;
+        // Only look-ups and `last_used`, which must not hold a request up and may be lost.
+        let access = connect(file, Duration::from_millis(20))?;
+        access.pragma_update(None, "synchronous", "NORMAL")?;
+        Ok(Self { records: Arc::new(Mutex::new(records)), access: Arc::new(Mutex::new(access)) })
+    }
+
+    /// Runs `work` in one transaction on the records. It is immediate, so that a lock is met at its start and not in
+    /// its middle, and it is whole or nothing.
+    async fn write<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&rusqlite::Transaction<'_>) -> rusqlite::Result<T> + Send + 'static,
+    ) -> Result<T, Error> {
+        on_thread(self.records.clone(), move |connection| {
+            let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+            let value = work(&transaction)?;
+            transaction.commit()?;
+            Ok(value)
+        })
+        .await
+    }
+
+    /// Runs `work` on the connection for look-ups.
+    async fn read<T: Send + 'static>(&self, work: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static) -> Result<T, Error> {
+        on_thread(self.access.clone(), move |connection| work(connection)).await
+    }
+}
+
+async fn on_thread<T: Send + 'static>(
+    connection: Arc<Mutex<Connection>>,
+    work: impl FnOnce(&mut Connection) -> rusqlite::Result<T> + Send + 'static,
+) -> Result<T, Error> {
+    let done = tokio::task::spawn_blocking(move || {
+        // A panic elsewhere can't have left a transaction half done: its guard rolled it back.
+        let mut connection = connection.lock().unwrap_or_else(PoisonError::into_inner);
+        work(&mut connection)
+    });
+    Ok(done.await.expect("ledger calls neither panic nor are cancelled")?)
+}
+
+fn connect(file: &Path, busy: Duration) -> rusqlite::Result<Connection> {
+    let connection = Connection::open(file)?;
+    connection.busy_timeout(busy)?;
+    connection.pragma_update(None, "journal_mode", "WAL")?;
+    connection.pragma_update(None, "foreign_keys", true)?;
+    Ok(connection)
+}
+
+/// Brings the database to the newest version in one transaction.
+fn migrate(connection: &mut Connection, migrations: &[&str]) -> Result<(), Error> {
+    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    let found: u32 = transaction.query_row("PRAGMA user_version", [], |row| row.get(0))?;
+    let known = u32::try_from(migrations.len()).unwrap_or(u32::MAX);
+    let Some(missing) = migrations.get(found as usize..) else { return Err(Error::TooNew { found, known }) };
+    for migration in missing {
+        transaction.execute_batch(migration)?;
+    }
+    transaction.pragma_update(None, "user_version", known)?;
+    Ok(transaction.commit()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn migrating_twice_keeps_the_rows_and_a_newer_file_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("ledger.db");
+        let mut connection = connect(&file, BUSY).unwrap();
+        migrate(&mut connection, &["CREATE TABLE a (x)"]).unwrap();
+        connection.execute("INSERT INTO a VALUES (7)", []).unwrap();
+        let newer = ["CREATE TABLE a (x)", "ALTER TABLE a ADD COLUMN y DEFAULT 8"];
+        migrate(&mut connection, &newer).unwrap();
+        migrate(&mut connection, &newer).unwrap();
+        let row: (i64, i64) = connection.query_row("SELECT x, y FROM a", [], |r| Ok((r.get(0)?, r.get(1)?))).unwrap();
+        assert_eq!(row, (7, 8));
+        let refused = migrate(&mut connection, &newer[..1]).unwrap_err();
+        assert!(matches!(refused, Error::TooNew { found: 2, known: 1 }), "{refused}");
+    }
+
+    #[test]
+    fn a_migration_that_fails_leaves_the_database_as_it_was() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut connection = connect(&folder.path().join("ledger.db"), BUSY).unwrap();
+        migrate(&mut connection, &["CREATE TABLE a (x)", "CREATE TABLE a (x)"]).unwrap_err();
+        let version: i64 = connection.query_row("PRAGMA user_version", [], |row| row.get(0)).unwrap();
+        let tables: i64 = connection.query_row("SELECT count(*) FROM sqlite_master", [], |row| row.get(0)).unwrap();
+        assert_eq!((version, tables), (0, 0));
+    }
+}

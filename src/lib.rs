@@ -1,0 +1,29 @@
+//! clawdforge: an HTTP daemon that runs the real `claude` CLI for the apps on a LAN.
+//!
+//! The modules, in reading order:
+//!
+//! - [`config`]: settings, read once into types that can't be wrong
+//! - [`server`]: [`server::App`], the layers, and [`server::serve`]
+//! - [`api`]: HTTP and nothing else, one file per resource
+//! - [`agent`]: what runs agents: processes, the `claude` CLI, the queue
+//! - [`ledger`]: `SQLite` and nothing else, one file per table
+//! - [`runs`]: a run, from its place in the queue to the end of its row
+//! - [`uploads`]: files that apps sent, on disk
+//! - [`sweeper`]: what time takes away
+//! - [`network`], [`secret`], [`clock`]: addresses, tokens, the time
+//! - [`cli`]: the operator's commands
+//! - [`demo`]: a model stub and an installer of the CLIs, for demonstrations and tests
+
+pub mod agent;
+pub mod api;
+pub mod cli;
+pub mod clock;
+pub mod config;
+pub mod demo;
+pub mod ledger;
+pub mod network;
+pub mod runs;
+pub mod secret;
+pub mod server;
+pub mod sweeper;
+pub mod uploads;

@@ -1,0 +1,268 @@
+//! The server: [`App`], the one ordered list of layers, and [`serve`].
+//!
+//! The listener and the stop signal come from outside: production passes a bound port and SIGTERM, tests pass port 0
+//! and a token of their own.
+
+use std::convert::Infallible;
+use std::net::{IpAddr, SocketAddr};
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use axum::body::Body;
+use axum::response::Response;
+use axum::{Router, middleware};
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::server::graceful::GracefulShutdown;
+use socket2::{SockRef, TcpKeepalive};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::task::JoinSet;
+use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
+use tower::ServiceExt;
+use tower_http::catch_panic::CatchPanicLayer;
+
+use crate::agent::family::{self, Mark};
+use crate::agent::programs::Cli;
+use crate::agent::{Environment, Workshop};
+use crate::api;
+use crate::config::Settings;
+use crate::ledger::Ledger;
+use crate::network::Networks;
+use crate::runs::{self, Runs};
+use crate::secret::TokenHash;
+use crate::sweeper;
+use crate::uploads::Uploads;
+
+/// Open connections at once; further ones wait to be accepted.
+const MAX_CONNECTIONS: usize = 512;
+/// How long a client may take to send a request's head, and how long a connection may be idle between requests.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(15);
+/// How long what was sent to a client may go unread.
+const UNREAD_TIMEOUT: Duration = Duration::from_mins(1);
+/// How long clients get to take their answers when all work is over.
+const LAST_ANSWERS: Duration = Duration::from_secs(3);
+
+/// What the handlers share.
+pub struct App {
+    /// Who may call.
+    pub access: Access,
+    /// The ledger.
+    pub ledger: Ledger,
+    /// The uploads.
+    pub uploads: Uploads,
+    /// The runs.
+    pub runs: Runs,
+    /// The `claude` CLI.
+    pub claude: Arc<Cli>,
+    /// The `acpx` CLI.
+    pub acpx: Arc<Cli>,
+}
+
+/// Who may call.
+#[derive(Debug)]
+pub struct Access {
+    /// Networks that are answered at all.
+    pub allow: Networks,
+    /// Peers whose `X-Forwarded-For` counts.
+    pub trusted_proxies: Networks,
+    /// The operator's token.
+    pub admin: Option<TokenHash>,
+}
+
+/// The socket's peer, which every request carries.
+#[derive(Clone, Copy, Debug)]
+pub struct Peer(pub IpAddr);
+
+/// How a server is told to stop.
+#[derive(Clone, Debug, Default)]
+pub struct Stop {
+    /// Take no more work, and let what is running finish.
+    pub begin: CancellationToken,
+    /// Don't wait for it any longer.
+    pub hurry: CancellationToken,
+}
+
+/// A server that is set up and holds its data folder.
+pub struct Server {
+    app: Arc<App>,
+    workshop: Workshop,
+    sweep_every: Duration,
+    retention_days: u32,
+    drain: Duration,
+    /// Held as long as the server is: two servers in one data folder would end each other's runs.
+    _lock: std::fs::File,
+}
+
+impl Server {
+    /// Makes the data folder ready, opens the ledger, and clears away what a crash left. An error says what to do.
+    pub async fn set_up(settings: Settings, environment: Environment) -> anyhow::Result<Self> {
+        let data_dir = data_dir(&settings.data_dir)?;
+        let lock = lock(&data_dir)?;
+        let folder = |name: &str| {
+            let path = data_dir.join(name);
+            std::fs::create_dir_all(&path).with_context(|| format!("the folder {} can't be made", path.display()))?;
+            anyhow::Ok(path)
+        };
+        let ledger = Ledger::open(&Settings::ledger_file(&data_dir))?;
+        let uploads = Uploads::open(folder("files")?, settings.max_upload_bytes).context("the uploads can't be read")?;
+        let workshop = Workshop { folder: folder("runs")?, mark: Mark::server(&data_dir)?, environment };
+        runs::recover(&workshop, &ledger).await.context("what an earlier end left can't be cleared away")?;
+
+        let environment = &workshop.environment;
+        let app = App {
+            claude: Arc::new(Cli::new(settings.claude_bin.clone(), environment)),
+            acpx: Arc::new(Cli::new(settings.acpx_bin, environment)),
+            access: Access { allow: settings.allow, trusted_proxies: settings.trusted_proxies, admin: settings.admin },
+            runs: Runs::new(workshop.clone(), settings.claude_bin, ledger.clone(), settings.max_runs, settings.max_queued_runs),
+            ledger,
+            uploads,
+        };
+        Ok(Self {
+            app: Arc::new(app),
+            workshop,
+            sweep_every: settings.sweep_every,
+            retention_days: settings.retention_days,
+            drain: settings.drain,
+            _lock: lock,
+        })
+    }
+
+    /// Serves until `stop.begin`, then lets running work finish for the drain time, or until `stop.hurry`, and ends what
+    /// is left. An error means that the server could not go on.
+    pub async fn serve(self, listener: TcpListener, stop: Stop) -> anyhow::Result<()> {
+        let mut background = self.background();
+        let graceful = GracefulShutdown::new();
+        let router = router(self.app.clone());
+        let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+        let cut = CancellationToken::new();
+        let died = loop {
+            let (slot, stream, peer) = tokio::select! {
+                () = stop.begin.cancelled() => break None,
+                died = background.join_next() => break Some(died),
+                accepted = accept(&listener, &slots) => accepted,
+            };
+            let connection = graceful.watch(connection(stream, peer, router.clone()));
+            let cut = cut.clone();
+            tokio::spawn(async move {
+                // A connection that breaks is the client's affair.
+                let _ = cut.run_until_cancelled(connection).await;
+                drop(slot);
+            });
+        };
+        drop(listener);
+        tracing::info!(drain_secs = self.drain.as_secs(), "stopping: running work may finish");
+        let drained = async {
+            tokio::select! { () = sleep(self.drain) => {}, () = stop.hurry.cancelled() => {} }
+        };
+        let connections = tokio::spawn(graceful.shutdown());
+        self.app.runs.finish(drained).await;
+        if timeout(LAST_ANSWERS, connections).await.is_err() {
+            tracing::warn!("some clients did not take their answers");
+        }
+        cut.cancel();
+        background.shutdown().await;
+        family::end(&self.workshop.mark).await;
+        tracing::info!("stopped");
+        match died {
+            None => Ok(()),
+            Some(died) => anyhow::bail!("a background task ended ({died:?}); this is a defect of clawdforge"),
+        }
+    }
+
+    /// The tasks that the server can't do without.
+    fn background(&self) -> JoinSet<()> {
+        let mut tasks = JoinSet::new();
+        let (app, period, days) = (self.app.clone(), self.sweep_every, self.retention_days);
+        tasks.spawn(async move { sweeper::sweep(period, days, &app.ledger, &app.uploads, &app.runs).await });
+        for cli in [self.app.claude.clone(), self.app.acpx.clone()] {
+            let workshop = self.workshop.clone();
+            tasks.spawn(async move { cli.watch(&workshop).await });
+        }
+        tasks
+    }
+}
+
+/// The one list of layers, the outermost last.
+fn router(app: Arc<App>) -> Router {
+    api::routes(app.clone())
+        .layer(middleware::from_fn(api::body::guard))
+        .layer(middleware::from_fn_with_state(app, api::auth::admit))
+        .layer(CatchPanicLayer::custom(api::error::panicked))
+}
+
+/// Makes the data folder, for this user alone. Gives its path with links resolved.
+pub fn data_dir(path: &Path) -> anyhow::Result<PathBuf> {
+    let make = || {
+        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path)?;
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o700))?;
+        path.canonicalize()
+    };
+    make().with_context(|| {
+        format!("the data folder {} can't be used; set CLAWDFORGE_DATA_DIR to one that this user may write", path.display())
+    })
+}
+
+fn lock(data_dir: &Path) -> anyhow::Result<std::fs::File> {
+    let file = data_dir.join("lock");
+    let lock = std::fs::File::create(&file).with_context(|| format!("{} can't be written", file.display()))?;
+    match lock.try_lock() {
+        Ok(()) => Ok(lock),
+        Err(std::fs::TryLockError::Error(error)) => Err(error).with_context(|| format!("{} can't be locked", file.display())),
+        Err(std::fs::TryLockError::WouldBlock) => {
+            anyhow::bail!(
+                "another clawdforge serves the data folder {}; stop it, or set CLAWDFORGE_DATA_DIR to another one",
+                data_dir.display()
+            )
+        }
+    }
+}
+
+async fn accept(listener: &TcpListener, slots: &Arc<Semaphore>) -> (OwnedSemaphorePermit, TcpStream, SocketAddr) {
+    let slot = slots.clone().acquire_owned().await.expect("nobody closes the semaphore");
+    loop {
+        match listener.accept().await {
+            Ok((stream, peer)) => return (slot, stream, peer),
+            Err(error) => {
+                // The client is gone already, or the process is out of descriptors, which time mends.
+                tracing::warn!(%error, "a connection was not accepted");
+                sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+}
+
+fn connection(
+    stream: TcpStream,
+    peer: SocketAddr,
+    router: Router,
+) -> http1::Connection<
+    TokioIo<TcpStream>,
+    impl hyper::service::Service<hyper::Request<Incoming>, Response = Response, Error = Infallible, Future: Send>,
+> {
+    watch_over(&stream);
+    let service = service_fn(move |mut request: hyper::Request<Incoming>| {
+        request.extensions_mut().insert(Peer(peer.ip()));
+        router.clone().oneshot(request.map(Body::new))
+    });
+    http1::Builder::new().timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT).serve_connection(TokioIo::new(stream), service)
+}
+
+/// A client that vanished without a word, or reads nothing of its answer, loses its connection, and so its run.
+fn watch_over(stream: &TcpStream) {
+    let socket = SockRef::from(stream);
+    let probes = TcpKeepalive::new().with_time(Duration::from_secs(30)).with_interval(Duration::from_secs(10)).with_retries(3);
+    let set = stream
+        .set_nodelay(true)
+        .and_then(|()| socket.set_tcp_keepalive(&probes))
+        .and_then(|()| socket.set_tcp_user_timeout(Some(UNREAD_TIMEOUT)));
+    if let Err(error) = set {
+        tracing::debug!(%error, "a socket's options were not set");
+    }
+}
