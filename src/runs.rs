@@ -7,14 +7,17 @@
 use std::collections::HashSet;
 use std::ffi::OsString;
 use std::io;
+use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use uuid::Uuid;
 
 use crate::agent::claude::{self, Answer, Reader, Usage};
 use crate::agent::family;
@@ -31,6 +34,8 @@ const END_GRACE: Duration = Duration::from_secs(15);
 /// What an app asks for.
 #[derive(Clone, Debug)]
 pub struct Request {
+    /// The run's id.
+    pub uuid: Uuid,
     /// What the ledger keeps of it.
     pub row: NewRun,
     /// Added to the CLI's own system prompt.
@@ -148,16 +153,9 @@ impl Runs {
     }
 
     /// Removes the folders of runs that are over, where that failed at their end.
-    pub fn sweep(&self) -> io::Result<usize> {
-        let mut removed = 0;
-        for entry in std::fs::read_dir(&self.shared.workshop.folder)? {
-            let entry = entry?;
-            if !self.shared.live().contains(&*entry.file_name().to_string_lossy()) {
-                folder::remove_tree(&entry.path())?;
-                removed += 1;
-            }
-        }
-        Ok(removed)
+    pub async fn sweep(&self) -> io::Result<usize> {
+        let shared = self.shared.clone();
+        blocking(move || clear(&shared.workshop.folder, |id| shared.live().contains(id))).await
     }
 }
 
@@ -173,7 +171,10 @@ impl Shared {
             return;
         }
         self.live().insert(run_id.clone());
-        let (outcome, usage) = self.in_folder(&request, cancel).await;
+        let (outcome, usage) = match AssertUnwindSafe(self.in_folder(&request, cancel)).catch_unwind().await {
+            Ok(done) => done,
+            Err(_) => self.after_a_panic(&run_id).await,
+        };
         self.live().remove(&run_id);
         drop(place);
 
@@ -196,6 +197,13 @@ impl Shared {
         }
     }
 
+    /// A defect must not cost more than its own run.
+    async fn after_a_panic(&self, run_id: &str) -> (Outcome, Usage) {
+        family::end(&self.workshop.mark.run(run_id)).await;
+        let ending = Ending::Failed("the server met a defect; its operator finds it in its log".to_owned());
+        (Outcome { ending, stderr: String::new(), duration: Duration::ZERO }, Usage::default())
+    }
+
     async fn finish_later(&self, run_id: &str, end: RunEnd) {
         loop {
             let stopping = self.stop.run_until_cancelled(sleep(Duration::from_secs(1))).await.is_none();
@@ -211,11 +219,11 @@ impl Shared {
     async fn in_folder(&self, request: &Request, cancel: &CancellationToken) -> (Outcome, Usage) {
         let started = Instant::now();
         let at_once = |ending| (Outcome { ending, stderr: String::new(), duration: started.elapsed() }, Usage::default());
-        let parent = self.workshop.folder.clone();
-        let wanted = request.clone();
+        let (parent, run_id) = (self.workshop.folder.clone(), request.row.run_id.clone());
+        let (system, attachments) = (request.system.clone(), request.files.clone());
         let prepared = blocking(move || {
-            let folder = Folder::create(&parent, &wanted.row.run_id)?;
-            match fill(&folder, &wanted) {
+            let folder = Folder::create(&parent, &run_id)?;
+            match fill(&folder, system.as_deref(), &attachments) {
                 Ok(filled) => Ok((folder, filled)),
                 Err(error) => folder.remove().and(Err(error)),
             }
@@ -224,8 +232,9 @@ impl Shared {
             Ok(prepared) => prepared,
             Err(error) => return at_once(Ending::Unprepared(error)),
         };
-        let result = self.converse(request, folder.path(), system_file.as_deref(), &files, cancel).await;
-        if let Err(error) = blocking(move || folder.remove()).await {
+        let result = self.converse(request, &folder, system_file.as_deref(), &files, cancel).await;
+        let (run_id, environment) = (request.uuid, self.workshop.environment.clone());
+        if let Err(error) = blocking(move || folder.remove().and(claude::clean_up(run_id, &environment))).await {
             tracing::warn!(run_id = request.row.run_id, %error, "the run's folder was not removed; the sweeper tries again");
         }
         result
@@ -234,7 +243,7 @@ impl Shared {
     async fn converse(
         &self,
         request: &Request,
-        folder: &Path,
+        folder: &Folder,
         system_file: Option<&Path>,
         files: &[PathBuf],
         cancel: &CancellationToken,
@@ -244,8 +253,8 @@ impl Shared {
         let Some(program) = programs::find(&self.claude, &self.workshop.environment) else {
             return (ended(Ending::NotInstalled(self.claude.clone()), String::new()), Usage::default());
         };
-        let mut command = self.workshop.command(&program, folder);
-        command.args(claude::arguments(&request.row.model, system_file)).envs(claude::VARIABLES.iter().copied());
+        let mut command = self.workshop.command(&program, folder.path());
+        claude::prepare(&mut command, request.uuid, &request.row.model, system_file, &folder.temporary());
         let input = claude::input(&request.row.prompt, files);
         let mark = self.workshop.mark.run(&request.row.run_id);
         let mut reader = Reader::default();
@@ -265,9 +274,9 @@ impl Shared {
 
 type Filled = (Option<PathBuf>, Vec<PathBuf>);
 
-fn fill(folder: &Folder, request: &Request) -> io::Result<Filled> {
-    let system_file = request.system.as_deref().map(|text| folder.write_system_prompt(text)).transpose()?;
-    Ok((system_file, folder.attach(&request.files)?))
+fn fill(folder: &Folder, system: Option<&str>, files: &[Attachment]) -> io::Result<Filled> {
+    let system_file = system.map(|text| folder.write_system_prompt(text)).transpose()?;
+    Ok((system_file, folder.attach(files)?))
 }
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
@@ -326,17 +335,28 @@ fn row_end(outcome: &Outcome, usage: Usage) -> RunEnd {
 pub async fn recover(workshop: &Workshop, ledger: &Ledger) -> anyhow::Result<()> {
     let processes = family::end(&workshop.mark).await;
     let runs_folder = workshop.folder.clone();
-    let folders = blocking(move || {
-        let entries: Vec<_> = std::fs::read_dir(runs_folder)?.collect::<io::Result<_>>()?;
-        entries.iter().try_for_each(|entry| folder::remove_tree(&entry.path()))?;
-        Ok(entries.len())
-    })
-    .await?;
+    let folders = blocking(move || clear(&runs_folder, |_| false)).await?;
     let rows = ledger.settle_runs().await?;
     if processes + folders + rows > 0 {
         tracing::warn!(processes, folders, rows, "cleared away what an earlier end left");
     }
     Ok(())
+}
+
+/// Removes what `folder` holds, but for what is to be kept. What can't be removed is logged, and left.
+fn clear(folder: &Path, keep: impl Fn(&str) -> bool) -> io::Result<usize> {
+    let mut removed = 0;
+    for entry in std::fs::read_dir(folder)? {
+        let entry = entry?;
+        if keep(&entry.file_name().to_string_lossy()) {
+            continue;
+        }
+        match folder::remove_tree(&entry.path()) {
+            Ok(()) => removed += 1,
+            Err(error) => tracing::warn!(path = %entry.path().display(), %error, "not removed"),
+        }
+    }
+    Ok(removed)
 }
 
 #[cfg(test)]

@@ -40,10 +40,10 @@ use crate::secret::TokenHash;
 use crate::sweeper;
 use crate::uploads::Uploads;
 
-/// Open connections at once; further ones wait to be accepted.
-const MAX_CONNECTIONS: usize = 512;
+/// Open connections beyond those of runs and of the queue; further ones wait to be accepted.
+const SPARE_CONNECTIONS: usize = 512;
 /// How long a client may take to send a request's head, and how long a connection may be idle between requests.
-const HEADER_TIMEOUT: Duration = Duration::from_secs(15);
+const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long what was sent to a client may go unread.
 const UNREAD_TIMEOUT: Duration = Duration::from_mins(1);
 /// How long clients get to take their answers when all work is over.
@@ -93,6 +93,7 @@ pub struct Stop {
 pub struct Server {
     app: Arc<App>,
     workshop: Workshop,
+    max_connections: usize,
     sweep_every: Duration,
     retention_days: u32,
     drain: Duration,
@@ -127,6 +128,7 @@ impl Server {
         Ok(Self {
             app: Arc::new(app),
             workshop,
+            max_connections: settings.max_runs + settings.max_queued_runs + SPARE_CONNECTIONS,
             sweep_every: settings.sweep_every,
             retention_days: settings.retention_days,
             drain: settings.drain,
@@ -140,7 +142,7 @@ impl Server {
         let mut background = self.background();
         let graceful = GracefulShutdown::new();
         let router = router(self.app.clone());
-        let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+        let slots = Arc::new(Semaphore::new(self.max_connections));
         let cut = CancellationToken::new();
         let died = loop {
             let (slot, stream, peer) = tokio::select! {
@@ -158,14 +160,7 @@ impl Server {
         };
         drop(listener);
         tracing::info!(drain_secs = self.drain.as_secs(), "stopping: running work may finish");
-        let drained = async {
-            tokio::select! { () = sleep(self.drain) => {}, () = stop.hurry.cancelled() => {} }
-        };
-        let connections = tokio::spawn(graceful.shutdown());
-        self.app.runs.finish(drained).await;
-        if timeout(LAST_ANSWERS, connections).await.is_err() {
-            tracing::warn!("some clients did not take their answers");
-        }
+        self.drain(&stop, graceful).await;
         cut.cancel();
         background.shutdown().await;
         family::end(&self.workshop.mark).await;
@@ -173,6 +168,34 @@ impl Server {
         match died {
             None => Ok(()),
             Some(died) => anyhow::bail!("a background task ended ({died:?}); this is a defect of clawdforge"),
+        }
+    }
+
+    /// Lets runs end and clients take their answers, uploads too, for the drain time.
+    async fn drain(&self, stop: &Stop, graceful: GracefulShutdown) {
+        let [over, ended] = std::array::from_fn(|_| CancellationToken::new());
+        let timer = async {
+            let _ = timeout(self.drain, stop.hurry.cancelled()).await;
+            over.cancel();
+            std::future::pending::<()>().await;
+        };
+        let runs = async {
+            self.app.runs.finish(over.cancelled()).await;
+            ended.cancel();
+        };
+        let clients = async {
+            let late = async {
+                tokio::join!(over.cancelled(), ended.cancelled());
+                sleep(LAST_ANSWERS).await;
+            };
+            tokio::select! {
+                () = graceful.shutdown() => {}
+                () = late => tracing::warn!("some clients did not take their answers"),
+            }
+        };
+        tokio::select! {
+            _ = async { tokio::join!(runs, clients) } => {}
+            () = timer => {}
         }
     }
 
@@ -197,16 +220,21 @@ fn router(app: Arc<App>) -> Router {
         .layer(CatchPanicLayer::custom(api::error::panicked))
 }
 
-/// Makes the data folder, for this user alone. Gives its path with links resolved.
-pub fn data_dir(path: &Path) -> anyhow::Result<PathBuf> {
+/// Makes the data folder, for this user alone. Gives its path with links resolved. A folder that holds other things is
+/// left as it is: whoever named it has mistaken it.
+fn data_dir(path: &Path) -> anyhow::Result<PathBuf> {
     let make = || {
         std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path)?;
-        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o700))?;
-        path.canonicalize()
+        let foreign = !Settings::ledger_file(path).exists() && std::fs::read_dir(path)?.flatten().any(|entry| entry.file_name() != "lock");
+        if !foreign {
+            std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o700))?;
+        }
+        std::io::Result::Ok((foreign, path.canonicalize()?))
     };
-    make().with_context(|| {
-        format!("the data folder {} can't be used; set CLAWDFORGE_DATA_DIR to one that this user may write", path.display())
-    })
+    let cant = || format!("the data folder {} can't be used; set CLAWDFORGE_DATA_DIR to one that this user may write", path.display());
+    let (foreign, data_dir) = make().with_context(cant)?;
+    anyhow::ensure!(!foreign, "the folder {} holds other things and no ledger; set CLAWDFORGE_DATA_DIR to one of its own", path.display());
+    Ok(data_dir)
 }
 
 fn lock(data_dir: &Path) -> anyhow::Result<std::fs::File> {

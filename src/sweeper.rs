@@ -10,10 +10,10 @@ use crate::uploads::Uploads;
 pub async fn sweep(period: Duration, retention_days: u32, ledger: &Ledger, uploads: &Uploads, runs: &Runs) {
     loop {
         tokio::time::sleep(period).await;
-        report("expired uploads", ledger.expire_files().await);
-        report("files without a row", uploads.sweep(ledger).await);
+        report("uploads", uploads.sweep(ledger).await);
+        report("last uses of tokens", ledger.flush_used().await.map(|()| 0));
         report("old runs", ledger.forget_runs(retention_days).await);
-        report("folders of runs", runs.sweep());
+        report("folders of runs", runs.sweep().await);
     }
 }
 

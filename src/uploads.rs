@@ -49,18 +49,21 @@ impl Uploads {
     }
 
     /// Begins an upload.
-    pub async fn begin(&self) -> io::Result<Incoming> {
+    pub fn begin(&self) -> io::Result<Incoming> {
         let file_token = secret::file_token();
         let partial = self.folder.join(format!("{file_token}{PARTIAL}"));
-        let mut options = std::fs::OpenOptions::new();
-        options.write(true).create_new(true).mode(0o600);
-        let file = tokio::fs::OpenOptions::from(options).open(&partial).await?;
-        Ok(Incoming { file, size: 0, whole: self.path(&file_token), file_token, path: Some(partial) })
+        // Without an await between the file and its guard, so that a client which leaves here leaves no file.
+        let file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&partial)?;
+        Ok(Incoming { file: file.into(), size: 0, whole: self.path(&file_token), file_token, path: Some(partial) })
     }
 
-    /// Removes what no row of the ledger names. Gives how many files there were.
-    pub async fn sweep(&self, ledger: &Ledger) -> Result<usize, SweepError> {
-        let mut removed = 0;
+    /// Removes the uploads whose time is over, and what no row of the ledger names. Gives how many files there were.
+    pub async fn sweep(&self, ledger: &Ledger) -> Result<usize, Error> {
+        let expired = ledger.expire_files().await?;
+        for file_token in &expired {
+            remove(&self.path(file_token)).await?;
+        }
+        let mut removed = expired.len();
         let mut entries = tokio::fs::read_dir(&self.folder).await?;
         while let Some(entry) = entries.next_entry().await? {
             let name = entry.file_name().to_string_lossy().into_owned();
@@ -71,7 +74,7 @@ impl Uploads {
             let modified = entry.metadata().await.and_then(|file| file.modified());
             let age = modified.map(|at| SystemTime::now().duration_since(at).unwrap_or_default());
             if age.is_ok_and(|age| age > SETTLED_AFTER) {
-                tokio::fs::remove_file(entry.path()).await?;
+                remove(&entry.path()).await?;
                 removed += 1;
             }
         }
@@ -79,13 +82,20 @@ impl Uploads {
     }
 }
 
-/// Why uploads could not be swept.
+async fn remove(file: &Path) -> io::Result<()> {
+    match tokio::fs::remove_file(file).await {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        done => done,
+    }
+}
+
+/// Why uploads could not be kept or swept.
 #[derive(Debug, thiserror::Error)]
-pub enum SweepError {
-    /// The folder could not be read or a file in it not removed.
+pub enum Error {
+    /// The disk failed.
     #[error(transparent)]
     Disk(#[from] io::Error),
-    /// The ledger did not say what is to be kept.
+    /// The ledger failed.
     #[error(transparent)]
     Ledger(#[from] ledger::Error),
 }
@@ -115,7 +125,7 @@ impl Incoming {
     }
 
     /// Completes the upload and records it.
-    pub async fn finish(mut self, app: &str, name: String, ttl_secs: u32, ledger: &Ledger) -> Result<ledger::File, SweepError> {
+    pub async fn finish(mut self, app: &str, name: String, ttl_secs: u32, ledger: &Ledger) -> Result<ledger::File, Error> {
         self.file.flush().await?;
         if let Some(partial) = &self.path {
             tokio::fs::rename(partial, &self.whole).await?;
@@ -145,6 +155,10 @@ pub fn safe_name(given: &str) -> String {
         visible.trim_start_matches(|c: char| c == '.' || c.is_whitespace()).trim_end_matches(|c: char| c == '.' || c.is_whitespace());
     if name.is_empty() {
         return "file".to_owned();
+    }
+    // claude would take them for instructions of its owner.
+    if ["CLAUDE.md", "CLAUDE.local.md"].iter().any(|special| special.eq_ignore_ascii_case(name)) {
+        return format!("attached-{name}");
     }
     if name.len() <= MAX_NAME {
         return name.to_owned();
@@ -180,6 +194,7 @@ mod tests {
             ("line\nend.txt", "lineend.txt"),
             ("\u{202e}gpj.exe", "gpj.exe"),
             (" . . x .", "x"),
+            ("Claude.MD", "attached-Claude.MD"),
         ] {
             assert_eq!(safe_name(given), safe, "{given:?}");
         }

@@ -4,26 +4,56 @@
 //! given a prompt and the end of its input at once, it exits without waiting for its pipe and cuts a longer reply.
 
 use std::ffi::OsString;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 use serde_json::json;
+use tokio::process::Command;
+use uuid::Uuid;
 
+use super::Environment;
+use super::folder::remove_tree;
 use super::process::{Line, MAX_LINE, Next};
 
 /// The heading in the prompt under which the attached files are named.
 const FILES_HEADING: &str = "[Attached files — open with Read tool as needed]";
 
-/// Variables that the CLI gets beside those of every agent. `@path` in a prompt would otherwise put that file's text in
-/// front of the model without asking for permission, whosever it is.
-pub const VARIABLES: &[(&str, &str)] = &[("CLAUDE_CODE_DISABLE_ATTACHMENTS", "1")];
+/// Variables that the CLI gets beside those of every agent.
+const VARIABLES: &[(&str, &str)] = &[
+    // `@path` in a prompt would otherwise put that file's text in front of the model without asking for permission,
+    // whosever it is.
+    ("CLAUDE_CODE_DISABLE_ATTACHMENTS", "1"),
+    // A folder for memories would stay for every run, and what one app had remembered would be another's to read.
+    ("CLAUDE_CODE_DISABLE_AUTO_MEMORY", "1"),
+];
 
-/// The arguments of a run.
-pub fn arguments(model: &str, system_file: Option<&Path>) -> Vec<OsString> {
+/// Makes `command` a run of the CLI. What it calls temporary goes into `temporary`.
+pub fn prepare(command: &mut Command, run_id: Uuid, model: &str, system_file: Option<&Path>, temporary: &Path) {
+    command.args(arguments(run_id, model, system_file)).envs(VARIABLES.iter().copied());
+    command.env("CLAUDE_CODE_TMPDIR", temporary).env("TMPDIR", temporary);
+}
+
+/// Removes what the CLI keeps of a run under the user's home although it was told to keep nothing.
+pub fn clean_up(run_id: Uuid, environment: &Environment) -> io::Result<()> {
+    let home = || environment.get("HOME").map(|home| Path::new(home).join(".claude"));
+    let Some(config) = environment.get("CLAUDE_CONFIG_DIR").map(PathBuf::from).or_else(home) else { return Ok(()) };
+    let Ok(kinds) = config.read_dir() else { return Ok(()) };
+    for kind in kinds {
+        // `session-env`, and whatever else is filed by session.
+        let path = kind?.path().join(run_id.to_string());
+        if path.exists() {
+            remove_tree(&path)?;
+        }
+    }
+    Ok(())
+}
+
+fn arguments(run_id: Uuid, model: &str, system_file: Option<&Path>) -> Vec<OsString> {
     // No transcript is kept: one a run would pile up under the user's home for ever.
     let fixed = ["-p", "--input-format", "stream-json", "--output-format", "stream-json", "--verbose", "--no-session-persistence"];
     let mut arguments: Vec<OsString> = fixed.into_iter().map(OsString::from).collect();
-    arguments.extend(["--model".into(), model.into()]);
+    arguments.extend(["--session-id".into(), run_id.to_string().into(), "--model".into(), model.into()]);
     if let Some(file) = system_file {
         arguments.extend(["--append-system-prompt-file".into(), file.into()]);
     }
@@ -93,8 +123,11 @@ impl Reader {
                 Next::Answered
             }
             Ok(Kind { kind, subtype }) => {
-                if kind == "system" && subtype.as_deref() == Some("api_retry") {
-                    self.retry = serde_json::from_slice(line).ok();
+                match (kind.as_str(), subtype.as_deref()) {
+                    ("system", Some("api_retry")) => self.retry = serde_json::from_slice(line).ok(),
+                    // The API has answered since.
+                    ("assistant", _) => self.retry = None,
+                    _ => {}
                 }
                 Next::More
             }
@@ -273,7 +306,7 @@ mod tests {
         #[test]
         fn any_prompt_arrives_as_it_is(prompt in "[/@!# -]?\\PC{0,80}[\n\u{0}\u{1b}\"]?") {
             let line = input(&prompt, &[]);
-            prop_assert_eq!(line.iter().filter(|byte| **byte == b'\n').count(), 1);
+            prop_assert_eq!(line.split(|byte| *byte == b'\n').count(), 2);
             let message: serde_json::Value = serde_json::from_slice(&line).unwrap();
             let text = message["message"]["content"][0]["text"].as_str().unwrap();
             prop_assert!(!text.starts_with('/'));

@@ -4,7 +4,7 @@
 //! is re-parented when the agent dies. So each agent's environment carries a mark, which all that it starts inherits,
 //! and its family is what `/proc` shows with that mark, and everything below. The daemon also takes the place of init
 //! for its descendants ([`adopt`]): what wiped its environment and left its parent comes back to the daemon as a child
-//! that it never started, and is ended as a stray.
+//! that it never started, and is ended as a stray, with the last run that it may be of.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -30,8 +30,9 @@ static ADOPTS: AtomicBool = AtomicBool::new(false);
 /// What marks the family of one run, or of every run of a server.
 #[derive(Clone, Debug)]
 pub struct Mark {
-    value: String,
-    whole: bool,
+    /// What the marks of all runs of the server begin with.
+    server: String,
+    run: Option<String>,
 }
 
 impl Mark {
@@ -39,21 +40,28 @@ impl Mark {
     /// on one machine apart, in containers too.
     pub fn server(data_dir: &Path) -> io::Result<Self> {
         let folder = data_dir.metadata()?;
-        Ok(Self { value: format!("{:x}-{:x}/", folder.dev(), folder.ino()), whole: false })
+        Ok(Self { server: format!("{:x}-{:x}/", folder.dev(), folder.ino()), run: None })
     }
 
     /// The mark of one run of that server.
     #[must_use]
     pub fn run(&self, id: &str) -> Self {
-        Self { value: format!("{}{id}", self.value), whole: true }
+        Self { server: self.server.clone(), run: Some(id.to_owned()) }
+    }
+
+    fn value(&self) -> String {
+        format!("{}{}", self.server, self.run.as_deref().unwrap_or_default())
     }
 
     fn is_in(&self, environ: &[u8]) -> bool {
-        value_in(environ).is_some_and(
-            |value| {
-                if self.whole { value == self.value.as_bytes() } else { value.starts_with(self.value.as_bytes()) }
-            },
-        )
+        value_in(environ).and_then(|value| value.strip_prefix(self.server.as_bytes())).is_some_and(|id| match &self.run {
+            Some(run) => id == run.as_bytes(),
+            None => true,
+        })
+    }
+
+    fn is_of_this_server(&self, environ: &[u8]) -> bool {
+        value_in(environ).is_some_and(|value| value.starts_with(self.server.as_bytes()))
     }
 }
 
@@ -77,7 +85,7 @@ impl Drop for Started {
 
 /// Starts `command` as the first of a family, in a process group of its own: a Ctrl-C at the terminal is for the server.
 pub fn start(command: &mut Command, mark: &Mark) -> io::Result<Started> {
-    command.env(VARIABLE, &mark.value).process_group(0).kill_on_drop(true);
+    command.env(VARIABLE, mark.value()).process_group(0).kill_on_drop(true);
     // Under the lock, so that the child is never seen as one that was adopted.
     let mut known = started();
     let child = command.spawn()?;
@@ -162,8 +170,8 @@ struct Process {
 impl Process {
     /// `None` where it is gone, or a zombie.
     fn read(pid: i32) -> Option<Self> {
-        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-        // The name, in parentheses, may hold anything.
+        // The name, in parentheses, may hold anything, half a character too.
+        let stat = String::from_utf8_lossy(&std::fs::read(format!("/proc/{pid}/stat")).ok()?).into_owned();
         let mut fields = stat.rsplit_once(") ")?.1.split(' ');
         let state = fields.next()?;
         let parent = fields.next()?.parse().ok()?;
@@ -184,23 +192,28 @@ impl Process {
 fn members(mark: &Mark) -> Vec<Process> {
     let own_pid = rustix::process::getpid().as_raw_nonzero().get();
     let mut family = BTreeSet::new();
-    let mut strays = Vec::new();
+    let mut adopted = Vec::new();
     let mut everyone = BTreeMap::new();
     let pids = std::fs::read_dir("/proc").into_iter().flatten().flatten();
     for process in pids.filter_map(|entry| Process::read(entry.file_name().to_str()?.parse().ok()?)) {
         let environ = std::fs::read(format!("/proc/{}/environ", process.pid)).unwrap_or_default();
         if mark.is_in(&environ) {
             family.insert(process.pid);
-        } else if process.parent == own_pid && value_in(&environ).is_none() {
-            strays.push(process.pid);
+        } else if process.parent == own_pid && !mark.is_of_this_server(&environ) {
+            adopted.push(process);
         }
         everyone.insert(process.pid, process);
     }
     if ADOPTS.load(Ordering::Relaxed) {
         // Looked up after the list was made: a child that was being started then is known by now.
         let known = started();
-        family.extend(strays.iter().filter(|pid| !known.contains(&pid.cast_unsigned())));
+        let others = known.iter().map(|pid| pid.cast_signed()).filter(|pid| !family.contains(pid));
+        let oldest_other = others.filter_map(|pid| everyone.get(&pid)).map(|process| process.started).min();
+        // A stray may be another run's only if that run began before it. Then it is left to the end of that run.
+        let strays = adopted.iter().filter(|stray| !known.contains(&stray.pid.cast_unsigned()));
+        family.extend(strays.filter(|stray| oldest_other.is_none_or(|oldest| stray.started < oldest)).map(|stray| stray.pid));
     }
+    family.remove(&own_pid);
     everyone.values().filter(|process| descends(process.pid, &family, &everyone)).copied().collect()
 }
 
@@ -220,19 +233,19 @@ fn descends(mut pid: i32, from: &BTreeSet<i32>, everyone: &BTreeMap<i32, Process
 mod tests {
     use super::*;
 
-    fn mark(value: &str, whole: bool) -> Mark {
-        Mark { value: value.to_owned(), whole }
+    fn mark(server: &str, run: Option<&str>) -> Mark {
+        Mark { server: server.to_owned(), run: run.map(str::to_owned) }
     }
 
     #[test]
     fn a_mark_is_a_whole_variable() {
         let environ = b"A=1\0AGENT_RUN=1-2/abc\0B=AGENT_RUN=1-2/xyz\0";
-        assert!(mark("1-2/abc", true).is_in(environ));
-        assert!(mark("1-2/", false).is_in(environ));
-        assert!(!mark("1-2/ab", true).is_in(environ));
-        assert!(!mark("1-2/xyz", true).is_in(environ));
-        assert!(!mark("1-3/", false).is_in(environ));
-        assert!(!mark("1-2/abc", true).is_in(b""));
+        assert!(mark("1-2/", Some("abc")).is_in(environ));
+        assert!(mark("1-2/", None).is_in(environ));
+        assert!(!mark("1-2/", Some("ab")).is_in(environ));
+        assert!(!mark("1-2/", Some("xyz")).is_in(environ));
+        assert!(!mark("1-3/", None).is_in(environ));
+        assert!(!mark("1-2/", Some("abc")).is_in(b""));
     }
 
     #[tokio::test]

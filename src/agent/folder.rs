@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 /// The file of the system prompt. An attached file can't have this name: theirs never begin with a dot.
 const SYSTEM_PROMPT: &str = ".system-prompt";
+const TEMPORARY: &str = ".tmp";
 
 /// A folder on disk. [`Folder::remove`] takes it away; one that is only dropped is left for the sweeper.
 #[derive(Debug)]
@@ -24,9 +25,15 @@ pub struct Attachment {
 impl Folder {
     /// Makes the folder `id` in `parent`, readable by this user only.
     pub fn create(parent: &Path, id: &str) -> io::Result<Self> {
-        let path = parent.join(id);
-        DirBuilder::new().mode(0o700).create(&path)?;
-        Ok(Self(path))
+        let folder = Self(parent.join(id));
+        DirBuilder::new().mode(0o700).create(&folder.0)?;
+        DirBuilder::new().mode(0o700).create(folder.temporary())?;
+        Ok(folder)
+    }
+
+    /// A folder for what is temporary.
+    pub fn temporary(&self) -> PathBuf {
+        self.0.join(TEMPORARY)
     }
 
     /// The folder's path.
@@ -48,8 +55,9 @@ impl Folder {
             .zip(files)
             .map(|(name, file)| {
                 let path = self.0.join(name);
-                // A link costs nothing, and keeps the file when the upload expires meanwhile.
-                fs::hard_link(&file.source, &path).or_else(|_| fs::copy(&file.source, &path).map(drop))?;
+                // Not a link: what an agent writes must not change the upload. Where the file system can, it shares the
+                // blocks.
+                fs::copy(&file.source, &path)?;
                 Ok(path)
             })
             .collect()
@@ -61,9 +69,10 @@ impl Folder {
     }
 }
 
-/// Removes a folder and all below it, whatever modes an agent gave to the folders in it.
+/// Removes a folder and all below it, whatever modes an agent gave to the folders in it; or a file.
 pub fn remove_tree(path: &Path) -> io::Result<()> {
     match fs::remove_dir_all(path) {
+        Err(error) if error.kind() == ErrorKind::NotADirectory => fs::remove_file(path),
         Err(error) if error.kind() == ErrorKind::PermissionDenied => {
             open_up(path)?;
             fs::remove_dir_all(path)
@@ -118,22 +127,24 @@ mod tests {
         let locked = folder.path().join("a/b");
         fs::create_dir_all(&locked).unwrap();
         fs::write(locked.join("file"), "text").unwrap();
-        fs::set_permissions(&locked, Permissions::from_mode(0)).unwrap();
+        fs::set_permissions(&locked, Permissions::from_mode(0o000)).unwrap();
         fs::set_permissions(folder.path().join("a"), Permissions::from_mode(0o500)).unwrap();
         folder.remove().unwrap();
         assert_eq!(fs::read_dir(parent.path()).unwrap().count(), 0);
     }
 
     #[test]
-    fn attachments_are_links_that_keep_the_file() {
+    fn attachments_are_copies_of_their_own() {
         let parent = tempfile::tempdir().unwrap();
         let source = parent.path().join("upload");
         fs::write(&source, "content").unwrap();
         let folder = Folder::create(parent.path(), "x").unwrap();
         let file = Attachment { source: source.clone(), name: "report.pdf".into() };
         let paths = folder.attach(&[file.clone(), file]).unwrap();
+        fs::write(&paths[1], "changed").unwrap();
+        assert_eq!(fs::read_to_string(&source).unwrap(), "content");
         fs::remove_file(source).unwrap();
         assert_eq!(paths, [folder.path().join("report.pdf"), folder.path().join("report-2.pdf")]);
-        assert!(paths.iter().all(|path| fs::read_to_string(path).unwrap() == "content"));
+        assert_eq!(fs::read_to_string(&paths[0]).unwrap(), "content");
     }
 }

@@ -35,7 +35,8 @@ pub fn find(program: &OsStr, environment: &Environment) -> Option<PathBuf> {
 pub async fn version(program: &Path, workshop: &Workshop) -> Option<String> {
     let mut version = None;
     let mut command = workshop.command(program, &workshop.folder);
-    let mark = workshop.mark.run("version");
+    // Of its own: the end of one family must not be that of another.
+    let mark = workshop.mark.run(&format!("version of {}", program.display()));
     let deadline = Instant::now() + VERSION_TIMEOUT;
     let read = |line: Line<'_>| {
         let Line::Whole(line) = line else { return Next::Stop };

@@ -68,7 +68,7 @@ impl FromRequestParts<Arc<App>> for Caller {
             tracing::warn!(app = known.name, %address, "a token was used from outside its networks");
             return Err(ApiError::Forbidden("Call from an address that this token is bound to."));
         }
-        app.ledger.touch_token(&known.name).await;
+        app.ledger.touch_token(&known.name);
         Ok(Self { app: known.name, address })
     }
 }

@@ -19,8 +19,8 @@ use tokio::time::{Instant, Sleep, sleep, timeout};
 
 use super::error::{ApiError, FieldError};
 
-/// The largest JSON body in bytes: a prompt of 10 MiB at the three bytes that an escaped one may take.
-pub const MAX_JSON: usize = 32 << 20;
+/// The largest JSON body in bytes: a prompt of 10 MiB, each of whose bytes may take six when it is escaped.
+pub const MAX_JSON: usize = 64 << 20;
 /// A body has this long, and one second more for each [`PACE`] bytes that have come.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// Bytes per second.
@@ -28,7 +28,7 @@ const PACE: u64 = 16 << 10;
 /// How much of a refused body is still read, and for how long, so that its sender gets to see the refusal. A connection
 /// that is closed with bytes unread is reset, and the answer lost with it.
 const READ_OUT_BYTES: u64 = 256 << 20;
-const READ_OUT_TIME: Duration = Duration::from_secs(10);
+const READ_OUT_TIME: Duration = Duration::from_secs(5);
 
 /// Keeps the pace of a body while the handler reads it, and reads the rest where the handler refused it.
 pub async fn guard(request: Request, next: Next) -> Response {

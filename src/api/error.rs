@@ -11,7 +11,7 @@ use utoipa::ToSchema;
 
 use crate::ledger::{self, NameTaken};
 use crate::runs::NoRun;
-use crate::uploads::SweepError;
+use crate::uploads;
 
 /// Seconds after which a caller that was turned away may try again.
 const RETRY_AFTER: &str = "5";
@@ -100,11 +100,11 @@ impl From<io::Error> for ApiError {
     }
 }
 
-impl From<SweepError> for ApiError {
-    fn from(error: SweepError) -> Self {
+impl From<uploads::Error> for ApiError {
+    fn from(error: uploads::Error) -> Self {
         match error {
-            SweepError::Disk(error) => Self::Disk(error),
-            SweepError::Ledger(error) => Self::Ledger(error),
+            uploads::Error::Disk(error) => Self::Disk(error),
+            uploads::Error::Ledger(error) => Self::Ledger(error),
         }
     }
 }
@@ -135,7 +135,7 @@ impl ApiError {
             Self::NameTaken(taken) => return (StatusCode::CONFLICT, sentence(taken)),
             Self::Busy => (StatusCode::SERVICE_UNAVAILABLE, "The server is busy and its queue is full; try again later."),
             Self::Stopping => (StatusCode::SERVICE_UNAVAILABLE, "The server is stopping; try again when it is back."),
-            Self::Ledger(error @ (ledger::Error::Locked(_) | ledger::Error::Full(_))) => {
+            Self::Ledger(error @ (ledger::Error::Locked | ledger::Error::Full(_))) => {
                 return (StatusCode::SERVICE_UNAVAILABLE, sentence(error));
             }
             Self::Disk(error) if matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded) => {

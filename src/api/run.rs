@@ -1,5 +1,6 @@
 //! `POST /run`: one prompt, one answer.
 
+use std::io::ErrorKind;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -100,15 +101,6 @@ struct RunFailure {
     stop_reason: &'static str,
 }
 
-/// What a run without a place on this machine may be answered with.
-#[derive(Serialize, ToSchema)]
-#[serde(untagged)]
-#[expect(dead_code, reason = "only describes the two bodies of a 503")]
-enum Unavailable {
-    NotInstalled(RunFailure),
-    Busy(Problem),
-}
-
 /// Run a prompt
 #[utoipa::path(post, path = "/run", tag = "runs", security(("app" = [])), request_body = RunRequest, responses(
     (status = OK, body = RunReply, headers(("x-run-id" = String, description = "The run's row in the ledger"))),
@@ -118,8 +110,10 @@ enum Unavailable {
     (status = "default", body = Problem, content_type = "application/problem+json", description = "The request was refused"),
 ))]
 async fn run(State(app): State<Arc<App>>, caller: Caller, ValidJson(asked): ValidJson<RunRequest>) -> Result<Response, ApiError> {
-    let run_id = Uuid::now_v7().simple().to_string();
+    let uuid = Uuid::now_v7();
+    let run_id = uuid.simple().to_string();
     let request = Request {
+        uuid,
         row: NewRun {
             run_id: run_id.clone(),
             app_name: caller.app.clone(),
@@ -169,6 +163,9 @@ fn answer(outcome: Outcome) -> Response {
                 program.display()
             );
             failed(StatusCode::SERVICE_UNAVAILABLE, "error", error)
+        }
+        Ending::Unprepared(error) if error.kind() == ErrorKind::NotFound => {
+            ApiError::BadRequest("Upload the files again: one of them expired while the run waited.".to_owned()).into_response()
         }
         Ending::Unprepared(error) => ApiError::Disk(error).into_response(),
     }

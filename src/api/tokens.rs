@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use axum::Json;
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -119,7 +120,8 @@ async fn list(State(app): State<Arc<App>>, _: Operator) -> Result<Json<TokenList
     (status = NOT_FOUND, body = Problem, content_type = "application/problem+json", description = "No token has that name"),
     (status = "default", body = Problem, content_type = "application/problem+json", description = "The request was refused"),
 ))]
-async fn revoke(State(app): State<Arc<App>>, _: Operator, Path(name): Path<String>) -> Result<Json<Revoked>, ApiError> {
+async fn revoke(State(app): State<Arc<App>>, _: Operator, name: Result<Path<String>, PathRejection>) -> Result<Json<Revoked>, ApiError> {
+    let Path(name) = name.map_err(|_| ApiError::NotFound)?;
     if !app.ledger.revoke_token(&name).await? {
         return Err(ApiError::NotFound);
     }

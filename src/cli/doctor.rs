@@ -16,7 +16,6 @@ use crate::agent::process::{self, Line, Next};
 use crate::agent::{Environment, Workshop, programs};
 use crate::config::{Flags, Settings};
 use crate::ledger::Ledger;
-use crate::server;
 
 /// Free space in the data folder below which the doctor warns, in bytes.
 const LITTLE_SPACE: u64 = 1 << 30;
@@ -41,7 +40,7 @@ use Finding::{Bad, Good, Warning};
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let settings = args.flags.read()?;
     let mut well = true;
-    for finding in super::runtime()?.block_on(examine(&settings)) {
+    for finding in super::runtime()?.block_on(examine(&settings))? {
         match finding {
             Good(text) => println!("ok       {text}"),
             Warning(text) => println!("warning  {text}"),
@@ -54,19 +53,12 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     Ok(if well { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-async fn examine(settings: &Settings) -> Vec<Finding> {
-    let mut findings = match server::data_dir(&settings.data_dir) {
-        Ok(folder) => match Mark::server(&folder) {
-            Ok(mark) => {
-                let workshop = Workshop { folder: folder.clone(), mark, environment: Environment::inherited() };
-                let mut findings = examine_clis(settings, &workshop).await;
-                findings.extend(examine_data_dir(&folder));
-                findings
-            }
-            Err(error) => vec![Bad(format!("data folder: {error}"))],
-        },
-        Err(error) => vec![Bad(format!("data folder: {error:#}"))],
-    };
+async fn examine(settings: &Settings) -> anyhow::Result<Vec<Finding>> {
+    // The CLIs are tried in a folder of their own: the data folder may be what is wrong.
+    let folder = tempfile::tempdir()?;
+    let workshop = Workshop { folder: folder.path().to_owned(), mark: Mark::server(folder.path())?, environment: Environment::inherited() };
+    let mut findings = examine_clis(settings, &workshop).await;
+    findings.extend(examine_data_dir(&settings.data_dir));
     findings.push(examine_port(settings).await);
     findings.push(match settings.admin {
         Some(_) => Good("admin token: set".to_owned()),
@@ -74,7 +66,7 @@ async fn examine(settings: &Settings) -> Vec<Finding> {
             "admin token: none, so /admin is closed; manage tokens with \"clawdforge token\", or set CLAWDFORGE_ADMIN_TOKEN".to_owned(),
         ),
     });
-    findings
+    Ok(findings)
 }
 
 async fn examine_clis(settings: &Settings, workshop: &Workshop) -> Vec<Finding> {
@@ -109,8 +101,9 @@ async fn examine_sign_in(claude: &Path, workshop: &Workshop) -> Finding {
     const HOW: &str = "run \"claude\" once and sign in, or set CLAUDE_CODE_OAUTH_TOKEN (from \"claude setup-token\") or ANTHROPIC_API_KEY";
     let mut printed = Vec::new();
     let read = |line: Line<'_>| {
-        if let Line::Whole(line) = line {
-            printed.extend_from_slice(line);
+        match line {
+            Line::Whole(line) if printed.len() < 1 << 16 => printed.extend_from_slice(line),
+            _ => return Next::Stop,
         }
         Next::More
     };
@@ -128,10 +121,21 @@ async fn examine_sign_in(claude: &Path, workshop: &Workshop) -> Finding {
 }
 
 fn examine_data_dir(folder: &Path) -> Vec<Finding> {
-    let ledger = match Ledger::open(&Settings::ledger_file(folder)) {
-        Ok(_) => Good(format!("data folder: {}", folder.display())),
-        Err(error) => Bad(format!("data folder: {}: {error}", folder.display())),
+    use rustix::fs::{Access, access};
+    let shown = folder.display();
+    let file = Settings::ledger_file(folder);
+    let ledger = if !folder.exists() {
+        Warning(format!("data folder: {shown} is not there yet; \"clawdforge serve\" makes it"))
+    } else if let Err(error) = access(folder, Access::READ_OK | Access::WRITE_OK | Access::EXEC_OK) {
+        Bad(format!("data folder: {shown} can't be written ({error}); make it this user's, or set CLAWDFORGE_DATA_DIR to another one"))
+    } else if let Err(error) = file.exists().then(|| Ledger::open(&file)).transpose() {
+        Bad(format!("data folder: {shown}: {error}"))
+    } else {
+        Good(format!("data folder: {shown}"))
     };
+    if !folder.exists() {
+        return vec![ledger];
+    }
     let space = match rustix::fs::statvfs(folder) {
         Ok(disk) => match disk.f_bavail.saturating_mul(disk.f_frsize) {
             free if free < LITTLE_SPACE => Warning(format!("disk: {} MiB free in the data folder; free some space", free >> 20)),

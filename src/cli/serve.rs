@@ -33,6 +33,8 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         return Err(start_again(hash));
     }
     log_to_stderr(settings.log);
+    warn_of_unknown_settings();
+    allow_many_connections();
     // Other processes of this user, agents first, can't read the server's memory or environment.
     set_dumpable_behavior(DumpableBehavior::NotDumpable).context("the process can't be shielded")?;
 
@@ -52,10 +54,12 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
 /// Serves as a process whose children are all agents, until it is told to stop, by signal too.
 pub(super) async fn serve_until_signalled(server: Server, listener: TcpListener, stop: Stop) -> anyhow::Result<()> {
     family::adopt().context("orphans can't be adopted")?;
-    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    let [mut interrupt, mut terminate] = [signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?];
+    // A terminal that is closed takes the server along, and so what the server must end.
+    let mut hangup = signal(SignalKind::hangup())?;
     let signals = async {
         for told in [&stop.begin, &stop.hurry] {
-            tokio::select! { _ = interrupt.recv() => {}, _ = terminate.recv() => {} }
+            tokio::select! { _ = interrupt.recv() => {}, _ = terminate.recv() => {}, _ = hangup.recv() => {} }
             told.cancel();
         }
         std::future::pending::<()>().await;
@@ -99,6 +103,26 @@ fn without_admin_token(arguments: impl Iterator<Item = OsString>) -> Vec<OsStrin
         value_follows = is_flag && !value_follows;
     }
     kept
+}
+
+/// A variable of ours that is no setting is a misspelt one, or one of another release.
+fn warn_of_unknown_settings() {
+    let command = <Args as clap::Args>::augment_args(clap::Command::new("serve"));
+    let known: Vec<_> = command.get_arguments().filter_map(clap::Arg::get_env).collect();
+    for (name, _) in std::env::vars_os().filter(|(name, _)| name.as_encoded_bytes().starts_with(b"CLAWDFORGE_")) {
+        if !known.contains(&name.as_os_str()) {
+            tracing::warn!(variable = %name.display(), "not a setting of this release, and ignored");
+        }
+    }
+}
+
+/// Descriptors are few by default, for programs that use `select`; this one does not.
+fn allow_many_connections() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum }) {
+        tracing::debug!(%error, "the limit of open files was not raised");
+    }
 }
 
 /// One line an event. A panic is one too.

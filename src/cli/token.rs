@@ -8,7 +8,6 @@ use crate::config::{DataFlags, Settings};
 use crate::ledger::Ledger;
 use crate::network::Networks;
 use crate::secret::{self, TokenHash};
-use crate::server;
 
 /// Create, list and revoke the apps' tokens
 #[derive(clap::Args)]
@@ -62,8 +61,9 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
 }
 
 fn open(data: DataFlags) -> anyhow::Result<Ledger> {
-    let data_dir = server::data_dir(&data.read())?;
-    Ledger::open(&Settings::ledger_file(&data_dir)).with_context(|| data_dir.display().to_string())
+    let file = Settings::ledger_file(&data.read());
+    ensure!(file.is_file(), "there is no ledger at {}; start the server once, or name its folder with --data-dir", file.display());
+    Ledger::open(&file).with_context(|| file.display().to_string())
 }
 
 async fn create(ledger: &Ledger, name: &str, cidrs: Vec<String>) -> anyhow::Result<()> {

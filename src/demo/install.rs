@@ -102,7 +102,7 @@ fn installed(cache: &Path, bundle: &Bundle, say: &dyn Fn(&str)) -> anyhow::Resul
     fs::create_dir(&partial)?;
     fs::write(partial.join("package.json"), bundle.manifest)?;
     fs::write(partial.join("package-lock.json"), bundle.lockfile)?;
-    let mut npm = Command::new("npm");
+    let mut npm = quiet("npm");
     // Not `ci`: it refuses a lockfile that lacks optional packages which were never published, and acpx names such. With
     // a lockfile that fits its manifest, `install` takes what the lockfile says too, checksums included.
     npm.args(["install", "--no-save", "--ignore-scripts", "--no-audit", "--no-fund", "--no-update-notifier", "--loglevel=error"]);
@@ -112,16 +112,23 @@ fn installed(cache: &Path, bundle: &Bundle, say: &dyn Fn(&str)) -> anyhow::Resul
     // What the package would do itself, were its script let run: put the platform's binary where its name is.
     let script = partial.join("node_modules/@anthropic-ai/claude-code/install.cjs");
     if script.is_file() {
-        succeed(Command::new("node").arg(script)).context("claude's installer failed")?;
+        succeed(quiet("node").arg(script)).context("claude's installer failed")?;
     }
     fs::rename(&partial, &folder)?;
     crate::agent::folder::remove_tree(&npm_cache)?;
     Ok(folder)
 }
 
-/// Runs a command quietly; its error is its output.
+/// A command without input, and with the environment that agents get: no secret of the server's.
+fn quiet(program: impl AsRef<OsStr>) -> Command {
+    let mut command = Command::new(program);
+    command.env_clear().envs(Environment::inherited().iter()).stdin(Stdio::null());
+    command
+}
+
+/// Runs a command; its error is its output.
 fn succeed(command: &mut Command) -> anyhow::Result<()> {
-    let output = command.stdin(Stdio::null()).output().with_context(|| format!("{} can't be started", command.get_program().display()))?;
+    let output = command.output().with_context(|| format!("{} can't be started", command.get_program().display()))?;
     ensure!(output.status.success(), "{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     Ok(())
 }
@@ -130,7 +137,7 @@ fn succeed(command: &mut Command) -> anyhow::Result<()> {
 fn on_path(program: &str, least: &[u32]) -> Option<PathBuf> {
     let found = programs::find(OsStr::new(program), &Environment::inherited())?;
     // A folder that is not there: asking for the version must not leave traces in the user's home.
-    let output = Command::new(&found).arg("--version").env("HOME", "/nonexistent").stdin(Stdio::null()).output().ok()?;
+    let output = quiet(&found).arg("--version").env("HOME", "/nonexistent").output().ok()?;
     let version = programs::version_in(&String::from_utf8_lossy(&output.stdout))?;
     (numbers(&version) >= least.to_vec()).then_some(found)
 }

@@ -52,10 +52,13 @@ impl Ledger {
         .await
     }
 
-    /// Forgets the uploads whose time is over.
-    pub async fn expire_files(&self) -> Result<usize, Error> {
+    /// Forgets the uploads whose time is over, and gives their tokens.
+    pub async fn expire_files(&self) -> Result<Vec<String>, Error> {
         let now = clock::now();
-        self.write(move |db| db.execute("DELETE FROM files WHERE expires_at <= ?1", [now])).await
+        self.write(move |db| {
+            db.prepare("DELETE FROM files WHERE expires_at <= ?1 RETURNING file_token")?.query_map([now], |row| row.get(0))?.collect()
+        })
+        .await
     }
 
     /// Whether an upload of that token is on record, alive or not.

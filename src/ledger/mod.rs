@@ -4,11 +4,14 @@
 //! keep who-may-call answers apart from the records: a ledger that another program has locked delays a run's row, not
 //! the look-up of a token.
 
+use std::collections::HashMap;
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use rusqlite::{Connection, ErrorCode, TransactionBehavior};
+use tokio::sync::Mutex;
+use tokio::time::timeout;
 
 mod files;
 mod runs;
@@ -66,9 +69,9 @@ const MIGRATIONS: &[&str] = &["
 pub enum Error {
     /// Another program holds the database's lock.
     #[error("the ledger is locked by another program; end what holds clawdforge.db open in a transaction, then try again")]
-    Locked(#[source] rusqlite::Error),
-    /// The disk is full.
-    #[error("the disk that holds the ledger is full; free some space, then try again")]
+    Locked,
+    /// The disk is full, or fails.
+    #[error("the disk that holds the ledger is full or failing; free some space, then try again")]
     Full(#[source] rusqlite::Error),
     /// The file was written by a newer release.
     #[error("the ledger is of version {found}, and this release knows versions up to {known}; run the newer release, or restore a backup")]
@@ -86,12 +89,9 @@ pub enum Error {
 impl From<rusqlite::Error> for Error {
     fn from(error: rusqlite::Error) -> Self {
         match error.sqlite_error_code() {
-            Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => Self::Locked(error),
-            Some(ErrorCode::DiskFull) => Self::Full(error),
-            // A WAL file that can't grow is reported as a failed write.
-            Some(ErrorCode::SystemIoFailure) if matches!(error.sqlite_error(), Some(e) if e.extended_code == rusqlite::ffi::SQLITE_IOERR_WRITE) => {
-                Self::Full(error)
-            }
+            Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => Self::Locked,
+            // A WAL or its index that can't grow is reported as a failed write.
+            Some(ErrorCode::DiskFull | ErrorCode::SystemIoFailure) => Self::Full(error),
             _ => Self::Sqlite(error),
         }
     }
@@ -102,19 +102,19 @@ impl From<rusqlite::Error> for Error {
 pub struct Ledger {
     records: Arc<Mutex<Connection>>,
     access: Arc<Mutex<Connection>>,
+    /// When tokens were last used, on the way to the table.
+    used: Arc<std::sync::Mutex<HashMap<String, i64>>>,
 }
 
 impl Ledger {
     /// Opens the database in `file`, made or migrated as needed.
     pub fn open(file: &Path) -> Result<Self, Error> {
-        let mut records = connect(file, BUSY)?;
+        let mut records = connect(file)?;
         // A record that was acknowledged outlives a power cut.
         records.pragma_update(None, "synchronous", "FULL")?;
         migrate(&mut records, MIGRATIONS)?;
-        // Only look-ups and `last_used`, which must not hold a request up and may be lost.
-        let access = connect(file, Duration::from_millis(20))?;
-        access.pragma_update(None, "synchronous", "NORMAL")?;
-        Ok(Self { records: Arc::new(Mutex::new(records)), access: Arc::new(Mutex::new(access)) })
+        let access = connect(file)?;
+        Ok(Self { records: Arc::new(Mutex::new(records)), access: Arc::new(Mutex::new(access)), used: Arc::default() })
     }
 
     /// Runs `work` in one transaction on the records. It is immediate, so that a lock is met at its start and not in
@@ -123,8 +123,11 @@ impl Ledger {
         &self,
         work: impl FnOnce(&rusqlite::Transaction<'_>) -> rusqlite::Result<T> + Send + 'static,
     ) -> Result<T, Error> {
-        on_thread(self.records.clone(), move |connection| {
+        let ledger = self.clone();
+        on_thread(&self.records, move |connection| {
             let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+            let used = std::mem::take(&mut *ledger.used());
+            tokens::note_used(&transaction, &used)?;
             let value = work(&transaction)?;
             transaction.commit()?;
             Ok(value)
@@ -132,27 +135,29 @@ impl Ledger {
         .await
     }
 
-    /// Runs `work` on the connection for look-ups.
+    /// Looks something up with `work`.
     async fn read<T: Send + 'static>(&self, work: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static) -> Result<T, Error> {
-        on_thread(self.access.clone(), move |connection| work(connection)).await
+        on_thread(&self.access, move |connection| work(connection)).await
+    }
+
+    fn used(&self) -> MutexGuard<'_, HashMap<String, i64>> {
+        self.used.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 async fn on_thread<T: Send + 'static>(
-    connection: Arc<Mutex<Connection>>,
+    connection: &Arc<Mutex<Connection>>,
     work: impl FnOnce(&mut Connection) -> rusqlite::Result<T> + Send + 'static,
 ) -> Result<T, Error> {
-    let done = tokio::task::spawn_blocking(move || {
-        // A panic elsewhere can't have left a transaction half done: its guard rolled it back.
-        let mut connection = connection.lock().unwrap_or_else(PoisonError::into_inner);
-        work(&mut connection)
-    });
+    // Whoever comes while the ledger is locked waits as long as the first, not in turn behind it.
+    let Ok(mut connection) = timeout(BUSY, connection.clone().lock_owned()).await else { return Err(Error::Locked) };
+    let done = tokio::task::spawn_blocking(move || work(&mut connection));
     Ok(done.await.expect("ledger calls neither panic nor are cancelled")?)
 }
 
-fn connect(file: &Path, busy: Duration) -> rusqlite::Result<Connection> {
+fn connect(file: &Path) -> rusqlite::Result<Connection> {
     let connection = Connection::open(file)?;
-    connection.busy_timeout(busy)?;
+    connection.busy_timeout(BUSY)?;
     connection.pragma_update(None, "journal_mode", "WAL")?;
     connection.pragma_update(None, "foreign_keys", true)?;
     Ok(connection)
@@ -160,9 +165,14 @@ fn connect(file: &Path, busy: Duration) -> rusqlite::Result<Connection> {
 
 /// Brings the database to the newest version in one transaction.
 fn migrate(connection: &mut Connection, migrations: &[&str]) -> Result<(), Error> {
-    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-    let found: u32 = transaction.query_row("PRAGMA user_version", [], |row| row.get(0))?;
     let known = u32::try_from(migrations.len()).unwrap_or(u32::MAX);
+    let version = |connection: &Connection| connection.query_row("PRAGMA user_version", [], |row| row.get(0));
+    // A database that is up to date is not written to, so that a command can look into one that is in use.
+    if version(connection)? == known {
+        return Ok(());
+    }
+    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    let found: u32 = version(&transaction)?;
     let Some(missing) = migrations.get(found as usize..) else { return Err(Error::TooNew { found, known }) };
     for migration in missing {
         transaction.execute_batch(migration)?;
@@ -179,7 +189,7 @@ mod tests {
     fn migrating_twice_keeps_the_rows_and_a_newer_file_is_refused() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("ledger.db");
-        let mut connection = connect(&file, BUSY).unwrap();
+        let mut connection = connect(&file).unwrap();
         migrate(&mut connection, &["CREATE TABLE a (x)"]).unwrap();
         connection.execute("INSERT INTO a VALUES (7)", []).unwrap();
         let newer = ["CREATE TABLE a (x)", "ALTER TABLE a ADD COLUMN y DEFAULT 8"];
@@ -194,7 +204,7 @@ mod tests {
     #[test]
     fn a_migration_that_fails_leaves_the_database_as_it_was() {
         let folder = tempfile::tempdir().unwrap();
-        let mut connection = connect(&folder.path().join("ledger.db"), BUSY).unwrap();
+        let mut connection = connect(&folder.path().join("ledger.db")).unwrap();
         migrate(&mut connection, &["CREATE TABLE a (x)", "CREATE TABLE a (x)"]).unwrap_err();
         let version: i64 = connection.query_row("PRAGMA user_version", [], |row| row.get(0)).unwrap();
         let tables: i64 = connection.query_row("SELECT count(*) FROM sqlite_master", [], |row| row.get(0)).unwrap();

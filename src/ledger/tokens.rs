@@ -1,6 +1,8 @@
 //! The table `tokens`: who may call, by the SHA-256 of a bearer token.
 
-use rusqlite::{OptionalExtension, Row, params};
+use std::collections::HashMap;
+
+use rusqlite::{OptionalExtension, Row, Transaction, params};
 
 use super::{Error, Ledger};
 use crate::clock;
@@ -55,6 +57,7 @@ impl Ledger {
 
     /// Every token, revoked ones included, by name.
     pub async fn tokens(&self) -> Result<Vec<TokenRow>, Error> {
+        self.flush_used().await?;
         self.read(|db| {
             db.prepare("SELECT name, ip_cidrs, created_at, last_used, enabled FROM tokens ORDER BY name")?.query_map([], row)?.collect()
         })
@@ -82,18 +85,20 @@ impl Ledger {
         Ok(found.and_then(|(name, networks)| Some(App { name, networks: networks.parse().ok()? })))
     }
 
-    /// Notes that a token was used now. It may be lost where the ledger is locked; the request goes on.
-    pub async fn touch_token(&self, name: &str) {
-        let (name, now) = (name.to_owned(), clock::now());
-        let noted = self
-            .read(move |db| {
-                db.prepare_cached("UPDATE tokens SET last_used = ?2 WHERE name = ?1 AND last_used IS NOT ?2")?.execute(params![name, now])
-            })
-            .await;
-        if let Err(error) = noted {
-            tracing::warn!(%error, "the token's last use was not noted");
-        }
+    /// Notes that a token was used now. The next write takes the note along: by itself it is worth none.
+    pub fn touch_token(&self, name: &str) {
+        self.used().insert(name.to_owned(), clock::now());
     }
+
+    /// Writes the notes of when tokens were used.
+    pub async fn flush_used(&self) -> Result<(), Error> {
+        if self.used().is_empty() { Ok(()) } else { self.write(|_| Ok(())).await }
+    }
+}
+
+pub(super) fn note_used(db: &Transaction<'_>, used: &HashMap<String, i64>) -> rusqlite::Result<()> {
+    let mut statement = db.prepare_cached("UPDATE tokens SET last_used = ?2 WHERE name = ?1")?;
+    used.iter().try_for_each(|(name, at)| statement.execute(params![name, at]).map(drop))
 }
 
 fn row(row: &Row<'_>) -> rusqlite::Result<TokenRow> {

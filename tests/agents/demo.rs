@@ -1,0 +1,40 @@
+//! `clawdforge demo`, and the operator's commands with the real CLIs.
+
+use std::process::Command;
+
+use crate::{Forge, clis};
+
+#[test]
+fn the_demo_shows_a_run_and_leaves_nothing() {
+    let Some(_) = clis() else { return };
+    let (home, temporary) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let mut demo = Command::new(env!("CARGO_BIN_EXE_clawdforge"));
+    demo.args(["demo", "--once"]).env("HOME", home.path()).env("TMPDIR", temporary.path());
+    let output = demo.output().unwrap();
+    let (shown, told) = (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap());
+    assert!(output.status.success(), "{shown}\n{told}");
+    assert!(shown.contains("\"result\": \"The model stub read a prompt of 23 characters.\""), "{shown}");
+    assert_eq!(home.path().read_dir().unwrap().count() + temporary.path().read_dir().unwrap().count(), 0);
+}
+
+#[tokio::test]
+async fn the_doctor_knows_versions_and_sign_in() {
+    let Some(forge) = Forge::start().await else { return };
+    let clis = clis().unwrap();
+    let home = tempfile::tempdir().unwrap();
+    let doctor = |key: &str| {
+        let mut doctor = Command::new(env!("CARGO_BIN_EXE_clawdforge"));
+        doctor.args(["doctor", "--bind", &forge.server.address().to_string()]).env_clear();
+        doctor.env("PATH", &clis.path).env("HOME", home.path()).env("ANTHROPIC_API_KEY", key).current_dir(home.path());
+        doctor.env("CLAWDFORGE_CLAUDE_BIN", &clis.claude).env("CLAWDFORGE_ACPX_BIN", &clis.acpx);
+        let output = doctor.output().unwrap();
+        (output.status.success(), String::from_utf8(output.stdout).unwrap())
+    };
+    let (well, told) = doctor("any");
+    assert!(well, "{told}");
+    for line in ["ok       claude: 2.", "ok       sign-in: by api_key", "ok       acpx: 0.", "ok       port: a server answers"] {
+        assert!(told.contains(line), "{told}");
+    }
+    let (well, told) = doctor("");
+    assert!(!well && told.contains("FAILED   sign-in"), "{told}");
+}

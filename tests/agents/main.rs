@@ -1,0 +1,56 @@
+//! The real CLIs against the model stub.
+
+#![allow(unreachable_pub, missing_docs, reason = "a test binary has no public items")]
+
+mod demo;
+#[path = "../api/harness.rs"]
+mod harness;
+mod run;
+
+use std::io::Write;
+use std::sync::OnceLock;
+
+use clawdforge::demo::install::{self, Clis};
+use clawdforge::demo::stub::Stub;
+use harness::{Options, Server};
+use tempfile::TempDir;
+
+/// The CLIs. Without npm the caller is to return: the test is skipped, which is said aloud, and a failure in CI.
+fn clis() -> Option<&'static Clis> {
+    static CLIS: OnceLock<Result<Clis, String>> = OnceLock::new();
+    // Not by a macro that prints: the test runner would keep that for itself.
+    let say = |line: &str| drop(writeln!(std::io::stderr(), "{line}"));
+    let clis = CLIS.get_or_init(|| install::clis(&install::default_cache(), &say).map_err(|error| format!("{error:#}")));
+    match clis {
+        Ok(clis) => Some(clis),
+        Err(error) => {
+            assert!(std::env::var_os("CI").is_none_or(|ci| ci != "true"), "the CLIs are missing: {error}");
+            say(&format!("SKIPPED: a test of the real CLIs did not run, because they are missing: {error}"));
+            None
+        }
+    }
+}
+
+/// A server with the real CLIs, whose model is a stub.
+struct Forge {
+    server: Server,
+    token: String,
+    home: TempDir,
+    _stub: Stub,
+}
+
+impl Forge {
+    async fn start() -> Option<Self> {
+        Self::start_with(Options::default()).await
+    }
+
+    async fn start_with(options: Options) -> Option<Self> {
+        let clis = clis()?;
+        let (stub, home) = (Stub::start().await.unwrap(), tempfile::tempdir().unwrap());
+        let environment = clawdforge::demo::environment(clis, &stub.url(), home.path());
+        let options = options.set("CLAWDFORGE_CLAUDE_BIN", clis.claude.display()).set("CLAWDFORGE_ACPX_BIN", clis.acpx.display());
+        let server = options.environment(environment.iter()).start();
+        let token = server.mint("app").await;
+        Some(Self { server, token, home, _stub: stub })
+    }
+}

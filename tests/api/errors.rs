@@ -1,0 +1,92 @@
+//! What refusals look like.
+
+use reqwest::{Client, Method, StatusCode};
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use crate::harness::{ADMIN, Answer, Options};
+
+#[tokio::test]
+async fn every_error_is_a_problem() {
+    let server = Options::stand_in().start();
+    let token = server.mint("app").await;
+    Answer::of(Client::new().get(server.url("/nothing"))).await.problem(404);
+    server.get("/admin", ADMIN).await.problem(404);
+    let answer = Answer::of(server.request(Method::PUT, "/run", &token)).await;
+    answer.problem(405);
+    assert_eq!(answer.header("allow"), "POST");
+    let answer = Answer::of(server.request(Method::DELETE, "/admin/tokens", ADMIN)).await;
+    answer.problem(405);
+    assert_eq!(answer.header("allow"), "POST,GET,HEAD");
+    Answer::of(server.request(Method::DELETE, "/admin/tokens/%ff", ADMIN)).await.problem(404);
+
+    let send = |kind: &str, body: &'static str| server.request(Method::POST, "/run", &token).header("content-type", kind).body(body);
+    Answer::of(send("application/json", "{\"prompt\": ")).await.problem(400);
+    Answer::of(send("application/json", "{\"prompt\": \"x\"} more")).await.problem(400);
+    Answer::of(send("application/json", "")).await.problem(400);
+    Answer::of(send("text/plain", "{\"prompt\": \"x\"}")).await.problem(415);
+    Answer::of(server.request(Method::POST, "/run", &token).body("{}")).await.problem(415);
+    assert_eq!(Answer::of(send("Application/JSON; charset=utf-8", "{\"prompt\": \"x\"}")).await.status, StatusCode::OK);
+    Answer::of(server.request(Method::POST, "/files", &token).json(&json!({}))).await.problem(415);
+}
+
+#[tokio::test]
+async fn validation_says_where() {
+    let server = Options::stand_in().start();
+    let token = server.mint("app").await;
+    let pointers = async |path: &str, token: &str, body: Value| -> Vec<String> {
+        let answer = server.post(path, token, &body).await;
+        answer.problem(422);
+        let errors = answer.json["errors"].as_array().unwrap();
+        assert!(errors.iter().all(|error| error["detail"].is_string()));
+        errors.iter().map(|error| error["pointer"].as_str().unwrap().to_owned()).collect()
+    };
+    for (body, expected) in [
+        (json!({}), vec!["/prompt"]),
+        (json!({"prompt": ""}), vec!["/prompt"]),
+        (json!({"prompt": 7}), vec!["/prompt"]),
+        (json!({"prompt": "x", "timeout_secs": 4}), vec!["/timeout_secs"]),
+        (json!({"prompt": "x", "timeout_secs": 601}), vec!["/timeout_secs"]),
+        (json!({"prompt": "x", "timeout_secs": "60"}), vec!["/timeout_secs"]),
+        (json!({"prompt": "x", "files": ["ff_a", 7]}), vec!["/files/1"]),
+        (json!({"prompt": "", "model": "-x", "timeout_secs": 0}), vec!["/prompt", "/model", "/timeout_secs"]),
+        (json!(["prompt"]), vec![""]),
+    ] {
+        assert_eq!(pointers("/run", &token, body.clone()).await, expected, "{body}");
+    }
+    assert_eq!(pointers("/admin/tokens", ADMIN, json!({"name": "a", "ip_cidrs": ["10.0.0.0/8", "10.0.0.0/99"]})).await, ["/ip_cidrs/1"]);
+    assert_eq!(pointers("/admin/tokens", ADMIN, json!({"name": "../x"})).await, ["/name"]);
+    assert_eq!(server.query::<i64>("SELECT count(*) FROM runs"), 0);
+}
+
+#[tokio::test]
+async fn a_body_over_the_limit_is_413_also_for_a_client_that_sends_it_all() {
+    let server = Options::stand_in().start();
+    let token = server.mint("app").await;
+    let prompt = |bytes: usize| json!({"prompt": "x".repeat(bytes)});
+    assert_eq!(server.post("/run", &token, &prompt(10 << 20)).await.status, StatusCode::OK);
+    server.post("/run", &token, &prompt((10 << 20) + 1)).await.problem(422);
+    server.post("/run", &token, &prompt(70 << 20)).await.problem(413);
+    // Refused before the body is read, and answered all the same.
+    server.post("/run", "cf_unknown", &prompt(40 << 20)).await.problem(401);
+}
+
+#[tokio::test]
+async fn the_description_is_openapi_3_1_and_names_every_path() {
+    let server = Options::stand_in().start();
+    let document = Answer::of(Client::new().get(server.url("/openapi.json"))).await.json;
+    assert!(document["openapi"].as_str().unwrap().starts_with("3.1"));
+    let paths: Vec<_> = document["paths"].as_object().unwrap().keys().map(String::as_str).collect();
+    assert_eq!(paths, ["/admin/tokens", "/admin/tokens/{name}", "/files", "/healthz", "/run"]);
+}
+
+#[tokio::test]
+async fn a_client_that_does_not_send_its_request_loses_its_connection() {
+    let server = Options::stand_in().start();
+    let mut silent = TcpStream::connect(server.address()).await.unwrap();
+    silent.write_all(b"GET /healthz HTTP/1.1\r\nhost: x\r\nslow: ").await.unwrap();
+    let mut answer = Vec::new();
+    let read = tokio::time::timeout(std::time::Duration::from_secs(25), silent.read_to_end(&mut answer));
+    read.await.expect("the server closes the connection").unwrap();
+}

@@ -1,0 +1,11 @@
+//! The server over a real socket. Where claude must misbehave, a script stands in for it.
+
+#![allow(unreachable_pub, missing_docs, reason = "a test binary has no public items")]
+
+mod access;
+mod errors;
+mod files;
+mod harness;
+mod operator;
+mod run;
+mod stop;

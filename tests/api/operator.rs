@@ -1,0 +1,101 @@
+//! The operator's commands.
+
+use std::process::{Command, Output};
+
+use reqwest::StatusCode;
+
+use crate::harness::{Options, Server};
+
+fn clawdforge(arguments: &[&str], variables: &[(&str, &str)]) -> Output {
+    let home = tempfile::tempdir().unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_clawdforge"));
+    command.args(arguments).env_clear().env("PATH", "/usr/bin:/bin").env("HOME", home.path()).current_dir(home.path());
+    let output = command.envs(variables.iter().copied()).output().unwrap();
+    assert!(home.path().read_dir().unwrap().all(|entry| entry.unwrap().file_name() == "data"), "something was written into the home");
+    output
+}
+
+fn on(server: &Server, arguments: &[&str]) -> (bool, String, String) {
+    let output = clawdforge(arguments, &[("CLAWDFORGE_DATA_DIR", server.data().to_str().unwrap())]);
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (output.status.success(), text(output.stdout), text(output.stderr))
+}
+
+#[tokio::test]
+async fn tokens_are_managed_beside_a_running_server() {
+    let server = Options::stand_in().start();
+    let (created, token, told) = on(&server, &["token", "create", "app", "--cidr", "127.0.0.0/8"]);
+    assert!(created && told.contains("only time"), "{told}");
+    assert_eq!(server.run(token.trim(), "hello").await.status, StatusCode::OK);
+    let (_, list, _) = on(&server, &["token", "list"]);
+    assert!(list.contains("app ") && list.contains("127.0.0.0/8") && !list.contains("cf_"), "{list}");
+    let (again, _, told) = on(&server, &["token", "create", "app"]);
+    assert!(!again && told.contains("in use"), "{told}");
+    let (wrong, _, told) = on(&server, &["token", "create", "b", "--cidr", "10.0.0.0/99"]);
+    assert!(!wrong && told.contains("10.0.0.0/99"), "{told}");
+    assert!(on(&server, &["token", "revoke", "app"]).0);
+    server.run(token.trim(), "hello").await.problem(401);
+    let (unknown, _, told) = on(&server, &["token", "revoke", "nobody"]);
+    assert!(!unknown && told.contains("nobody"), "{told}");
+}
+
+#[tokio::test]
+async fn the_health_check_follows_the_server() {
+    let server = Options::stand_in().start();
+    let address = server.address().to_string();
+    assert!(clawdforge(&["healthcheck"], &[("CLAWDFORGE_BIND", &address)]).status.success());
+    let refusing = Options::stand_in().set("CLAWDFORGE_ALLOW_CIDRS", "10.0.0.0/8").start();
+    assert!(clawdforge(&["healthcheck", "--bind", &refusing.address().to_string()], &[]).status.success());
+    drop(server);
+    let output = clawdforge(&["healthcheck"], &[("CLAWDFORGE_BIND", &address)]);
+    assert_eq!(output.status.code(), Some(1));
+}
+
+#[test]
+fn a_start_that_can_not_be_right_is_one_sentence() {
+    for (variable, value) in [
+        ("CLAWDFORGE_BIND", "8800"),
+        ("CLAWDFORGE_MAX_RUNS", "many"),
+        ("CLAWDFORGE_ADMIN_TOKEN", "short"),
+        ("CLAWDFORGE_ALLOW_CIDRS", "10.0.0.0/8;192.168.0.0/16"),
+        ("CLAWDFORGE_DATA_DIR", "/proc/nowhere"),
+        ("CLAWDFORGE_LOG", "xml"),
+    ] {
+        let output = clawdforge(
+            &["serve"],
+            &[(variable, value), ("CLAWDFORGE_BIND", if variable == "CLAWDFORGE_BIND" { value } else { "127.0.0.1:0" })],
+        );
+        let told = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1));
+        assert!(told.contains(variable) && told.trim().lines().count() == 1, "{told}");
+    }
+}
+
+#[tokio::test]
+async fn two_servers_can_not_share_a_port_or_a_data_folder() {
+    let server = Options::stand_in().start();
+    let address = server.address().to_string();
+    let output = clawdforge(&["serve"], &[("CLAWDFORGE_BIND", &address)]);
+    let told = String::from_utf8(output.stderr).unwrap();
+    assert!(!output.status.success() && told.contains("CLAWDFORGE_BIND"), "{told}");
+    let output = clawdforge(&["serve", "--bind", "127.0.0.1:0"], &[("CLAWDFORGE_DATA_DIR", server.data().to_str().unwrap())]);
+    let told = String::from_utf8(output.stderr).unwrap();
+    assert!(!output.status.success() && told.contains("another clawdforge"), "{told}");
+}
+
+#[test]
+fn the_doctor_says_what_to_do_about_each_trouble() {
+    let output = clawdforge(&["doctor", "--bind", "127.0.0.1:0"], &[("CLAWDFORGE_CLAUDE_BIN", "no-such-claude")]);
+    let told = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{told}");
+    assert!(told.contains("FAILED   claude") && told.contains("npm install -g @anthropic-ai/claude-code"), "{told}");
+    assert!(told.contains("warning  data folder: ./data is not there yet") && told.contains("ok       port"), "{told}");
+}
+
+#[test]
+fn every_command_shows_an_example() {
+    for command in ["serve", "token", "doctor", "healthcheck", "demo"] {
+        let help = String::from_utf8(clawdforge(&[command, "--help"], &[]).stdout).unwrap();
+        assert!(help.contains("Example:\n") && help.contains(&format!("clawdforge {command}")), "{help}");
+    }
+}

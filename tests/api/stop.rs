@@ -1,0 +1,79 @@
+//! The ends of a server, and what comes after.
+
+use std::time::{Duration, Instant};
+
+use reqwest::StatusCode;
+use rustix::process::Signal;
+
+use crate::harness::{Options, until};
+
+#[tokio::test]
+async fn a_stop_lets_running_work_finish_and_refuses_what_waits() {
+    let mut server = Options::stand_in().set("CLAWDFORGE_MAX_RUNS", 1).start();
+    let token = server.mint("app").await;
+    let (running, waiting, ()) = tokio::join!(
+        server.run(&token, "do: wait"),
+        async {
+            until("the run", || server.query::<i64>("SELECT count(*) FROM runs") == 1).await;
+            server.run(&token, "waits").await
+        },
+        async {
+            until("the run", || server.query::<i64>("SELECT count(*) FROM runs") == 1).await;
+            tokio::time::sleep(Duration::from_millis(500)).await;
+            server.signal(Signal::TERM);
+        }
+    );
+    assert_eq!(running.json["result"], "waited");
+    assert!(waiting.problem(503).contains("stopping"));
+    assert!(server.ended().success());
+}
+
+#[tokio::test]
+async fn past_the_drain_time_running_work_is_ended_and_its_row_says_so() {
+    let mut server = Options::stand_in().set("CLAWDFORGE_DRAIN_SECS", 1).start();
+    let token = server.mint("app").await;
+    let (answer, begun) = tokio::join!(server.run(&token, "do: fork and hang"), async {
+        until("the run", || server.agents().len() >= 3).await;
+        server.signal(Signal::INT);
+        Instant::now()
+    });
+    assert_eq!(answer.status, StatusCode::BAD_GATEWAY);
+    assert!(answer.json["error"].as_str().unwrap().contains("the server stopped"));
+    assert!(server.ended().success());
+    assert!(begun.elapsed() < Duration::from_secs(8));
+    assert_eq!(server.query::<String>("SELECT stop_reason FROM runs"), "interrupted");
+}
+
+#[tokio::test]
+async fn a_second_signal_does_not_wait() {
+    let mut server = Options::stand_in().set("CLAWDFORGE_DRAIN_SECS", 60).start();
+    let token = server.mint("app").await;
+    let (answer, begun) = tokio::join!(server.run(&token, "do: hang"), async {
+        until("the run", || !server.agents().is_empty()).await;
+        server.signal(Signal::TERM);
+        until("the stop to begin", || server.log().contains("stopping")).await;
+        server.signal(Signal::TERM);
+        Instant::now()
+    });
+    assert_eq!(answer.status, StatusCode::BAD_GATEWAY);
+    assert!(server.ended().success());
+    assert!(begun.elapsed() < Duration::from_secs(8));
+}
+
+#[tokio::test]
+async fn after_a_crash_the_next_start_ends_what_is_left_and_settles_its_rows() {
+    let server = Options::stand_in().start();
+    let token = server.mint("app").await;
+    let left = tokio::time::timeout(Duration::from_secs(30), async {
+        tokio::select! {
+            answer = server.run(&token, "do: fork and hang") => panic!("{answer:?}"),
+            () = until("the run", || server.agents().len() >= 3) => server.agents(),
+        }
+    });
+    assert!(left.await.unwrap().len() >= 3);
+    let server = server.crash_and_restart();
+    assert_eq!(server.agents(), [0; 0]);
+    assert_eq!(server.query::<String>("SELECT stop_reason FROM runs WHERE finished_at IS NOT NULL AND NOT ok"), "interrupted");
+    assert_eq!(server.data().join("runs").read_dir().unwrap().count(), 0);
+    assert_eq!(server.run(&token, "hello").await.status, StatusCode::OK);
+}
