@@ -165,20 +165,39 @@ impl Shared {
     }
 
     async fn carry_out(&self, request: Request, place: Place, cancel: &CancellationToken, answer: oneshot::Sender<Result<Outcome, NoRun>>) {
-        let run_id = request.row.run_id.clone();
-        if let Err(error) = self.ledger.begin_run(request.row.clone()).await {
+        let run_id = &request.row.run_id;
+        self.live().insert(run_id.clone());
+        let (begun, prepared) = tokio::join!(self.ledger.begin_run(request.row.clone()), self.prepare(&request));
+        if let Err(error) = begun {
+            if let Ok(prepared) = prepared {
+                self.clear_away(&request, prepared.folder).await;
+            }
+            self.live().remove(run_id);
             let _ = answer.send(Err(error.into()));
             return;
         }
-        self.live().insert(run_id.clone());
-        let (outcome, usage) = match AssertUnwindSafe(self.in_folder(&request, cancel)).catch_unwind().await {
-            Ok(done) => done,
-            Err(_) => self.after_a_panic(&run_id).await,
+        let (outcome, usage, folder) = match prepared {
+            Ok(prepared) => {
+                let conversation = AssertUnwindSafe(self.converse(&request, &prepared, cancel)).catch_unwind();
+                let (outcome, usage) = match conversation.await {
+                    Ok(done) => done,
+                    Err(_) => self.after_a_panic(run_id).await,
+                };
+                (outcome, usage, Some(prepared.folder))
+            }
+            Err(error) => {
+                (Outcome { ending: Ending::Unprepared(error), stderr: String::new(), duration: Duration::ZERO }, Usage::default(), None)
+            }
         };
-        self.live().remove(&run_id);
-        drop(place);
-
         let end = row_end(&outcome, usage);
+        let cleared = async {
+            if let Some(folder) = folder {
+                self.clear_away(&request, folder).await;
+            }
+        };
+        let (written, ()) = tokio::join!(self.ledger.finish_run(run_id, end.clone()), cleared);
+        self.live().remove(run_id);
+        drop(place);
         tracing::info!(
             run_id,
             app = request.row.app_name,
@@ -188,12 +207,11 @@ impl Shared {
             duration_ms = end.duration_ms,
             "run"
         );
-        let written = self.ledger.finish_run(&run_id, end.clone()).await;
         // The answer is paid for: the caller gets it also while the ledger can't take it.
         let _ = answer.send(Ok(outcome));
         if let Err(error) = written {
             tracing::error!(run_id, %error, "the run's row was not completed; trying again until it is, or the server stops");
-            self.finish_later(&run_id, end).await;
+            self.finish_later(run_id, end).await;
         }
     }
 
@@ -215,46 +233,37 @@ impl Shared {
         }
     }
 
-    /// Runs in a folder that is made for it and removed after it.
-    async fn in_folder(&self, request: &Request, cancel: &CancellationToken) -> (Outcome, Usage) {
-        let started = Instant::now();
-        let at_once = |ending| (Outcome { ending, stderr: String::new(), duration: started.elapsed() }, Usage::default());
+    /// Makes the run's folder and puts into it what the run needs.
+    async fn prepare(&self, request: &Request) -> io::Result<Prepared> {
         let (parent, run_id) = (self.workshop.folder.clone(), request.row.run_id.clone());
-        let (system, attachments) = (request.system.clone(), request.files.clone());
-        let prepared = blocking(move || {
+        let (system, files) = (request.system.clone(), request.files.clone());
+        blocking(move || {
             let folder = Folder::create(&parent, &run_id)?;
-            match fill(&folder, system.as_deref(), &attachments) {
-                Ok(filled) => Ok((folder, filled)),
+            let filled = system.map(|text| folder.write_system_prompt(&text)).transpose();
+            match filled.and_then(|system_file| Ok((system_file, folder.attach(&files)?))) {
+                Ok((system_file, files)) => Ok(Prepared { folder, system_file, files }),
                 Err(error) => folder.remove().and(Err(error)),
             }
-        });
-        let (folder, (system_file, files)) = match prepared.await {
-            Ok(prepared) => prepared,
-            Err(error) => return at_once(Ending::Unprepared(error)),
-        };
-        let result = self.converse(request, &folder, system_file.as_deref(), &files, cancel).await;
+        })
+        .await
+    }
+
+    async fn clear_away(&self, request: &Request, folder: Folder) {
         let (run_id, environment) = (request.uuid, self.workshop.environment.clone());
         if let Err(error) = blocking(move || folder.remove().and(claude::clean_up(run_id, &environment))).await {
             tracing::warn!(run_id = request.row.run_id, %error, "the run's folder was not removed; the sweeper tries again");
         }
-        result
     }
 
-    async fn converse(
-        &self,
-        request: &Request,
-        folder: &Folder,
-        system_file: Option<&Path>,
-        files: &[PathBuf],
-        cancel: &CancellationToken,
-    ) -> (Outcome, Usage) {
+    async fn converse(&self, request: &Request, prepared: &Prepared, cancel: &CancellationToken) -> (Outcome, Usage) {
+        let Prepared { folder, system_file, files } = prepared;
         let started = Instant::now();
         let ended = |ending, stderr| Outcome { ending, stderr, duration: started.elapsed() };
         let Some(program) = programs::find(&self.claude, &self.workshop.environment) else {
             return (ended(Ending::NotInstalled(self.claude.clone()), String::new()), Usage::default());
         };
         let mut command = self.workshop.command(&program, folder.path());
-        claude::prepare(&mut command, request.uuid, &request.row.model, system_file, &folder.temporary());
+        claude::prepare(&mut command, request.uuid, &request.row.model, system_file.as_deref(), &folder.temporary());
         let input = claude::input(&request.row.prompt, files);
         let mark = self.workshop.mark.run(&request.row.run_id);
         let mut reader = Reader::default();
@@ -272,11 +281,11 @@ impl Shared {
     }
 }
 
-type Filled = (Option<PathBuf>, Vec<PathBuf>);
-
-fn fill(folder: &Folder, system: Option<&str>, files: &[Attachment]) -> io::Result<Filled> {
-    let system_file = system.map(|text| folder.write_system_prompt(text)).transpose()?;
-    Ok((system_file, folder.attach(files)?))
+/// A run's folder with what was put into it.
+struct Prepared {
+    folder: Folder,
+    system_file: Option<PathBuf>,
+    files: Vec<PathBuf>,
 }
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {

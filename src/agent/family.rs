@@ -116,15 +116,37 @@ pub async fn reap() -> io::Result<()> {
 
 fn reap_adopted() {
     let known = started();
-    let tasks = std::fs::read_dir("/proc/self/task").into_iter().flatten().flatten();
-    for children in tasks.filter_map(|task| std::fs::read_to_string(task.path().join("children")).ok()) {
-        for pid in children.split_whitespace().filter_map(|pid| pid.parse::<i32>().ok()) {
-            if !known.contains(&pid.cast_unsigned()) {
-                // Waits only for one that is dead already.
-                let _ = waitpid(Pid::from_raw(pid), WaitOptions::NOHANG);
-            }
+    for pid in own_children().unwrap_or_default() {
+        if !known.contains(&pid.cast_unsigned()) {
+            // Waits only for one that is dead already.
+            let _ = waitpid(Pid::from_raw(pid), WaitOptions::NOHANG);
         }
     }
+}
+
+/// This process's children, zombies included. `None` where the kernel has no list of them.
+fn own_children() -> Option<Vec<i32>> {
+    let mut children = Vec::new();
+    for task in std::fs::read_dir("/proc/self/task").ok()?.flatten() {
+        // A thread that has ended since has none.
+        match std::fs::read_to_string(task.path().join("children")) {
+            Ok(list) => children.extend(list.split_whitespace().filter_map(|pid| pid.parse::<i32>().ok())),
+            Err(_) if task.path().exists() => return None,
+            Err(_) => {}
+        }
+    }
+    Some(children)
+}
+
+/// Whether it is certain, at the cost of a look at this process's own children, that nothing of a run is left: what
+/// lost its parent would be one of them.
+fn surely_gone(mark: &Mark) -> bool {
+    if mark.run.is_none() || !ADOPTS.load(Ordering::Relaxed) {
+        return false;
+    }
+    let Some(children) = own_children() else { return false };
+    let known = started();
+    children.into_iter().filter_map(Process::read).all(|child| known.contains(&child.pid.cast_unsigned()) && !mark.is_in(&child.environ()))
 }
 
 /// Ends with SIGKILL all that carries the mark, or descends from what does, and strays. Returns when none is left, with
@@ -138,6 +160,9 @@ fn end_blocking(mark: &Mark) -> usize {
     let begun = Instant::now();
     let mut ended = BTreeSet::new();
     let mut pause = Duration::from_millis(1);
+    if surely_gone(mark) {
+        return 0;
+    }
     loop {
         // Again until none is found: one that forks while it is being looked for escapes a single look.
         let family = members(mark);
@@ -179,6 +204,11 @@ impl Process {
         (!matches!(state, "Z" | "X")).then_some(Self { pid, parent, started })
     }
 
+    /// Empty where it can't be read.
+    fn environ(self) -> Vec<u8> {
+        std::fs::read(format!("/proc/{}/environ", self.pid)).unwrap_or_default()
+    }
+
     fn kill(self) {
         let Some(pid) = Pid::from_raw(self.pid) else { return };
         let Ok(handle) = pidfd_open(pid, PidfdFlags::empty()) else { return };
@@ -196,7 +226,7 @@ fn members(mark: &Mark) -> Vec<Process> {
     let mut everyone = BTreeMap::new();
     let pids = std::fs::read_dir("/proc").into_iter().flatten().flatten();
     for process in pids.filter_map(|entry| Process::read(entry.file_name().to_str()?.parse().ok()?)) {
-        let environ = std::fs::read(format!("/proc/{}/environ", process.pid)).unwrap_or_default();
+        let environ = process.environ();
         if mark.is_in(&environ) {
             family.insert(process.pid);
         } else if process.parent == own_pid && !mark.is_of_this_server(&environ) {
