@@ -3,7 +3,7 @@
 //! The modules, in reading order:
 //!
 //! - [`config`]: settings, read once into types that can't be wrong
-//! - [`server`]: [`server::App`], the layers, and [`server::serve`]
+//! - [`server`]: [`server::App`], the layers, and [`server::Server::serve`]
 //! - [`api`]: HTTP and nothing else, one file per resource
 //! - [`agent`]: what runs agents: processes, the `claude` CLI, the queue
 //! - [`ledger`]: `SQLite` and nothing else, one file per table

@@ -1,4 +1,4 @@
-//! The server: [`App`], the one ordered list of layers, and [`serve`].
+//! The server: [`App`], the one ordered list of layers, and [`Server::serve`].
 //!
 //! The listener and the stop signal come from outside: production passes a bound port and SIGTERM, tests pass port 0
 //! and a token of their own.

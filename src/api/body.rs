@@ -13,7 +13,8 @@ use axum::middleware::Next;
 use axum::response::Response;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::body::{Frame, SizeHint};
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, Error as _};
+use serde::{Deserialize, Deserializer};
 use serde_path_to_error::{Path, Segment};
 use tokio::time::{Instant, Sleep, sleep, timeout};
 
@@ -151,6 +152,14 @@ impl<S: Send + Sync, T: DeserializeOwned + Validate> FromRequest<S> for ValidJso
             errors => Err(ApiError::Invalid(errors)),
         }
     }
+}
+
+/// A number without a fraction, `60.0` too: JSON knows no other difference.
+pub fn whole_number<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<i64>, D::Error> {
+    let Some(number) = Option::<serde_json::Number>::deserialize(deserializer)? else { return Ok(None) };
+    #[expect(clippy::cast_possible_truncation, reason = "out of range it saturates, and stays out of range")]
+    let from_float = || number.as_f64().filter(|float| float.fract() == 0.0).map(|float| float as i64);
+    number.as_i64().or_else(from_float).map(Some).ok_or_else(|| D::Error::custom("a whole number is needed"))
 }
 
 fn is_json(headers: &HeaderMap) -> bool {

@@ -34,7 +34,7 @@ const MAX_UNREAD: usize = 2 << 20;
 #[into_params(parameter_in = Query)]
 struct UploadQuery {
     /// Seconds that the file is kept.
-    #[param(value_type = Option<u32>, default = 3600, minimum = 60, maximum = 86_400)]
+    #[param(value_type = u32, required = false, default = 3600, minimum = 60, maximum = 86_400)]
     ttl_secs: Option<String>,
 }
 
@@ -46,7 +46,7 @@ struct Upload {
     #[schema(value_type = String, format = Binary)]
     file: Vec<u8>,
     /// Seconds that the file is kept.
-    #[schema(default = 3600, minimum = 60, maximum = 86_400)]
+    #[schema(value_type = u32, required = false, default = 3600, minimum = 60, maximum = 86_400)]
     ttl_secs: Option<u32>,
 }
 

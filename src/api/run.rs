@@ -15,7 +15,7 @@ use utoipa_axum::routes;
 use uuid::Uuid;
 
 use super::auth::Caller;
-use super::body::{ValidJson, Validate};
+use super::body::{ValidJson, Validate, whole_number};
 use super::error::{ApiError, FieldError, Problem};
 use crate::agent::folder::Attachment;
 use crate::agent::reply::Reply;
@@ -44,6 +44,7 @@ struct RunRequest {
     #[schema(max_items = 256)]
     files: Option<Vec<String>>,
     /// How long the CLI may take, in seconds.
+    #[serde(default, deserialize_with = "whole_number")]
     #[schema(default = 120, minimum = 5, maximum = 600)]
     timeout_secs: Option<i64>,
 }

@@ -1,6 +1,6 @@
 //! A stub of the Messages API: the only thing in a demonstration or a test that is not real.
 //!
-//! It answers every prompt with a sentence about it, unless a line of the prompt is a [`Directive`]:
+//! It answers every prompt with a sentence about it, unless a line of the prompt is a directive:
 //! `stub: {"text": "…"}`. So a test of an app decides by its prompts alone what "the model" does.
 
 use std::net::SocketAddr;

@@ -49,6 +49,8 @@ async fn validation_says_where() {
         (json!({"prompt": "x", "timeout_secs": 4}), vec!["/timeout_secs"]),
         (json!({"prompt": "x", "timeout_secs": 601}), vec!["/timeout_secs"]),
         (json!({"prompt": "x", "timeout_secs": "60"}), vec!["/timeout_secs"]),
+        (json!({"prompt": "x", "timeout_secs": 60.5}), vec!["/timeout_secs"]),
+        (json!({"prompt": "x", "timeout_secs": 1e300}), vec!["/timeout_secs"]),
         (json!({"prompt": "x", "files": ["ff_a", 7]}), vec!["/files/1"]),
         (json!({"prompt": "", "model": "-x", "timeout_secs": 0}), vec!["/prompt", "/model", "/timeout_secs"]),
         (json!(["prompt"]), vec![""]),
@@ -56,8 +58,10 @@ async fn validation_says_where() {
         assert_eq!(pointers("/run", &token, body.clone()).await, expected, "{body}");
     }
     assert_eq!(pointers("/admin/tokens", ADMIN, json!({"name": "a", "ip_cidrs": ["10.0.0.0/8", "10.0.0.0/99"]})).await, ["/ip_cidrs/1"]);
+    let float = server.post("/run", &token, &json!({"prompt": "x", "timeout_secs": 60.0, "model": null, "files": null})).await;
+    assert_eq!(float.status, StatusCode::OK, "{float:?}");
     assert_eq!(pointers("/admin/tokens", ADMIN, json!({"name": "../x"})).await, ["/name"]);
-    assert_eq!(server.query::<i64>("SELECT count(*) FROM runs"), 0);
+    assert_eq!(server.query::<i64>("SELECT count(*) FROM runs"), 1);
 }
 
 #[tokio::test]
