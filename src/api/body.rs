@@ -198,3 +198,62 @@ fn pointer(path: &Path) -> String {
         Segment::Enum { .. } | Segment::Unknown => pointer,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use axum::http::StatusCode;
+    use axum::response::IntoResponse;
+    use axum::routing::post;
+    use axum::{Router, middleware};
+    use tower::ServiceExt;
+
+    #[derive(Deserialize)]
+    struct Anything {}
+
+    impl Validate for Anything {
+        fn errors(&self) -> Vec<FieldError> {
+            Vec::new()
+        }
+    }
+
+    /// A body that gives one byte, and the next when the pause is over.
+    struct Drip {
+        pause: Duration,
+        next: Pin<Box<Sleep>>,
+    }
+
+    impl HttpBody for Drip {
+        type Data = Bytes;
+        type Error = std::convert::Infallible;
+
+        fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+            std::task::ready!(self.next.as_mut().poll(context));
+            let pause = self.pause;
+            self.next.as_mut().reset(Instant::now() + pause);
+            Poll::Ready(Some(Ok(Frame::data(Bytes::from_static(b" ")))))
+        }
+    }
+
+    async fn send(body: Body) -> (StatusCode, Duration) {
+        let handler = |json: Result<ValidJson<Anything>, ApiError>| async move { json.map(|_| ()).into_response() };
+        let app: Router = Router::new().route("/", post(handler)).layer(middleware::from_fn(guard));
+        let request = Request::post("/").header(header::CONTENT_TYPE, "application/json").body(body).unwrap();
+        let begun = Instant::now();
+        (app.oneshot(request).await.unwrap().status(), begun.elapsed())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_that_stalls_or_drips_is_408() {
+        for pause in [Duration::from_hours(1), Duration::from_secs(1)] {
+            let (status, took) = send(Body::new(Drip { pause, next: Box::pin(sleep(pause)) })).await;
+            assert_eq!(status, StatusCode::REQUEST_TIMEOUT);
+            assert!(took < PATIENCE + READ_OUT_TIME + Duration::from_secs(1), "{took:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_body_at_once_is_read() {
+        assert_eq!(send(Body::from("{}")).await.0, StatusCode::OK);
+    }
+}

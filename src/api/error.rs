@@ -187,3 +187,26 @@ pub fn panicked(panic: Box<dyn Any + Send>) -> Response {
     drop(panic); // The panic hook has logged it, with its place.
     ApiError::Defect.into_response()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use axum::body::Body;
+    use axum::routing::get;
+    use tower::ServiceExt;
+    use tower_http::catch_panic::CatchPanicLayer;
+
+    async fn defect() {
+        panic!("the cause");
+    }
+
+    #[tokio::test]
+    async fn a_panic_is_a_500_that_tells_nothing_of_it() {
+        let app: axum::Router = axum::Router::new().route("/", get(defect)).layer(CatchPanicLayer::custom(panicked));
+        let answer = app.oneshot(axum::http::Request::get("/").body(Body::empty()).unwrap()).await.unwrap();
+        assert_eq!(answer.status(), StatusCode::INTERNAL_SERVER_ERROR);
+        assert_eq!(answer.headers()[header::CONTENT_TYPE], "application/problem+json");
+        let body = axum::body::to_bytes(answer.into_body(), 10_000).await.unwrap();
+        assert!(!String::from_utf8_lossy(&body).contains("the cause"));
+    }
+}

@@ -86,6 +86,19 @@ async fn the_description_is_openapi_3_1_and_names_every_path() {
 }
 
 #[tokio::test]
+async fn connections_past_the_limit_wait_and_are_served_when_others_go() {
+    let server = Options::stand_in().set("CLAWDFORGE_MAX_RUNS", 1).set("CLAWDFORGE_MAX_QUEUED_RUNS", 0).start();
+    let mut silent = Vec::new();
+    for _ in 0..513 {
+        silent.push(TcpStream::connect(server.address()).await.unwrap());
+    }
+    let health = || Client::new().get(server.url("/healthz")).timeout(std::time::Duration::from_secs(5)).send();
+    assert!(tokio::time::timeout(std::time::Duration::from_millis(300), health()).await.is_err());
+    drop(silent);
+    assert_eq!(health().await.unwrap().status(), StatusCode::OK);
+}
+
+#[tokio::test]
 async fn a_client_that_does_not_send_its_request_loses_its_connection() {
     let server = Options::stand_in().start();
     let mut silent = TcpStream::connect(server.address()).await.unwrap();
