@@ -12,7 +12,8 @@ use std::time::Duration;
 use clap::Args;
 
 use crate::network::Networks;
-use crate::secret::TokenHash;
+use crate::secret::{TokenHash, is_token_name};
+use crate::sessions;
 
 /// How the admin token's hash reaches the process that was started again without its plaintext.
 pub const ADMIN_TOKEN_SHA256: &str = "CLAWDFORGE_ADMIN_TOKEN_SHA256";
@@ -75,6 +76,18 @@ pub struct Flags {
     /// Runs that wait for a place, past which 503 [default: 64]
     #[arg(long, env = "CLAWDFORGE_MAX_QUEUED_RUNS", value_name = "N", hide_env_values = true)]
     max_queued_runs: Option<String>,
+    /// Agents that sessions may name [default: claude]
+    #[arg(long, env = "CLAWDFORGE_AGENTS", value_name = "NAME,…", hide_env_values = true)]
+    agents: Option<String>,
+    /// Open sessions at once [default: 32]
+    #[arg(long, env = "CLAWDFORGE_MAX_SESSIONS", value_name = "N", hide_env_values = true)]
+    max_sessions: Option<String>,
+    /// Seconds without a turn after which a session is closed [default: 3600]
+    #[arg(long, env = "CLAWDFORGE_SESSION_TTL_SECS", value_name = "SECONDS", hide_env_values = true)]
+    session_ttl_secs: Option<String>,
+    /// Seconds after which a closed session is deleted [default: 86400]
+    #[arg(long, env = "CLAWDFORGE_SESSION_HARD_TTL_SECS", value_name = "SECONDS", hide_env_values = true)]
+    session_hard_ttl_secs: Option<String>,
     /// The sweeper's period in seconds [default: 60]
     #[arg(long, env = "CLAWDFORGE_SWEEP_SECS", value_name = "SECONDS", hide_env_values = true)]
     sweep_secs: Option<String>,
@@ -122,6 +135,10 @@ pub struct Settings {
     pub max_runs: usize,
     /// Runs that wait for a place.
     pub max_queued_runs: usize,
+    /// Agents that sessions may name.
+    pub agents: Vec<String>,
+    /// How many sessions may be open, and for how long.
+    pub sessions: sessions::Limits,
     /// The sweeper's period.
     pub sweep_every: Duration,
     /// The largest upload in bytes.
@@ -184,6 +201,17 @@ impl Flags {
             acpx_bin: text(self.acpx_bin, "acpx").into(),
             max_runs: number("CLAWDFORGE_MAX_RUNS", self.max_runs, 8, 1..=1000)?,
             max_queued_runs: number("CLAWDFORGE_MAX_QUEUED_RUNS", self.max_queued_runs, 64, 0..=100_000)?,
+            agents: agents(&text(self.agents, "claude"))?,
+            sessions: sessions::Limits {
+                most_open: number("CLAWDFORGE_MAX_SESSIONS", self.max_sessions, 32, 0..=10_000)?,
+                idle: Duration::from_secs(number("CLAWDFORGE_SESSION_TTL_SECS", self.session_ttl_secs, 3600, 1..=31_536_000)?),
+                closed: Duration::from_secs(number(
+                    "CLAWDFORGE_SESSION_HARD_TTL_SECS",
+                    self.session_hard_ttl_secs,
+                    86_400,
+                    0..=31_536_000,
+                )?),
+            },
             sweep_every: Duration::from_secs(number("CLAWDFORGE_SWEEP_SECS", self.sweep_secs, 60, 1..=86_400)?),
             max_upload_bytes: number("CLAWDFORGE_MAX_UPLOAD_BYTES", self.max_upload_bytes, 104_857_600, 1..=1 << 40)?,
             retention_days: number("CLAWDFORGE_RETENTION_DAYS", self.retention_days, 90, 1..=36_500)?,
@@ -240,6 +268,17 @@ fn given(value: Option<&str>) -> Option<&str> {
 
 fn text(value: Option<String>, default: &str) -> String {
     given(value.as_deref()).unwrap_or(default).to_owned()
+}
+
+/// An agent's name becomes an argument of acpx, which runs a name that it does not know as a command.
+fn agents(list: &str) -> Result<Vec<String>, BadSetting> {
+    let names: Vec<_> = list.split(',').map(|name| name.trim().to_owned()).filter(|name| !name.is_empty()).collect();
+    match names.iter().find(|name| !is_token_name(name)) {
+        Some(name) => {
+            Err(BadSetting::new("CLAWDFORGE_AGENTS", format!("names \"{name}\", which is not the name of an agent such as claude")))
+        }
+        None => Ok(names),
+    }
 }
 
 fn networks(variable: &'static str, list: &str) -> Result<Networks, BadSetting> {

@@ -8,6 +8,7 @@
 //! - [`agent`]: what runs agents: processes, the `claude` CLI, the queue
 //! - [`ledger`]: `SQLite` and nothing else, one file per table
 //! - [`runs`]: a run, from its place in the queue to the end of its row
+//! - [`sessions`]: conversations of many turns
 //! - [`uploads`]: files that apps sent, on disk
 //! - [`sweeper`]: what time takes away
 //! - [`network`], [`secret`], [`clock`]: addresses, tokens, the time
@@ -25,5 +26,6 @@ pub mod network;
 pub mod runs;
 pub mod secret;
 pub mod server;
+pub mod sessions;
 pub mod sweeper;
 pub mod uploads;

@@ -22,7 +22,7 @@ use uuid::Uuid;
 use crate::agent::claude::{self, Answer, Reader, Usage};
 use crate::agent::family;
 use crate::agent::folder::{self, Attachment, Folder};
-use crate::agent::process::{self, End};
+use crate::agent::process::{self, End, Talk};
 use crate::agent::queue::{Place, Queue, Refused};
 use crate::agent::{Workshop, programs};
 use crate::clock;
@@ -249,8 +249,8 @@ impl Shared {
     }
 
     async fn clear_away(&self, request: &Request, folder: Folder) {
-        let (run_id, environment) = (request.uuid, self.workshop.environment.clone());
-        if let Err(error) = blocking(move || folder.remove().and(claude::clean_up(run_id, &environment))).await {
+        let (session_id, environment) = (request.uuid.to_string(), self.workshop.environment.clone());
+        if let Err(error) = blocking(move || folder.remove().and(claude::clean_up(&session_id, &environment))).await {
             tracing::warn!(run_id = request.row.run_id, %error, "the run's folder was not removed; the sweeper tries again");
         }
     }
@@ -267,8 +267,8 @@ impl Shared {
         let input = claude::input(&request.row.prompt, files);
         let mark = self.workshop.mark.run(&request.row.run_id);
         let mut reader = Reader::default();
-        let deadline = started + request.timeout;
-        let finished = process::converse(&mut command, &mark, input, deadline, cancel, |line| reader.line(line)).await;
+        let talk = Talk { input, hold_input: true, deadline: started + request.timeout, cancel };
+        let finished = process::converse(&mut command, &mark, talk, |line| reader.line(line)).await;
         let finished = match finished {
             Ok(finished) => finished,
             Err(error) => {
@@ -277,7 +277,7 @@ impl Shared {
             }
         };
         let ending = ending(finished.end, &mut reader, self.stop.is_cancelled(), request.timeout);
-        (ended(ending, last_characters(&finished.stderr, 4000)), reader.usage())
+        (ended(ending, finished.stderr), reader.usage())
     }
 }
 
@@ -288,7 +288,8 @@ struct Prepared {
     files: Vec<PathBuf>,
 }
 
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
+/// Does work that waits for the disk on a thread for such.
+pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
     tokio::task::spawn_blocking(work).await.unwrap_or_else(|died| Err(io::Error::other(died)))
 }
 
@@ -309,11 +310,6 @@ fn ending(end: End, reader: &mut Reader, stopping: bool, timeout: Duration) -> E
         (None, End::Lingered) => Ending::Failed(with_trouble("claude closed its output without an answer".to_owned())),
         (None, End::Stopped) => Ending::Failed(with_trouble("claude gave no answer".to_owned())),
     }
-}
-
-fn last_characters(text: &str, most: usize) -> String {
-    let start = text.char_indices().rev().nth(most - 1).map_or(0, |(at, _)| at);
-    text[start..].to_owned()
 }
 
 /// What the ledger keeps of an outcome.
@@ -366,16 +362,4 @@ fn clear(folder: &Path, keep: impl Fn(&str) -> bool) -> io::Result<usize> {
         }
     }
     Ok(removed)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn standard_error_is_cut_by_characters() {
-        assert_eq!(last_characters("aüb", 2), "üb");
-        assert_eq!(last_characters("aüb", 9), "aüb");
-        assert_eq!(last_characters("", 4), "");
-    }
 }

@@ -37,6 +37,7 @@ use crate::ledger::Ledger;
 use crate::network::Networks;
 use crate::runs::{self, Runs};
 use crate::secret::TokenHash;
+use crate::sessions::Sessions;
 use crate::sweeper;
 use crate::uploads::Uploads;
 
@@ -59,6 +60,10 @@ pub struct App {
     pub uploads: Uploads,
     /// The runs.
     pub runs: Runs,
+    /// The sessions.
+    pub sessions: Sessions,
+    /// Agents that sessions may name.
+    pub agents: Vec<String>,
     /// The `claude` CLI.
     pub claude: Arc<Cli>,
     /// The `acpx` CLI.
@@ -116,12 +121,21 @@ impl Server {
         let workshop = Workshop { folder: folder("runs")?, mark: Mark::server(&data_dir)?, environment };
         runs::recover(&workshop, &ledger).await.context("what an earlier end left can't be cleared away")?;
 
+        let session_workshop = Workshop { folder: folder("sessions")?, ..workshop.clone() };
+        let sessions = Sessions::new(session_workshop, settings.acpx_bin.clone(), ledger.clone(), settings.sessions);
+        let turns = sessions.recover().await.context("what an earlier end left can't be cleared away")?;
+        if turns > 0 {
+            tracing::warn!(turns, "settled turns that an earlier end interrupted");
+        }
+
         let environment = &workshop.environment;
         let app = App {
             claude: Arc::new(Cli::new(settings.claude_bin.clone(), environment)),
             acpx: Arc::new(Cli::new(settings.acpx_bin, environment)),
             access: Access { allow: settings.allow, trusted_proxies: settings.trusted_proxies, admin: settings.admin },
             runs: Runs::new(workshop.clone(), settings.claude_bin, ledger.clone(), settings.max_runs, settings.max_queued_runs),
+            sessions,
+            agents: settings.agents,
             ledger,
             uploads,
         };
@@ -180,7 +194,7 @@ impl Server {
             std::future::pending::<()>().await;
         };
         let runs = async {
-            self.app.runs.finish(over.cancelled()).await;
+            tokio::join!(self.app.runs.finish(over.cancelled()), self.app.sessions.finish(over.cancelled()));
             ended.cancel();
         };
         let clients = async {
@@ -203,7 +217,7 @@ impl Server {
     fn background(&self) -> JoinSet<()> {
         let mut tasks = JoinSet::new();
         let (app, period, days) = (self.app.clone(), self.sweep_every, self.retention_days);
-        tasks.spawn(async move { sweeper::sweep(period, days, &app.ledger, &app.uploads, &app.runs).await });
+        tasks.spawn(async move { sweeper::sweep(period, days, &app).await });
         for cli in [self.app.claude.clone(), self.app.acpx.clone()] {
             let workshop = self.workshop.clone();
             tasks.spawn(async move { cli.watch(&workshop).await });

@@ -2,18 +2,18 @@
 
 use std::time::Duration;
 
-use crate::ledger::Ledger;
-use crate::runs::Runs;
-use crate::uploads::Uploads;
+use crate::server::App;
 
 /// Sweeps every `period`, for ever. What fails is logged, and tried again the next time.
-pub async fn sweep(period: Duration, retention_days: u32, ledger: &Ledger, uploads: &Uploads, runs: &Runs) {
+pub async fn sweep(period: Duration, retention_days: u32, app: &App) {
     loop {
         tokio::time::sleep(period).await;
-        report("uploads", uploads.sweep(ledger).await);
-        report("last uses of tokens", ledger.flush_used().await.map(|()| 0));
-        report("old runs", ledger.forget_runs(retention_days).await);
-        report("folders of runs", runs.sweep().await);
+        report("sessions", app.sessions.sweep().await);
+        report("uploads", app.uploads.sweep(&app.ledger).await);
+        report("last uses of tokens", app.ledger.flush_used().await.map(|()| 0));
+        report("old runs", app.ledger.forget_runs(retention_days).await);
+        report("old events of sessions", app.ledger.forget_session_events(retention_days).await);
+        report("folders of runs", app.runs.sweep().await);
     }
 }
 

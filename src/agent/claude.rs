@@ -20,7 +20,7 @@ use super::process::{Line, MAX_LINE, Next};
 const FILES_HEADING: &str = "[Attached files — open with Read tool as needed]";
 
 /// Variables that the CLI gets beside those of every agent.
-const VARIABLES: &[(&str, &str)] = &[
+pub const VARIABLES: &[(&str, &str)] = &[
     // `@path` in a prompt would otherwise put that file's text in front of the model without asking for permission,
     // whosever it is.
     ("CLAUDE_CODE_DISABLE_ATTACHMENTS", "1"),
@@ -34,14 +34,18 @@ pub fn prepare(command: &mut Command, run_id: Uuid, model: &str, system_file: Op
     command.env("CLAUDE_CODE_TMPDIR", temporary).env("TMPDIR", temporary);
 }
 
-/// Removes what the CLI keeps of a run under the user's home although it was told to keep nothing.
-pub fn clean_up(run_id: Uuid, environment: &Environment) -> io::Result<()> {
+/// The folder of the CLI's own files.
+pub fn config_folder(environment: &Environment) -> Option<PathBuf> {
     let home = || environment.get("HOME").map(|home| Path::new(home).join(".claude"));
-    let Some(config) = environment.get("CLAUDE_CONFIG_DIR").map(PathBuf::from).or_else(home) else { return Ok(()) };
-    let Ok(kinds) = config.read_dir() else { return Ok(()) };
+    environment.get("CLAUDE_CONFIG_DIR").map(PathBuf::from).or_else(home)
+}
+
+/// Removes what the CLI keeps of a run under the user's home although it was told to keep nothing.
+pub fn clean_up(session_id: &str, environment: &Environment) -> io::Result<()> {
+    let Some(Ok(kinds)) = config_folder(environment).map(|config| config.read_dir()) else { return Ok(()) };
     for kind in kinds {
         // `session-env`, and whatever else is filed by session.
-        let path = kind?.path().join(run_id.to_string());
+        let path = kind?.path().join(session_id);
         if path.exists() {
             remove_tree(&path)?;
         }
@@ -60,14 +64,20 @@ fn arguments(run_id: Uuid, model: &str, system_file: Option<&Path>) -> Vec<OsStr
     arguments
 }
 
-/// The line that hands the prompt over.
-pub fn input(prompt: &str, files: &[PathBuf]) -> Vec<u8> {
+/// The text that the CLI is to take for the prompt, with the attached files named under it.
+pub fn prompt_text(prompt: &str, files: &[PathBuf]) -> String {
     // A leading slash would make it a command of the CLI's own; behind a line's end it is text.
     let mut text = if prompt.starts_with('/') { format!("\n{prompt}") } else { prompt.to_owned() };
     if !files.is_empty() {
         let paths: Vec<_> = files.iter().map(|file| file.display().to_string()).collect();
         text = format!("{text}\n\n{FILES_HEADING}\n{}", paths.join("\n"));
     }
+    text
+}
+
+/// The line that hands the prompt of a run over.
+pub fn input(prompt: &str, files: &[PathBuf]) -> Vec<u8> {
+    let text = prompt_text(prompt, files);
     let message = json!({"type": "user", "message": {"role": "user", "content": [{"type": "text", "text": text}]}});
     format!("{message}\n").into_bytes()
 }

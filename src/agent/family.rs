@@ -146,7 +146,11 @@ fn surely_gone(mark: &Mark) -> bool {
     }
     let Some(children) = own_children() else { return false };
     let known = started();
-    children.into_iter().filter_map(Process::read).all(|child| known.contains(&child.pid.cast_unsigned()) && !mark.is_in(&child.environ()))
+    children.into_iter().filter_map(Process::read).all(|child| {
+        let environ = child.environ();
+        // The idle processes of a session were adopted too, and carry its own mark.
+        (known.contains(&child.pid.cast_unsigned()) || mark.is_of_this_server(&environ)) && !mark.is_in(&environ)
+    })
 }
 
 /// Ends with SIGKILL all that carries the mark, or descends from what does, and strays. Returns when none is left, with

@@ -2,7 +2,9 @@
 //! ([`folder`]), the `claude` CLI ([`claude`], [`reply`]), the programs themselves ([`programs`]) and the queue for
 //! their places ([`queue`]). Knows neither HTTP nor the ledger.
 
+pub mod acpx;
 pub mod claude;
+pub mod events;
 pub mod family;
 pub mod folder;
 pub mod process;

@@ -1,7 +1,7 @@
 //! One agent process, from its start to the end of everything it started.
 //!
-//! [`converse`] owns the child: it writes its input, reads its output line by line, drains its standard error, and ends
-//! it in one of the ways that [`End`] names. When it returns, nothing that the child started is alive.
+//! [`converse_and`] owns the child: it writes its input, reads its output line by line, drains its standard error, and
+//! ends it in one of the ways that [`End`] names.
 
 use std::io;
 use std::process::{ExitStatus, Stdio};
@@ -23,8 +23,10 @@ const INTERRUPT_GRACE: Duration = Duration::from_secs(2);
 const LINGER: Duration = Duration::from_secs(3);
 /// How long the pipes may stay open when nothing is left that could write to them.
 const PIPE_GRACE: Duration = Duration::from_secs(1);
-/// Bytes of standard error that are kept: enough for 4,000 characters of any width.
-const STDERR_KEPT: usize = 16_000;
+/// Characters of standard error that are kept.
+const STDERR_CHARACTERS: usize = 4000;
+/// Bytes of it, enough for characters of any width.
+const STDERR_KEPT: usize = 4 * STDERR_CHARACTERS;
 
 /// A line of an agent's standard output, without its end.
 #[derive(Debug)]
@@ -66,20 +68,55 @@ pub enum End {
 pub struct Finished {
     /// How it ended.
     pub end: End,
-    /// The end of its standard error.
+    /// The last 4,000 characters of its standard error.
     pub stderr: String,
 }
 
-/// Starts `command`, writes `input` to it and hands each line of its output to `read`, until it ends, `deadline` passes
-/// or `cancel` is called. An error means that the program could not be started.
-pub async fn converse(
+/// What is said to an agent, and for how long it is listened to.
+pub struct Talk<'a> {
+    /// What it reads first.
+    pub input: Vec<u8>,
+    /// Whether its input stays open until it has answered.
+    pub hold_input: bool,
+    /// When its time is up.
+    pub deadline: Instant,
+    /// When nobody wants its answer any more.
+    pub cancel: &'a CancellationToken,
+}
+
+/// Starts `command` and talks to it as [`converse_and`] does. When this returns, nothing of its family is alive.
+pub async fn converse(command: &mut Command, mark: &Mark, talk: Talk<'_>, read: impl FnMut(Line<'_>) -> Next) -> io::Result<Finished> {
+    converse_and(command, mark, talk, read, async |agent, how| {
+        if !matches!(how.end, End::Exited(_)) {
+            interrupt(agent).await;
+        }
+        let ended = family::end(mark).await;
+        if ended > 0 {
+            tracing::debug!(ended, "ended what the agent left running");
+        }
+    })
+    .await
+}
+
+/// How a process came to its end.
+#[derive(Debug)]
+pub struct How {
+    /// By itself, or why it is to be ended.
+    pub end: End,
+    /// Whether the reader had its answer by then.
+    pub answered: bool,
+}
+
+/// Starts `command`, writes the input to it and hands each line of its output to `read`, until it ends, its time is up
+/// or it is cancelled. Then `wind_down` ends what is to be ended. An error means that the program could not be started.
+pub async fn converse_and(
     command: &mut Command,
     mark: &Mark,
-    input: Vec<u8>,
-    deadline: Instant,
-    cancel: &CancellationToken,
+    talk: Talk<'_>,
     mut read: impl FnMut(Line<'_>) -> Next,
+    wind_down: impl AsyncFnOnce(&mut Started, &How),
 ) -> io::Result<Finished> {
+    let Talk { input, hold_input, deadline, cancel } = talk;
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut agent = family::start(command, mark)?;
     let mut stdin = agent.child.stdin.take().expect("stdin is piped");
@@ -91,8 +128,9 @@ pub async fn converse(
         // An agent that closes its input early says why in its output.
         let _ = stdin.write_all(&input).await;
         drop(input);
-        // Not closed before the answer: `claude` would end without waiting for its output to be read, and cut it.
-        answered.cancelled().await;
+        if hold_input {
+            tokio::select! { () = answered.cancelled() => {}, () = closed.cancelled() => {} }
+        }
         drop(stdin);
     };
     let listen = async {
@@ -103,8 +141,6 @@ pub async fn converse(
         })
         .await;
         closed.cancel();
-        // The input must not outlast the output.
-        answered.cancel();
     };
     let mut tail = Vec::new();
     let streams = async { tokio::join!(feed, listen, keep_tail(stderr, &mut tail)) };
@@ -113,21 +149,20 @@ pub async fn converse(
             biased;
             status = agent.child.wait() => status.map_or(End::Lingered, End::Exited),
             () = stop.cancelled() => End::Stopped,
-            () = cancel.cancelled() => End::Cancelled,
-            () = sleep_until(deadline) => End::TimedOut,
             () = async { answered.cancelled().await; sleep(LINGER).await } => End::Lingered,
             () = async { closed.cancelled().await; sleep(LINGER).await } => End::Lingered,
+            () = cancel.cancelled() => End::Cancelled,
+            () = sleep_until(deadline) => End::TimedOut,
         };
-        if !matches!(end, End::Exited(_)) {
-            interrupt(&mut agent).await;
+        // What it wrote last may still be on its way through the pipe.
+        if matches!(end, End::Exited(_)) && !answered.is_cancelled() {
+            let _ = timeout(PIPE_GRACE, closed.cancelled()).await;
         }
-        let ended = family::end(mark).await;
-        if ended > 0 {
-            tracing::debug!(ended, "ended what the agent left running");
-        }
+        let how = How { end, answered: answered.is_cancelled() };
+        wind_down(&mut agent, &how).await;
         let _ = timeout(INTERRUPT_GRACE, agent.child.wait()).await;
         over.cancel();
-        end
+        how.end
     };
     let (end, ()) = tokio::join!(supervise, async {
         tokio::select! {
@@ -135,7 +170,13 @@ pub async fn converse(
             () = async { over.cancelled().await; sleep(PIPE_GRACE).await } => {}
         }
     });
-    Ok(Finished { end, stderr: String::from_utf8_lossy(&tail).into_owned() })
+    Ok(Finished { end, stderr: last_characters(&String::from_utf8_lossy(&tail)) })
+}
+
+/// The last 4,000 characters.
+fn last_characters(text: &str) -> String {
+    let start = text.char_indices().rev().nth(STDERR_CHARACTERS - 1).map_or(0, |(at, _)| at);
+    text[start..].to_owned()
 }
 
 async fn interrupt(agent: &mut Started) {
@@ -210,6 +251,14 @@ mod tests {
             let expected: Vec<_> = lines.into_iter().map(Some).collect();
             prop_assert_eq!(lines_of(&text), expected);
         }
+    }
+
+    #[test]
+    fn standard_error_is_cut_by_characters() {
+        let long = "ü".repeat(5000);
+        assert_eq!(last_characters(&long), "ü".repeat(4000));
+        assert_eq!(last_characters("aüb"), "aüb");
+        assert_eq!(last_characters(""), "");
     }
 
     #[test]

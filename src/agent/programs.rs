@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::process::{self, Line, Next};
+use super::process::{self, Line, Next, Talk};
 use super::{Environment, Workshop};
 
 /// How long `--version` may take.
@@ -43,8 +43,8 @@ pub async fn version(program: &Path, workshop: &Workshop) -> Option<String> {
         version = version.take().or_else(|| version_in(&String::from_utf8_lossy(line)));
         if version.is_some() { Next::Answered } else { Next::More }
     };
-    let never = CancellationToken::new();
-    process::converse(command.arg("--version"), &mark, Vec::new(), deadline, &never, read).await.ok().and(version)
+    let talk = Talk { input: Vec::new(), hold_input: false, deadline, cancel: &CancellationToken::new() };
+    process::converse(command.arg("--version"), &mark, talk, read).await.ok().and(version)
 }
 
 /// The first word that is digits with dots between.

@@ -1,6 +1,7 @@
 //! What refusals look like: one enum, mapped to HTTP in one place, as RFC 9457 problems.
 
 use std::any::Any;
+use std::ffi::OsString;
 use std::io::{self, ErrorKind};
 
 use axum::Json;
@@ -11,6 +12,7 @@ use utoipa::ToSchema;
 
 use crate::ledger::{self, NameTaken};
 use crate::runs::NoRun;
+use crate::sessions::Refused;
 use crate::uploads;
 
 /// Seconds after which a caller that was turned away may try again.
@@ -74,6 +76,14 @@ pub enum ApiError {
     TooLarge(u64),
     /// The body came too slowly.
     TooSlow,
+    /// The session is closed.
+    Gone,
+    /// As many sessions are open as may be.
+    SessionsFull,
+    /// acpx did not do its part.
+    Acpx(String),
+    /// The acpx CLI is not there.
+    AcpxMissing(OsString),
     /// A token of that name is in use.
     NameTaken(NameTaken),
     /// Too much to do.
@@ -120,6 +130,21 @@ impl From<NoRun> for ApiError {
     }
 }
 
+impl From<Refused> for ApiError {
+    fn from(refused: Refused) -> Self {
+        match refused {
+            Refused::Full => Self::SessionsFull,
+            Refused::Closed => Self::Gone,
+            Refused::Stopping => Self::Stopping,
+            Refused::NotInstalled(program) => Self::AcpxMissing(program),
+            Refused::Failed(error) => Self::Acpx(error),
+            Refused::Ledger(error) => Self::Ledger(error),
+            Refused::Disk(error) => Self::Disk(error),
+            Refused::Died => Self::Defect,
+        }
+    }
+}
+
 impl ApiError {
     fn status_and_detail(&self) -> (StatusCode, String) {
         let (status, detail) = match self {
@@ -132,6 +157,21 @@ impl ApiError {
             Self::WrongType(wanted) => return (StatusCode::UNSUPPORTED_MEDIA_TYPE, format!("Send the body as {wanted}.")),
             Self::TooLarge(limit) => return (StatusCode::PAYLOAD_TOO_LARGE, format!("Send at most {limit} bytes.")),
             Self::TooSlow => (StatusCode::REQUEST_TIMEOUT, "Send the body faster; it stalled for too long."),
+            Self::Gone => (StatusCode::GONE, "The session is closed; create another one."),
+            Self::SessionsFull => (StatusCode::SERVICE_UNAVAILABLE, "As many sessions are open as may be; close one, or try again later."),
+            Self::Acpx(error) => {
+                return (
+                    StatusCode::BAD_GATEWAY,
+                    format!("The agent's client failed ({error}); try again, or ask the operator to run \"clawdforge doctor\"."),
+                );
+            }
+            Self::AcpxMissing(program) => {
+                let detail = format!(
+                    "The acpx CLI is not installed on the server (looked for \"{}\"); install it with \"npm install -g acpx @agentclientprotocol/claude-agent-acp\", or set CLAWDFORGE_ACPX_BIN.",
+                    program.display()
+                );
+                return (StatusCode::SERVICE_UNAVAILABLE, detail);
+            }
             Self::NameTaken(taken) => return (StatusCode::CONFLICT, sentence(taken)),
             Self::Busy => (StatusCode::SERVICE_UNAVAILABLE, "The server is busy and its queue is full; try again later."),
             Self::Stopping => (StatusCode::SERVICE_UNAVAILABLE, "The server is stopping; try again when it is back."),

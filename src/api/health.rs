@@ -41,7 +41,7 @@ async fn healthz(State(app): State<Arc<App>>) -> Json<Health> {
         claude_version: claude.version,
         acpx_present: acpx.present,
         acpx_version: acpx.version,
-        open_sessions: 0,
+        open_sessions: app.sessions.open(),
     })
 }
 

@@ -7,6 +7,7 @@ pub mod error;
 mod files;
 mod health;
 mod run;
+mod sessions;
 mod tokens;
 
 use std::sync::Arc;
@@ -34,7 +35,7 @@ pub fn routes(app: Arc<App>) -> Router {
 }
 
 fn described() -> OpenApiRouter<Arc<App>> {
-    let routes = [health::routes(), run::routes(), files::routes(), tokens::routes()];
+    let routes = [health::routes(), run::routes(), files::routes(), sessions::routes(), tokens::routes()];
     routes.into_iter().fold(OpenApiRouter::with_openapi(frame()), OpenApiRouter::merge)
 }
 

@@ -52,21 +52,33 @@ struct RunRequest {
 impl Validate for RunRequest {
     fn errors(&self) -> Vec<FieldError> {
         let mut errors = Vec::new();
-        match self.prompt.len() {
-            0 => errors.push(FieldError::new("/prompt", "a prompt is needed")),
-            length if length > MAX_PROMPT => errors.push(FieldError::new("/prompt", "the prompt is longer than 10 MiB")),
-            _ => {}
-        }
-        if self.model.as_deref().is_some_and(|model| !is_model(model)) {
-            errors.push(FieldError::new("/model", r"the model must match ^[A-Za-z0-9][A-Za-z0-9._:/@\[\]-]{0,127}$"));
-        }
-        if self.files.as_ref().is_some_and(|files| files.len() > MAX_FILES) {
-            errors.push(FieldError::new("/files", format!("at most {MAX_FILES} files can be attached")));
-        }
+        check_prompt(&self.prompt, &mut errors);
+        check_model(self.model.as_deref(), &mut errors);
+        check_files(self.files.as_deref(), &mut errors);
         if self.timeout_secs.is_some_and(|secs| !(5..=600).contains(&secs)) {
             errors.push(FieldError::new("/timeout_secs", "the timeout must be from 5 to 600 seconds"));
         }
         errors
+    }
+}
+
+pub(super) fn check_prompt(prompt: &str, errors: &mut Vec<FieldError>) {
+    match prompt.len() {
+        0 => errors.push(FieldError::new("/prompt", "a prompt is needed")),
+        length if length > MAX_PROMPT => errors.push(FieldError::new("/prompt", "the prompt is longer than 10 MiB")),
+        _ => {}
+    }
+}
+
+pub(super) fn check_model(model: Option<&str>, errors: &mut Vec<FieldError>) {
+    if model.is_some_and(|model| !is_model(model)) {
+        errors.push(FieldError::new("/model", r"the model must match ^[A-Za-z0-9][A-Za-z0-9._:/@\[\]-]{0,127}$"));
+    }
+}
+
+pub(super) fn check_files(files: Option<&[String]>, errors: &mut Vec<FieldError>) {
+    if files.is_some_and(|files| files.len() > MAX_FILES) {
+        errors.push(FieldError::new("/files", format!("at most {MAX_FILES} files can be attached")));
     }
 }
 
@@ -131,7 +143,7 @@ async fn run(State(app): State<Arc<App>>, caller: Caller, ValidJson(asked): Vali
 }
 
 /// The caller's files behind `tokens`. One that is not the caller's own, or not any more, is a `400` that names it.
-async fn attachments(app: &App, caller: &Caller, mut tokens: Vec<String>) -> Result<Vec<Attachment>, ApiError> {
+pub(super) async fn attachments(app: &App, caller: &Caller, mut tokens: Vec<String>) -> Result<Vec<Attachment>, ApiError> {
     let mut seen = std::collections::HashSet::new();
     tokens.retain(|token| seen.insert(token.clone()));
     let files = app

@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::healthcheck;
 use crate::agent::family::Mark;
-use crate::agent::process::{self, Line, Next};
+use crate::agent::process::{self, Line, Next, Talk};
 use crate::agent::{Environment, Workshop, programs};
 use crate::config::{Flags, Settings};
 use crate::ledger::Ledger;
@@ -108,9 +108,10 @@ async fn examine_sign_in(claude: &Path, workshop: &Workshop) -> Finding {
         Next::More
     };
     let mut command = workshop.command(claude, &workshop.folder);
-    let (deadline, never) = (Instant::now() + Duration::from_secs(15), CancellationToken::new());
+    let deadline = Instant::now() + Duration::from_secs(15);
+    let talk = Talk { input: Vec::new(), hold_input: false, deadline, cancel: &CancellationToken::new() };
     let mark = workshop.mark.run("doctor");
-    let _ = process::converse(command.args(["auth", "status"]), &mark, Vec::new(), deadline, &never, read).await;
+    let _ = process::converse(command.args(["auth", "status"]), &mark, talk, read).await;
     match serde_json::from_slice::<AuthStatus>(&printed) {
         Ok(AuthStatus { logged_in: true, auth_method }) => {
             Good(format!("sign-in: by {}", auth_method.as_deref().unwrap_or("a way that claude does not name")))

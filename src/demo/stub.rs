@@ -5,6 +5,7 @@
 
 use std::net::SocketAddr;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -98,7 +99,7 @@ async fn messages(Json(request): Json<Value>) -> Response {
     }
     let tool_result = tool_result(&request);
     let (block, stop_reason) = if let (Some(tool), None) = (directive.tool, &tool_result) {
-        (json!({"type": "tool_use", "id": "toolu_1", "name": tool.name, "input": tool.input}), "tool_use")
+        (json!({"type": "tool_use", "id": unique("toolu"), "name": tool.name, "input": tool.input}), "tool_use")
     } else {
         let text = match (tool_result, directive.text, directive.bytes) {
             (Some(result), ..) => result,
@@ -114,6 +115,12 @@ async fn messages(Json(request): Json<Value>) -> Response {
         return reply("text/event-stream", events(&request["model"], &block, stop_reason, &usage), directive.cut);
     }
     reply("application/json", message(&request["model"], &[block], Some(stop_reason), &usage).to_string(), directive.cut)
+}
+
+/// An id for the wire. Messages that share one are taken for parts of one message.
+fn unique(kind: &str) -> String {
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    format!("{kind}_{}_{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed))
 }
 
 fn reply(content_type: &'static str, text: String, cut: bool) -> Response {
@@ -168,7 +175,7 @@ fn tool_result(request: &Value) -> Option<String> {
 
 fn message(model: &Value, content: &[Value], stop_reason: Option<&str>, usage: &Value) -> Value {
     json!({
-        "id": "msg_stub", "type": "message", "role": "assistant", "model": model, "content": content,
+        "id": unique("msg"), "type": "message", "role": "assistant", "model": model, "content": content,
         "stop_reason": stop_reason, "stop_sequence": null, "usage": usage,
     })
 }

@@ -15,17 +15,20 @@ use tokio::time::timeout;
 
 mod files;
 mod runs;
+mod sessions;
 mod tokens;
 
 pub use files::File;
 pub use runs::{NewRun, RunEnd};
+pub use sessions::{NewSession, Session, TurnBegun, TurnRow};
 pub use tokens::{App, NameTaken, TokenRow};
 
 /// How long a write waits for another program's lock.
 const BUSY: Duration = Duration::from_secs(2);
 
 /// Append only: each entry takes a database from the version that is its index to the next.
-const MIGRATIONS: &[&str] = &["
+const MIGRATIONS: &[&str] = &[
+    "
     CREATE TABLE tokens (
         name TEXT PRIMARY KEY,
         token_sha256 TEXT NOT NULL UNIQUE,
@@ -62,7 +65,46 @@ const MIGRATIONS: &[&str] = &["
     ) STRICT;
     CREATE INDEX runs_started_at ON runs (started_at);
     CREATE INDEX runs_open ON runs (run_id) WHERE finished_at IS NULL;
-"];
+",
+    "
+    CREATE TABLE sessions (
+        session_id TEXT PRIMARY KEY,
+        app_name TEXT NOT NULL,
+        agent TEXT NOT NULL,
+        model TEXT,
+        permissions TEXT NOT NULL,
+        meta TEXT,
+        cwd TEXT NOT NULL,
+        created_at INTEGER NOT NULL,
+        last_turn_at INTEGER,
+        turn_count INTEGER NOT NULL DEFAULT 0,
+        closed_at INTEGER,
+        acpx_record_id TEXT,
+        acp_session_id TEXT
+    ) STRICT;
+    CREATE INDEX sessions_app ON sessions (app_name, created_at);
+    CREATE TABLE session_events (
+        id INTEGER PRIMARY KEY,
+        session_id TEXT NOT NULL,
+        app_name TEXT NOT NULL,
+        event TEXT NOT NULL,
+        started_at INTEGER NOT NULL,
+        finished_at INTEGER,
+        model TEXT,
+        client_ip TEXT,
+        prompt TEXT,
+        duration_ms INTEGER,
+        ok INTEGER,
+        stop_reason TEXT,
+        error TEXT,
+        result TEXT,
+        input_tokens INTEGER,
+        output_tokens INTEGER
+    ) STRICT;
+    CREATE INDEX session_events_session ON session_events (session_id);
+    CREATE INDEX session_events_started_at ON session_events (started_at);
+",
+];
 
 /// Why the ledger could not do what was asked. Its `Display` says what to do.
 #[derive(Debug, thiserror::Error)]

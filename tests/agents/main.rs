@@ -6,6 +6,7 @@ mod demo;
 #[path = "../api/harness.rs"]
 mod harness;
 mod run;
+mod sessions;
 
 use std::io::Write;
 use std::sync::OnceLock;

@@ -1,0 +1,279 @@
+//! `acpx`, the headless client of the Agent Client Protocol: how it is called for a session's steps.
+//!
+//! Behind a live session stand acpx's queue owner, the adapter and the agent. They belong to no command: a prompt that
+//! is killed leaves the turn going on in the owner. So a turn is cancelled by acpx's own `cancel`, and only where that
+//! does not help is the session's whole family ended. The conversation is on disk, and the next turn goes on from there.
+
+use std::ffi::{OsStr, OsString};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::Deserialize;
+use tokio::process::Command;
+use tokio::time::{Instant, timeout};
+use tokio_util::sync::CancellationToken;
+
+use super::events::{Events, TurnEnd};
+use super::family::{self, Mark, Started};
+use super::folder::remove_tree;
+use super::process::{self, End, How, Line, MAX_LINE, Next, Talk};
+use super::{Environment, Workshop, claude, programs};
+
+/// How long `sessions new`, `sessions close` and `cancel` may take.
+const CONTROL_TIMEOUT: Duration = Duration::from_mins(1);
+/// How long `cancel` may take: it only hands a message to the owner.
+const CANCEL_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a turn may take to end when it was cancelled. acpx needs a second after its last line.
+const CANCELLED_GRACE: Duration = Duration::from_secs(4);
+/// Bytes of a turn's messages that are kept.
+const MAX_TURN: usize = 2 * MAX_LINE;
+
+/// The permissions that a session may be created with, and acpx's flag for each.
+pub const PERMISSIONS: &[(&str, &str)] =
+    &[("approve-all", "--approve-all"), ("approve-reads", "--approve-reads"), ("deny-all", "--deny-all")];
+
+/// A session, as acpx is told of it.
+#[derive(Clone, Debug)]
+pub struct Target {
+    /// Its name, which is its id.
+    pub name: String,
+    /// Its folder.
+    pub folder: PathBuf,
+    /// One of the configured agents.
+    pub agent: String,
+    /// The model of every turn.
+    pub model: Option<String>,
+    /// One of [`PERMISSIONS`].
+    pub permissions: String,
+}
+
+/// Why a step did not come about.
+#[derive(Debug)]
+pub enum Error {
+    /// There is no such program.
+    NotInstalled(OsString),
+    /// It failed, in its own words.
+    Failed(String),
+}
+
+/// A turn that is over.
+#[derive(Debug)]
+pub struct Turn {
+    /// What was read.
+    pub events: Events,
+    /// How it ended, where acpx said so.
+    pub end: Option<TurnEnd>,
+}
+
+/// The program, and where and with what it works.
+#[derive(Clone, Debug)]
+pub struct Acpx {
+    /// The acpx program: a path, or a name on PATH.
+    pub program: OsString,
+    /// Where the sessions' folders are.
+    pub workshop: Workshop,
+}
+
+impl Acpx {
+    /// The mark of a session's family.
+    pub fn mark(&self, name: &str) -> Mark {
+        self.workshop.mark.run(name)
+    }
+
+    fn command<A: AsRef<OsStr>>(&self, target: &Target, arguments: impl IntoIterator<Item = A>) -> Result<Command, Error> {
+        let found = programs::find(&self.program, &self.workshop.environment);
+        let program = found.ok_or_else(|| Error::NotInstalled(self.program.clone()))?;
+        let mut command = self.workshop.command(&program, &target.folder);
+        let permissions = PERMISSIONS.iter().find(|(name, _)| *name == target.permissions).map_or("--deny-all", |(_, flag)| flag);
+        command.args(["--format", "json", "--json-strict", "--non-interactive-permissions", "deny", permissions, &target.agent]);
+        command.args(arguments).envs(claude::VARIABLES.iter().copied());
+        command.env("CLAUDE_CODE_TMPDIR", target.folder.join(".tmp"));
+        if let Some(model) = &target.model {
+            command.env("ANTHROPIC_MODEL", model);
+        }
+        // The adapter would else look for a copy of its own, which installations leave out.
+        if self.workshop.environment.get("CLAUDE_CODE_EXECUTABLE").is_none()
+            && let Some(claude) = programs::find(OsStr::new("claude"), &self.workshop.environment)
+        {
+            command.env("CLAUDE_CODE_EXECUTABLE", claude);
+        }
+        Ok(command)
+    }
+
+    /// Creates the session. Gives what acpx calls it.
+    pub async fn create(&self, target: &Target, cancel: &CancellationToken) -> Result<String, Error> {
+        #[derive(Deserialize)]
+        #[serde(rename_all = "camelCase")]
+        struct Created {
+            acpx_record_id: String,
+        }
+        let command = self.command(target, ["sessions", "new", "--name", &target.name])?;
+        let printed = self.control(command, target, CONTROL_TIMEOUT, cancel).await?;
+        let created = printed.lines().find_map(|line| serde_json::from_str::<Created>(line).ok());
+        // A name of a file to come.
+        let id = created.map(|created| created.acpx_record_id).filter(|id| !id.is_empty() && !id.contains(['/', '.']));
+        id.ok_or_else(|| Error::Failed("acpx did not say what it created".to_owned()))
+    }
+
+    /// Closes the session, and ends its family.
+    pub async fn close(&self, target: &Target) {
+        let closed = match self.command(target, ["sessions", "close", &target.name]) {
+            Ok(command) => self.control(command, target, CONTROL_TIMEOUT, &CancellationToken::new()).await.map(drop),
+            Err(error) => Err(error),
+        };
+        if let Err(error) = closed {
+            tracing::warn!(session_id = target.name, ?error, "acpx did not close the session");
+        }
+        family::end(&self.mark(&target.name)).await;
+    }
+
+    /// Runs a command that answers at once. Its processes stay: they may be the session's own.
+    async fn control(&self, mut command: Command, target: &Target, within: Duration, cancel: &CancellationToken) -> Result<String, Error> {
+        let mut printed = String::new();
+        let talk = Talk { input: Vec::new(), hold_input: false, deadline: Instant::now() + within, cancel };
+        let read = |line: Line<'_>| {
+            let Line::Whole(line) = line else { return Next::Stop };
+            printed.push_str(&String::from_utf8_lossy(line));
+            printed.push('\n');
+            if printed.len() > 1 << 20 { Next::Stop } else { Next::More }
+        };
+        let finished = process::converse_and(&mut command, &self.mark(&target.name), talk, read, end_alone).await;
+        let finished = finished.map_err(|error| Error::Failed(format!("{} could not be started ({error})", self.program.display())))?;
+        match finished.end {
+            End::Exited(status) if status.success() => Ok(printed),
+            End::Exited(status) => {
+                Err(Error::Failed(failure(&printed).unwrap_or_else(|| format!("acpx ended ({status}) {}", finished.stderr))))
+            }
+            End::TimedOut => Err(Error::Failed(format!("acpx did not answer within {} s", within.as_secs()))),
+            End::Cancelled => Err(Error::Failed("the server is stopping".to_owned())),
+            End::Lingered | End::Stopped => Err(Error::Failed("acpx gave no answer".to_owned())),
+        }
+    }
+
+    /// Sends a prompt. `over` gets the turn when acpx says that it ended, which is a second before its process does, or
+    /// when there is nothing more to wait for. Gives how the process ended, with its standard error.
+    pub async fn turn(
+        &self,
+        target: &Target,
+        input: Vec<u8>,
+        deadline: Instant,
+        cancel: &CancellationToken,
+        over: impl FnOnce(Turn),
+    ) -> Result<process::Finished, Error> {
+        let mut command = self.command(target, ["prompt", "-s", &target.name, "--file", "-"])?;
+        let mut events = Some(Events::default());
+        let mut over = Some(over);
+        let mut bytes = 0;
+        let read = |line: Line<'_>| {
+            let Some(turn) = events.as_mut() else { return Next::More };
+            let Line::Whole(line) = line else { return Next::Stop };
+            bytes += line.len();
+            if bytes > MAX_TURN {
+                return Next::Stop;
+            }
+            let Some(end) = turn.line(line) else { return Next::More };
+            if let (Some(over), Some(events)) = (over.take(), events.take()) {
+                over(Turn { events, end: Some(end) });
+            }
+            Next::Answered
+        };
+        let talk = Talk { input, hold_input: false, deadline, cancel };
+        let wind_down = async |agent: &mut Started, how: &How| {
+            if !how.answered {
+                self.stop_turn(target, agent).await;
+            }
+            end_alone(agent, how).await;
+        };
+        let finished = process::converse_and(&mut command, &self.mark(&target.name), talk, read, wind_down).await;
+        if let (Some(over), Some(events)) = (over, events) {
+            over(Turn { events, end: None });
+        }
+        finished.map_err(|error| Error::Failed(format!("{} could not be started ({error})", self.program.display())))
+    }
+
+    /// Cancels the turn that goes on, and sees that it ended; else ends the session's family.
+    async fn stop_turn(&self, target: &Target, agent: &mut Started) {
+        let cancelled = match self.command(target, ["cancel", "-s", &target.name]) {
+            // A cancel that hangs is not waited for: it may hang for the reason that the turn does.
+            Ok(command) => Box::pin(self.control(command, target, CANCEL_TIMEOUT, &CancellationToken::new())).await.is_ok(),
+            Err(_) => false,
+        };
+        if !cancelled || timeout(CANCELLED_GRACE, agent.child.wait()).await.is_err() {
+            tracing::warn!(session_id = target.name, "the turn did not let itself be cancelled; ending the session's processes");
+            family::end(&self.mark(&target.name)).await;
+        }
+    }
+}
+
+/// Ends the process, and nothing that it started.
+async fn end_alone(agent: &mut Started, how: &How) {
+    if !matches!(how.end, End::Exited(_)) {
+        let _ = agent.child.start_kill();
+    }
+}
+
+/// The message of an error that acpx printed.
+fn failure(printed: &str) -> Option<String> {
+    let mut events = Events::default();
+    printed.lines().find_map(|line| match events.line(line.as_bytes())? {
+        TurnEnd::Failed(message) => Some(message),
+        TurnEnd::Stopped(_) => None,
+    })
+}
+
+/// Removes what acpx and claude keep of a session: the conversation, its event stream, what an owner that was killed
+/// left, and the transcript.
+pub fn clean_up(environment: &Environment, folder: &Path, record_id: Option<&str>, acp_session_id: Option<&str>) -> io::Result<()> {
+    let Some(home) = environment.get("HOME").map(Path::new) else { return Ok(()) };
+    let acpx = home.join(".acpx");
+    let found = record_id.map_or_else(|| record_of(&acpx.join("sessions"), folder), |id| Some(id.to_owned()));
+    if let Some(record_id) = &found {
+        for entry in acpx.join("sessions").read_dir().into_iter().flatten().flatten() {
+            // `<id>.json`, `<id>.stream.ndjson`, and its older segments.
+            if entry.file_name().to_string_lossy().split('.').next() == Some(record_id.as_str()) {
+                remove_tree(&entry.path())?;
+            }
+        }
+        remove_locks(&acpx.join("queues"), record_id)?;
+    }
+    if let Some(config) = claude::config_folder(environment) {
+        // The transcripts are filed by the working folder, in which all but letters and digits is a dash.
+        let project: String = folder.to_string_lossy().chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect();
+        remove_tree(&config.join("projects").join(project))?;
+    }
+    acp_session_id.map_or(Ok(()), |id| claude::clean_up(id, environment))
+}
+
+/// The record of the session that works in `folder`, for one whose creation was cut short.
+fn record_of(sessions: &Path, folder: &Path) -> Option<String> {
+    #[derive(Deserialize)]
+    struct Record {
+        acpx_record_id: String,
+        cwd: PathBuf,
+    }
+    let records =
+        sessions.read_dir().ok()?.flatten().filter_map(|entry| serde_json::from_slice::<Record>(&std::fs::read(entry.path()).ok()?).ok());
+    records.into_iter().find(|record| record.cwd == folder).map(|record| record.acpx_record_id)
+}
+
+/// Removes the locks of owners of that session, and the sockets that they name.
+fn remove_locks(queues: &Path, record_id: &str) -> io::Result<()> {
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Lock {
+        session_id: String,
+        socket_path: Option<PathBuf>,
+    }
+    for entry in queues.read_dir().into_iter().flatten().flatten() {
+        let lock = std::fs::read(entry.path()).ok().and_then(|text| serde_json::from_slice::<Lock>(&text).ok());
+        if let Some(lock) = lock.filter(|lock| lock.session_id == record_id) {
+            // Only ever a socket in a folder of acpx's.
+            if let Some(socket) = lock.socket_path.filter(|path| path.extension() == Some(OsStr::new("sock"))) {
+                remove_tree(&socket)?;
+            }
+            remove_tree(&entry.path())?;
+        }
+    }
+    Ok(())
+}

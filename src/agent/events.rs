@@ -1,0 +1,341 @@
+//! ACP messages, each with the keys that clients read added to it.
+//!
+//! A message passes through whole: its own keys stay as they are, to the letter of their values, and what is added
+//! stands behind them.
+
+use std::collections::HashMap;
+
+use serde::de::{Deserializer, MapAccess, Visitor};
+use serde::ser::{SerializeMap, Serializer};
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+use serde_json::{Map, Value, json};
+
+/// A message that an agent's client printed.
+#[derive(Debug)]
+pub struct Event {
+    message: Message,
+    /// What clients read: `type` and its like.
+    added: Map<String, Value>,
+}
+
+impl Serialize for Event {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(None)?;
+        for (key, value) in &self.message.0 {
+            map.serialize_entry(key, value)?;
+        }
+        // A message's own key is never replaced.
+        for (key, value) in self.added.iter().filter(|(key, _)| self.message.0.iter().all(|(own, _)| own != *key)) {
+            map.serialize_entry(key, value)?;
+        }
+        map.end()
+    }
+}
+
+/// A JSON object, its values as they were written.
+#[derive(Debug)]
+struct Message(Vec<(String, Box<RawValue>)>);
+
+impl<'de> Deserialize<'de> for Message {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Keys;
+        impl<'de> Visitor<'de> for Keys {
+            type Value = Message;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("a JSON object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Message, A::Error> {
+                let mut entries: Vec<(String, Box<RawValue>)> = Vec::new();
+                while let Some((key, value)) = map.next_entry()? {
+                    entries.retain(|(own, _)| *own != key);
+                    entries.push((key, value));
+                }
+                Ok(Message(entries))
+            }
+        }
+        deserializer.deserialize_map(Keys)
+    }
+}
+
+/// How a turn ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TurnEnd {
+    /// The agent stopped, for this reason.
+    Stopped(String),
+    /// The agent failed, in its own words.
+    Failed(String),
+}
+
+/// The messages of one turn, as they come.
+#[derive(Debug, Default)]
+pub struct Events {
+    events: Vec<Event>,
+    /// Where the `tool_call` events are, by the call's id.
+    calls: HashMap<String, usize>,
+    text: String,
+    /// The id of the request that is the turn.
+    prompt_id: Option<Value>,
+    /// The ids of requests from the agent that are not answered yet; they repeat ours.
+    asked: Vec<Value>,
+    session_id: Option<String>,
+    usage: Option<(i64, i64)>,
+}
+
+impl Events {
+    /// Takes one line of output. Gives how the turn ended, where this message says so. What is not a JSON object is
+    /// skipped.
+    pub fn line(&mut self, line: &[u8]) -> Option<TurnEnd> {
+        let message: Message = serde_json::from_slice(line).ok()?;
+        // Read once more for its parts; what is too deep for that passes through as it is.
+        let value: Value = serde_json::from_slice(line).unwrap_or(Value::Null);
+        let (added, end) = self.read(&value);
+        self.events.push(Event { message, added });
+        end
+    }
+
+    /// The text of the turn so far.
+    pub fn text(&self) -> &str {
+        &self.text
+    }
+
+    /// What the agent calls the session, if it said so.
+    pub fn session_id(&self) -> Option<&str> {
+        self.session_id.as_deref()
+    }
+
+    /// Tokens read and written, if the agent said so.
+    pub fn usage(&self) -> Option<(i64, i64)> {
+        self.usage
+    }
+
+    /// The events, one for each message.
+    pub fn into_events(self) -> Vec<Event> {
+        self.events
+    }
+
+    fn read(&mut self, message: &Value) -> (Map<String, Value>, Option<TurnEnd>) {
+        let method = message["method"].as_str();
+        if let Some(id) = message["params"]["sessionId"].as_str() {
+            self.session_id = Some(id.to_owned());
+        }
+        match method {
+            Some("session/update") => {
+                let params = &message["params"];
+                // Older clients put the update straight into the parameters.
+                let update = if params["update"].is_object() { &params["update"] } else { params };
+                return (self.update(update), None);
+            }
+            Some("session/prompt") => self.prompt_id = Some(message["id"].clone()),
+            Some(method) if from_agent(method) && !message["id"].is_null() => self.asked.push(message["id"].clone()),
+            _ => {}
+        }
+        if method == Some("session/request_permission") {
+            return (kind("permission_request"), None);
+        }
+        if method.is_some() {
+            return (kind("protocol"), None);
+        }
+        self.response(message)
+    }
+
+    fn response(&mut self, message: &Value) -> (Map<String, Value>, Option<TurnEnd>) {
+        let result = &message["result"];
+        if let Some(reason) = result["stopReason"].as_str() {
+            let count = |name: &str| result["usage"][name].as_i64();
+            let cached = count("cachedReadTokens").unwrap_or(0).saturating_add(count("cachedWriteTokens").unwrap_or(0));
+            self.usage = count("inputTokens").zip(count("outputTokens")).map(|(read, written)| (read.saturating_add(cached), written));
+            return (kind("stop"), Some(TurnEnd::Stopped(reason.to_owned())));
+        }
+        let id = &message["id"];
+        let to_agent = self.asked.iter().position(|asked| asked == id).map(|at| self.asked.swap_remove(at)).is_some();
+        if message["error"].is_object() {
+            let text = message["error"]["message"].as_str().unwrap_or_default().to_owned();
+            let mut added = kind("error");
+            added.insert("content".to_owned(), json!(text));
+            // An error without an id is the client's own, and its last word.
+            let ends = id.is_null() || (!to_agent && self.prompt_id.as_ref() == Some(id));
+            return (added, ends.then_some(TurnEnd::Failed(text)));
+        }
+        (kind("protocol"), None)
+    }
+
+    fn update(&mut self, update: &Value) -> Map<String, Value> {
+        let name = update["sessionUpdate"].as_str().unwrap_or("protocol");
+        let content = || update["content"]["text"].as_str().unwrap_or_default().to_owned();
+        let mut added = match name {
+            "agent_message_chunk" => {
+                let content = content();
+                self.text.push_str(&content);
+                return with_content("text", content);
+            }
+            "agent_thought_chunk" => return with_content("thinking", content()),
+            "tool_call" | "tool_call_update" => kind(name),
+            other => return kind(other),
+        };
+        let Some(call) = update["toolCallId"].as_str() else { return added };
+        if name == "tool_call" {
+            for key in ["name", "args", "result", "status"] {
+                added.insert(key.to_owned(), Value::Null);
+            }
+            gather(&mut added, update);
+            self.calls.insert(call.to_owned(), self.events.len());
+        } else if let Some(at) = self.calls.get(call) {
+            gather(&mut self.events[*at].added, update);
+        }
+        added
+    }
+}
+
+/// Takes over what an update says of its tool call.
+fn gather(added: &mut Map<String, Value>, update: &Value) {
+    let tool = &update["_meta"]["claudeCode"]["toolName"];
+    let name = if tool.is_string() { tool } else { &update["title"] };
+    let empty = |value: &Value| value.is_null() || value.as_array().is_some_and(Vec::is_empty);
+    let result = if empty(&update["rawOutput"]) { &update["content"] } else { &update["rawOutput"] };
+    for (key, value) in [("name", name), ("args", &update["rawInput"]), ("result", result), ("status", &update["status"])] {
+        if !empty(value) {
+            added.insert(key.to_owned(), value.clone());
+        }
+    }
+}
+
+/// Whether it is the agent that calls this method.
+fn from_agent(method: &str) -> bool {
+    method.starts_with("fs/") || method.starts_with("terminal/") || method == "session/request_permission"
+}
+
+fn kind(name: &str) -> Map<String, Value> {
+    Map::from_iter([("type".to_owned(), json!(name))])
+}
+
+fn with_content(name: &str, content: String) -> Map<String, Value> {
+    let mut added = kind(name);
+    added.insert("content".to_owned(), json!(content));
+    added
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn read(lines: &[Value]) -> (Vec<Value>, Vec<Option<TurnEnd>>, String) {
+        let mut events = Events::default();
+        let ends = lines.iter().map(|line| events.line(line.to_string().as_bytes())).collect();
+        let text = events.text().to_owned();
+        (serde_json::from_str(&serde_json::to_string(&events.into_events()).unwrap()).unwrap(), ends, text)
+    }
+
+    fn update(update: Value) -> Value {
+        json!({"jsonrpc": "2.0", "method": "session/update", "params": {"sessionId": "s", "update": update}})
+    }
+
+    #[test]
+    fn each_message_has_the_type_of_the_contract() {
+        let lines = [
+            json!({"jsonrpc": "2.0", "id": 0, "method": "initialize", "params": {}}),
+            json!({"jsonrpc": "2.0", "id": 0, "result": {"protocolVersion": 1}}),
+            json!({"jsonrpc": "2.0", "id": 3, "method": "session/prompt", "params": {}}),
+            update(json!({"sessionUpdate": "agent_thought_chunk", "content": {"type": "text", "text": "hm"}})),
+            update(json!({"sessionUpdate": "agent_message_chunk", "content": {"type": "text", "text": "He"}})),
+            json!({"method": "session/update", "params": {"sessionUpdate": "agent_message_chunk", "content": {"type": "text", "text": "llo"}}}),
+            update(json!({"sessionUpdate": "plan", "entries": []})),
+            update(json!({"sessionUpdate": "something_new"})),
+            json!({"jsonrpc": "2.0", "id": 3, "method": "session/request_permission", "params": {}}),
+            json!({"jsonrpc": "2.0", "id": 3, "error": {"code": 1, "message": "no"}}),
+            json!({"jsonrpc": "2.0", "id": 3, "result": {"stopReason": "end_turn", "usage": {"inputTokens": 2, "outputTokens": 3, "cachedReadTokens": 4}}}),
+        ];
+        let (events, ends, text) = read(&lines);
+        let types: Vec<_> = events.iter().map(|event| event["type"].as_str().unwrap()).collect();
+        assert_eq!(
+            types,
+            [
+                "protocol",
+                "protocol",
+                "protocol",
+                "thinking",
+                "text",
+                "text",
+                "plan",
+                "something_new",
+                "permission_request",
+                "error",
+                "stop"
+            ]
+        );
+        assert_eq!(text, "Hello");
+        assert_eq!(events[9]["content"], "no");
+        assert_eq!(ends.into_iter().flatten().collect::<Vec<_>>(), [TurnEnd::Stopped("end_turn".to_owned())]);
+    }
+
+    #[test]
+    fn a_tool_call_gathers_the_last_known_of_its_updates() {
+        let (events, ..) = read(&[
+            update(
+                json!({"sessionUpdate": "tool_call", "toolCallId": "t", "title": "Terminal", "rawInput": {}, "status": "pending", "content": []}),
+            ),
+            update(json!({"sessionUpdate": "tool_call_update", "toolCallId": "t", "title": "echo hi", "rawInput": {"command": "echo hi"}})),
+            update(json!({"sessionUpdate": "tool_call_update", "toolCallId": "t", "status": "completed", "rawOutput": "hi"})),
+            update(json!({"sessionUpdate": "tool_call_update", "toolCallId": "other", "status": "failed"})),
+        ]);
+        let call = &events[0];
+        assert_eq!((&call["name"], &call["args"]), (&json!("echo hi"), &json!({"command": "echo hi"})));
+        assert_eq!((&call["result"], &call["status"]), (&json!("hi"), &json!("completed")));
+        assert_eq!(call["params"]["update"]["status"], "pending", "the message itself stays as it was");
+        assert_eq!(events[1]["type"], "tool_call_update");
+    }
+
+    #[test]
+    fn the_clients_own_error_ends_the_turn() {
+        let (_, ends, _) = read(&[json!({"jsonrpc": "2.0", "id": null, "error": {"message": "No acpx session found"}})]);
+        assert_eq!(ends, [Some(TurnEnd::Failed("No acpx session found".to_owned()))]);
+    }
+
+    fn object() -> impl Strategy<Value = Value> {
+        let leaf = prop_oneof![
+            Just(Value::Null),
+            any::<i64>().prop_map(Value::from),
+            "[a-z/_]{0,12}".prop_map(Value::from),
+            Just(json!("session/update"))
+        ];
+        let value = leaf.prop_recursive(3, 16, 4, |inner| {
+            prop_oneof![
+                prop::collection::vec(inner.clone(), 0..3).prop_map(Value::from),
+                prop::collection::hash_map(key(), inner, 0..4).prop_map(|map| Value::Object(map.into_iter().collect())),
+            ]
+        });
+        prop::collection::hash_map(key(), value, 0..6).prop_map(|map| Value::Object(map.into_iter().collect()))
+    }
+
+    const KNOWN: &[&str] =
+        &["id", "method", "params", "update", "sessionUpdate", "result", "error", "message", "stopReason", "toolCallId", "type", "content"];
+
+    fn key() -> impl Strategy<Value = String> {
+        prop_oneof![prop::sample::select(KNOWN).prop_map(str::to_owned), "[a-z]{0,4}"]
+    }
+
+    proptest! {
+        #[test]
+        fn any_object_is_one_event_and_nothing_of_it_is_lost(objects in prop::collection::vec(object(), 0..6)) {
+            let (events, ..) = read(&objects);
+            prop_assert_eq!(events.len(), objects.len());
+            for (event, object) in events.iter().zip(&objects) {
+                prop_assert!(event["type"].is_string() || object.get("type").is_some());
+                for (key, value) in object.as_object().unwrap() {
+                    prop_assert_eq!(&event[key], value);
+                }
+            }
+        }
+
+        #[test]
+        fn any_line_is_read_without_a_panic(line in "\\PC{0,60}") {
+            let mut events = Events::default();
+            events.line(line.as_bytes());
+            let is_object = serde_json::from_str::<Value>(&line).is_ok_and(|value| value.is_object());
+            prop_assert_eq!(events.into_events().len(), usize::from(is_object));
+        }
+    }
+}

@@ -1,0 +1,299 @@
+//! The tables `sessions` and `session_events`: every session, and every step of one.
+
+use rusqlite::{Connection, OptionalExtension, Row, params};
+
+use super::{Error, Ledger, RunEnd};
+use crate::clock;
+
+/// What is known of a session before it exists.
+#[derive(Clone, Debug)]
+pub struct NewSession {
+    /// 32 hex digits.
+    pub session_id: String,
+    /// The caller's token name.
+    pub app_name: String,
+    /// One of the configured agents.
+    pub agent: String,
+    /// The model that every turn is to use.
+    pub model: Option<String>,
+    /// `approve-all`, `approve-reads` or `deny-all`.
+    pub permissions: String,
+    /// The app's own JSON object.
+    pub meta: Option<String>,
+    /// The session's folder.
+    pub cwd: String,
+}
+
+/// A session.
+#[derive(Clone, Debug)]
+pub struct Session {
+    /// What was known at its creation.
+    pub new: NewSession,
+    /// Unix seconds.
+    pub created_at: i64,
+    /// Unix seconds of the end of the last turn.
+    pub last_turn_at: Option<i64>,
+    /// Completed turns.
+    pub turn_count: i64,
+    /// Unix seconds; `None` while it is open.
+    pub closed_at: Option<i64>,
+    /// What acpx calls it.
+    pub acpx_record_id: Option<String>,
+    /// What the agent calls it.
+    pub acp_session_id: Option<String>,
+}
+
+/// A turn that is about to start.
+#[derive(Clone, Debug)]
+pub struct TurnRow {
+    /// The session.
+    pub session_id: String,
+    /// The caller's address.
+    pub client_ip: String,
+    /// The prompt as the app sent it.
+    pub prompt: String,
+}
+
+/// The row of a turn that was begun.
+#[derive(Clone, Copy, Debug)]
+pub struct TurnBegun {
+    /// The row's id in `session_events`.
+    pub event_id: i64,
+    /// The session's completed turns before this one.
+    pub turn_count: i64,
+}
+
+const COLUMNS: &str = "session_id, app_name, agent, model, permissions, meta, cwd, created_at, last_turn_at, turn_count,
+    closed_at, acpx_record_id, acp_session_id";
+
+impl Ledger {
+    /// Records a session that is about to be created, if fewer than `most` are open. Gives the time of its creation.
+    pub async fn begin_session(&self, session: NewSession, most: usize) -> Result<Option<i64>, Error> {
+        let now = clock::now();
+        self.write(move |db| {
+            let open: usize = usize::try_from(count_open(db)?).unwrap_or(usize::MAX);
+            if open >= most {
+                return Ok(None);
+            }
+            db.execute(
+                "INSERT INTO sessions (session_id, app_name, agent, model, permissions, meta, cwd, created_at)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
+                params![
+                    session.session_id,
+                    session.app_name,
+                    session.agent,
+                    session.model,
+                    session.permissions,
+                    session.meta,
+                    session.cwd,
+                    now
+                ],
+            )?;
+            Ok(Some(now))
+        })
+        .await
+    }
+
+    /// Notes that a session now exists.
+    pub async fn finish_session_create(&self, session_id: &str, acpx_record_id: String) -> Result<(), Error> {
+        let session_id = session_id.to_owned();
+        self.write(move |db| {
+            db.execute("UPDATE sessions SET acpx_record_id = ?2 WHERE session_id = ?1", params![session_id, acpx_record_id])?;
+            event(db, &session_id, "create", clock::now())
+        })
+        .await
+    }
+
+    /// Forgets a session that never came to exist.
+    pub async fn forget_session(&self, session_id: &str) -> Result<(), Error> {
+        let session_id = session_id.to_owned();
+        self.write(move |db| db.execute("DELETE FROM sessions WHERE session_id = ?1", [session_id])).await.map(drop)
+    }
+
+    /// The app's session of that id.
+    pub async fn session(&self, app: &str, session_id: &str) -> Result<Option<Session>, Error> {
+        let (app, session_id) = (app.to_owned(), session_id.to_owned());
+        self.read(move |db| {
+            db.prepare_cached(&format!(
+                "SELECT {COLUMNS} FROM sessions WHERE session_id = ?1 AND app_name = ?2 AND acpx_record_id IS NOT NULL"
+            ))?
+            .query_row([session_id, app], session)
+            .optional()
+        })
+        .await
+    }
+
+    /// The app's sessions, newest first.
+    pub async fn sessions(&self, app: &str, include_closed: bool) -> Result<Vec<Session>, Error> {
+        let app = app.to_owned();
+        self.read(move |db| {
+            db.prepare_cached(&format!(
+                "SELECT {COLUMNS} FROM sessions
+                 WHERE app_name = ?1 AND (?2 OR closed_at IS NULL) AND acpx_record_id IS NOT NULL ORDER BY created_at DESC, rowid DESC"
+            ))?
+            .query_map(params![app, include_closed], session)?
+            .collect()
+        })
+        .await
+    }
+
+    /// Every app's sessions that `condition` is true of.
+    async fn sessions_where(&self, condition: &'static str, before: i64) -> Result<Vec<Session>, Error> {
+        self.read(move |db| {
+            db.prepare_cached(&format!("SELECT {COLUMNS} FROM sessions WHERE {condition}"))?.query_map([before], session)?.collect()
+        })
+        .await
+    }
+
+    /// Open sessions without a turn since `before`.
+    pub async fn idle_sessions(&self, before: i64) -> Result<Vec<Session>, Error> {
+        self.sessions_where("closed_at IS NULL AND acpx_record_id IS NOT NULL AND coalesce(last_turn_at, created_at) <= ?1", before).await
+    }
+
+    /// Sessions that were closed before `before`.
+    pub async fn old_sessions(&self, before: i64) -> Result<Vec<Session>, Error> {
+        self.sessions_where("closed_at <= ?1", before).await
+    }
+
+    /// Sessions whose creation a crash cut short.
+    pub async fn half_created_sessions(&self) -> Result<Vec<Session>, Error> {
+        self.sessions_where("acpx_record_id IS NULL AND created_at <= ?1", i64::MAX).await
+    }
+
+    /// How many sessions are open.
+    pub async fn open_sessions(&self) -> Result<u32, Error> {
+        self.read(count_open).await
+    }
+
+    /// Writes the row of a turn that is about to start. `None` where the session is closed.
+    pub async fn begin_turn(&self, turn: TurnRow) -> Result<Option<TurnBegun>, Error> {
+        let now = clock::now();
+        self.write(move |db| {
+            let inserted = db.execute(
+                "INSERT INTO session_events (session_id, app_name, event, started_at, model, client_ip, prompt)
+                 SELECT session_id, app_name, 'turn', ?2, model, ?3, ?4 FROM sessions WHERE session_id = ?1 AND closed_at IS NULL",
+                params![turn.session_id, now, turn.client_ip, turn.prompt],
+            )?;
+            let event_id = db.last_insert_rowid();
+            if inserted == 0 {
+                return Ok(None);
+            }
+            let count = db.query_row("SELECT turn_count FROM sessions WHERE session_id = ?1", [turn.session_id], |row| row.get(0));
+            Ok(Some(TurnBegun { event_id, turn_count: count? }))
+        })
+        .await
+    }
+
+    /// Completes the row of a turn, and counts it where it is `counted`. Gives the session's turns so far.
+    pub async fn finish_turn(&self, session_id: &str, turn: TurnBegun, end: RunEnd, acp_session_id: Option<String>) -> Result<i64, Error> {
+        let (session_id, now) = (session_id.to_owned(), clock::now());
+        self.write(move |db| {
+            db.execute(
+                "UPDATE session_events SET finished_at = ?2, duration_ms = ?3, ok = ?4, stop_reason = ?5, error = ?6, result = ?7,
+                     input_tokens = ?8, output_tokens = ?9
+                 WHERE id = ?1 AND finished_at IS NULL",
+                params![
+                    turn.event_id,
+                    now,
+                    end.duration_ms,
+                    end.ok,
+                    end.stop_reason,
+                    end.error,
+                    end.result,
+                    end.input_tokens,
+                    end.output_tokens
+                ],
+            )?;
+            db.query_row(
+                "UPDATE sessions SET last_turn_at = ?2, turn_count = turn_count + ?3, acp_session_id = coalesce(?4, acp_session_id)
+                 WHERE session_id = ?1 RETURNING turn_count",
+                params![session_id, now, end.ok, acp_session_id],
+                |row| row.get(0),
+            )
+        })
+        .await
+    }
+
+    /// Closes a session, with `close` or `sweep_close` as the event. False where it was closed already, or was used since
+    /// `idle_since`.
+    pub async fn close_session(&self, session_id: &str, how: &'static str, idle_since: Option<i64>) -> Result<bool, Error> {
+        let (session_id, now) = (session_id.to_owned(), clock::now());
+        self.write(move |db| {
+            let closed = db.execute(
+                "UPDATE sessions SET closed_at = ?2 WHERE session_id = ?1 AND closed_at IS NULL
+                     AND coalesce(last_turn_at, created_at) <= coalesce(?3, coalesce(last_turn_at, created_at))",
+                params![session_id, now, idle_since],
+            )? == 1;
+            if closed {
+                event(db, &session_id, how, now)?;
+            }
+            Ok(closed)
+        })
+        .await
+    }
+
+    /// Deletes the row of a session whose files are gone.
+    pub async fn delete_session(&self, session_id: &str) -> Result<(), Error> {
+        let session_id = session_id.to_owned();
+        self.write(move |db| {
+            event(db, &session_id, "hard_delete", clock::now())?;
+            db.execute("DELETE FROM sessions WHERE session_id = ?1", [session_id])
+        })
+        .await
+        .map(drop)
+    }
+
+    /// Settles the turns that a crash left open. Gives how many there were.
+    pub async fn settle_turns(&self) -> Result<usize, Error> {
+        let now = clock::now();
+        self.write(move |db| {
+            db.execute(
+                "UPDATE session_events SET finished_at = ?1, ok = 0, stop_reason = 'interrupted',
+                     error = 'the server ended while this turn was going on'
+                 WHERE event = 'turn' AND finished_at IS NULL",
+                [now],
+            )
+        })
+        .await
+    }
+
+    /// Deletes the events of more than `days` days ago.
+    pub async fn forget_session_events(&self, days: u32) -> Result<usize, Error> {
+        let before = clock::now() - i64::from(days) * 86_400;
+        self.write(move |db| db.execute("DELETE FROM session_events WHERE started_at < ?1 AND finished_at < ?1", [before])).await
+    }
+}
+
+fn count_open(db: &Connection) -> rusqlite::Result<u32> {
+    db.prepare_cached("SELECT count(*) FROM sessions WHERE closed_at IS NULL")?.query_row([], |row| row.get(0))
+}
+
+/// A step that takes no time.
+fn event(db: &Connection, session_id: &str, event: &str, now: i64) -> rusqlite::Result<()> {
+    db.execute(
+        "INSERT INTO session_events (session_id, app_name, event, started_at, finished_at, model)
+         SELECT session_id, app_name, ?2, ?3, ?3, model FROM sessions WHERE session_id = ?1",
+        params![session_id, event, now],
+    )
+    .map(drop)
+}
+
+fn session(row: &Row<'_>) -> rusqlite::Result<Session> {
+    Ok(Session {
+        new: NewSession {
+            session_id: row.get(0)?,
+            app_name: row.get(1)?,
+            agent: row.get(2)?,
+            model: row.get(3)?,
+            permissions: row.get(4)?,
+            meta: row.get(5)?,
+            cwd: row.get(6)?,
+        },
+        created_at: row.get(7)?,
+        last_turn_at: row.get(8)?,
+        turn_count: row.get(9)?,
+        closed_at: row.get(10)?,
+        acpx_record_id: row.get(11)?,
+        acp_session_id: row.get(12)?,
+    })
+}

@@ -1,0 +1,556 @@
+//! Sessions: conversations of many turns, from their creation to the end of their files.
+//!
+//! What a session is stands in the ledger and on disk, so it outlives the server; here is only what is going on. The
+//! turns of one session go through its lane, one at a time and in the order that they came. Each step is a task of its
+//! own that the request only guards, as with runs.
+
+use std::collections::HashMap;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+use tokio::time::{Instant, sleep, timeout};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::agent::acpx::{self, Acpx, Target, Turn};
+use crate::agent::events::{Event, Events, TurnEnd};
+use crate::agent::family;
+use crate::agent::folder::{Attachment, Folder, remove_tree};
+use crate::agent::{Workshop, claude, process};
+use crate::ledger::{self, Ledger, NewSession, RunEnd, Session, TurnBegun, TurnRow};
+use crate::{clock, runs};
+
+/// How long the end of a turn may take beyond its stop: the cancel, its grace, and the last look for processes.
+const END_GRACE: Duration = Duration::from_secs(30);
+
+/// How many may be open, and for how long.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Open sessions at once.
+    pub most_open: usize,
+    /// After how long without a turn a session is closed.
+    pub idle: Duration,
+    /// After how long a closed session is deleted.
+    pub closed: Duration,
+}
+
+/// Why a session was not created, or a turn not begun.
+#[derive(Debug, thiserror::Error)]
+pub enum Refused {
+    /// As many are open as may be.
+    #[error("all sessions are taken")]
+    Full,
+    /// The session is closed.
+    #[error("the session is closed")]
+    Closed,
+    /// The server is stopping.
+    #[error("the server is stopping")]
+    Stopping,
+    /// There is no such program.
+    #[error("{} is not installed", .0.display())]
+    NotInstalled(OsString),
+    /// acpx failed.
+    #[error("{0}")]
+    Failed(String),
+    /// The ledger failed.
+    #[error(transparent)]
+    Ledger(#[from] ledger::Error),
+    /// The disk failed.
+    #[error(transparent)]
+    Disk(#[from] std::io::Error),
+    /// A task died of a defect.
+    #[error("a task died")]
+    Died,
+}
+
+impl From<acpx::Error> for Refused {
+    fn from(error: acpx::Error) -> Self {
+        match error {
+            acpx::Error::NotInstalled(program) => Self::NotInstalled(program),
+            acpx::Error::Failed(error) => Self::Failed(error),
+        }
+    }
+}
+
+/// What an app asks of a turn.
+#[derive(Clone, Debug)]
+pub struct TurnRequest {
+    /// What the ledger keeps of it.
+    pub row: TurnRow,
+    /// Files to put into the session's folder for this turn.
+    pub files: Vec<Attachment>,
+    /// How long it may take, from its start.
+    pub timeout: Duration,
+}
+
+/// How a turn ended.
+#[derive(Debug)]
+pub enum Ending {
+    /// The agent stopped, for this reason.
+    Completed(String),
+    /// The agent or acpx failed.
+    Failed(String),
+    /// The time was up.
+    TimedOut(String),
+    /// The client left, or closed the session.
+    Cancelled,
+    /// The server stopped.
+    Interrupted,
+}
+
+/// A turn that is over.
+#[derive(Debug)]
+pub struct Outcome {
+    /// How it ended.
+    pub ending: Ending,
+    /// The session's completed turns, this one included where it is.
+    pub turn_index: i64,
+    /// Every message, in order.
+    pub events: Vec<Event>,
+    /// The texts of the messages, joined.
+    pub text: String,
+    /// The end of acpx's standard error.
+    pub stderr: String,
+    /// From the start of acpx.
+    pub duration: Duration,
+}
+
+/// All sessions of a server.
+pub struct Sessions {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    acpx: Acpx,
+    ledger: Ledger,
+    limits: Limits,
+    tasks: TaskTracker,
+    /// Ends every step, at the end of the drain.
+    stop: CancellationToken,
+    lanes: Mutex<HashMap<String, Arc<Lane>>>,
+    /// What the ledger counts as open, for who must not wait for it.
+    open: AtomicU32,
+}
+
+/// Where a session's turns wait for each other.
+#[derive(Default)]
+struct Lane {
+    turn: Arc<tokio::sync::Mutex<()>>,
+    /// Turns that wait or go on.
+    busy: AtomicUsize,
+    closing: CancellationToken,
+}
+
+/// A place in a lane, waiting or going on. The last one takes the lane away.
+struct InLane {
+    shared: Arc<Shared>,
+    id: String,
+    lane: Arc<Lane>,
+}
+
+impl Drop for InLane {
+    fn drop(&mut self) {
+        // Under the lock under which lanes are entered.
+        let mut lanes = self.shared.lanes();
+        if self.lane.busy.fetch_sub(1, Ordering::Relaxed) == 1 {
+            lanes.remove(&self.id);
+        }
+    }
+}
+
+impl Shared {
+    fn lanes(&self) -> MutexGuard<'_, HashMap<String, Arc<Lane>>> {
+        self.lanes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn enter(self: &Arc<Self>, id: &str) -> InLane {
+        self.enter_in(&mut self.lanes(), id)
+    }
+
+    /// `None` while a turn waits or goes on.
+    fn enter_idle(self: &Arc<Self>, id: &str) -> Option<InLane> {
+        let mut lanes = self.lanes();
+        (!lanes.contains_key(id)).then(|| self.enter_in(&mut lanes, id))
+    }
+
+    fn enter_in(self: &Arc<Self>, lanes: &mut HashMap<String, Arc<Lane>>, id: &str) -> InLane {
+        let lane = lanes.entry(id.to_owned()).or_default().clone();
+        lane.busy.fetch_add(1, Ordering::Relaxed);
+        InLane { shared: self.clone(), id: id.to_owned(), lane }
+    }
+}
+
+impl Sessions {
+    /// Sessions in the workshop's folder.
+    pub fn new(workshop: Workshop, program: OsString, ledger: Ledger, limits: Limits) -> Self {
+        let acpx = Acpx { program, workshop };
+        let shared = Shared {
+            acpx,
+            ledger,
+            limits,
+            tasks: TaskTracker::new(),
+            stop: CancellationToken::new(),
+            lanes: Mutex::default(),
+            open: AtomicU32::new(0),
+        };
+        Self { shared: Arc::new(shared) }
+    }
+
+    /// How many sessions are open.
+    pub fn open(&self) -> u32 {
+        self.shared.open.load(Ordering::Relaxed)
+    }
+
+    /// Where a session of that id has its folder.
+    pub fn folder(&self, session_id: &str) -> PathBuf {
+        self.shared.acpx.workshop.folder.join(session_id)
+    }
+
+    /// Creates a session. One that a caller stopped waiting for is taken away again.
+    pub async fn create(&self, new: NewSession) -> Result<Session, Refused> {
+        if self.shared.tasks.is_closed() {
+            return Err(Refused::Stopping);
+        }
+        let shared = self.shared.clone();
+        let (answer, answered) = oneshot::channel();
+        self.shared.tasks.spawn(async move {
+            let created = shared.create(&new).await;
+            if let Err(Ok(session)) = answer.send(created) {
+                let place = shared.enter(&session.new.session_id);
+                if let Err(error) = shared.close(&session, place, "close", None).await {
+                    tracing::warn!(%error, "a session that nobody waited for is left open until it is idle for too long");
+                }
+            }
+        });
+        answered.await.map_err(|_| Refused::Died)?
+    }
+
+    /// Waits for the session's turn and takes it. A caller that stops waiting cancels it.
+    pub async fn turn(&self, session: Session, request: TurnRequest) -> Result<Outcome, Refused> {
+        if self.shared.tasks.is_closed() {
+            return Err(Refused::Stopping);
+        }
+        let place = self.shared.enter(&session.new.session_id);
+        let closing = place.lane.closing.clone();
+        let turn = closing.run_until_cancelled(place.lane.turn.clone().lock_owned()).await.ok_or(Refused::Closed)?;
+        let cancel = self.shared.stop.child_token();
+        let guard = cancel.clone().drop_guard();
+        let (answer, answered) = oneshot::channel();
+        let shared = self.shared.clone();
+        self.shared.tasks.spawn(async move {
+            // Held as long as the turn goes on. acpx's last second is not: it lets the next turn wait by itself.
+            let _turn = turn;
+            let _ = answer.send(shared.take_turn(session, request, place, cancel).await);
+        });
+        let outcome = answered.await.map_err(|_| Refused::Died)?;
+        guard.disarm();
+        outcome
+    }
+
+    /// Closes a session; a turn that goes on is cancelled first. False where it was closed already.
+    pub async fn close(&self, session: Session) -> Result<bool, Refused> {
+        if session.closed_at.is_some() {
+            return Ok(false);
+        }
+        let shared = self.shared.clone();
+        let place = shared.enter(&session.new.session_id);
+        // Of its own: a caller that leaves in the middle must not leave it half closed.
+        let closing = self.shared.tasks.spawn(async move { shared.close(&session, place, "close", None).await });
+        closing.await.map_err(|_| Refused::Died)?
+    }
+
+    /// Lets turns finish until `drained`, then cancels them.
+    pub async fn finish(&self, drained: impl Future<Output = ()>) {
+        self.shared.tasks.close();
+        tokio::select! {
+            () = self.shared.tasks.wait() => {}
+            () = drained => tracing::info!(tasks = self.shared.tasks.len(), "cancelling the turns that are still going on"),
+        }
+        self.shared.stop.cancel();
+        if timeout(END_GRACE, self.shared.tasks.wait()).await.is_err() {
+            tracing::error!(tasks = self.shared.tasks.len(), "turns did not end in time");
+        }
+    }
+
+    /// Closes the sessions that are idle for too long, and deletes those that are closed for long enough. Gives how many
+    /// of both there were.
+    pub async fn sweep(&self) -> Result<usize, Refused> {
+        let Limits { idle, closed, .. } = self.shared.limits;
+        let before = |age: Duration| clock::now() - clock::millis(age) / 1000;
+        let mut swept = 0;
+        for session in self.shared.ledger.idle_sessions(before(idle)).await? {
+            let Some(place) = self.shared.enter_idle(&session.new.session_id) else { continue };
+            swept += usize::from(self.shared.close(&session, place, "sweep_close", Some(before(idle))).await?);
+        }
+        for session in self.shared.ledger.old_sessions(before(closed)).await? {
+            // One that can't be deleted must not keep the others.
+            match self.shared.delete(&session).await {
+                Ok(()) => swept += 1,
+                Err(error) => tracing::warn!(session_id = session.new.session_id, %error, "the session was not deleted"),
+            }
+        }
+        Ok(swept)
+    }
+
+    /// Settles what a crash left: turns that were going on, sessions that were being created.
+    pub async fn recover(&self) -> Result<usize, Refused> {
+        let turns = self.shared.ledger.settle_turns().await?;
+        for session in self.shared.ledger.half_created_sessions().await? {
+            self.shared.forget(&session.new).await;
+        }
+        self.shared.count_open().await;
+        Ok(turns)
+    }
+}
+
+fn target(new: &NewSession) -> Target {
+    Target {
+        name: new.session_id.clone(),
+        folder: PathBuf::from(&new.cwd),
+        agent: new.agent.clone(),
+        model: new.model.clone(),
+        permissions: new.permissions.clone(),
+    }
+}
+
+impl Shared {
+    async fn create(self: &Arc<Self>, new: &NewSession) -> Result<Session, Refused> {
+        let created_at = self.ledger.begin_session(new.clone(), self.limits.most_open).await?.ok_or(Refused::Full)?;
+        self.count_open().await;
+        match self.create_on_disk(new).await {
+            Ok(record_id) => {
+                tracing::info!(session_id = new.session_id, app = new.app_name, agent = new.agent, model = new.model, "session created");
+                let new = new.clone();
+                Ok(Session {
+                    new,
+                    created_at,
+                    last_turn_at: None,
+                    turn_count: 0,
+                    closed_at: None,
+                    acpx_record_id: Some(record_id),
+                    acp_session_id: None,
+                })
+            }
+            Err(error) => {
+                self.forget(new).await;
+                Err(error)
+            }
+        }
+    }
+
+    async fn create_on_disk(&self, new: &NewSession) -> Result<String, Refused> {
+        let (parent, id) = (self.acpx.workshop.folder.clone(), new.session_id.clone());
+        runs::blocking(move || Folder::create(&parent, &id)).await?;
+        let record_id = self.acpx.create(&target(new), &self.stop).await?;
+        self.ledger.finish_session_create(&new.session_id, record_id.clone()).await?;
+        Ok(record_id)
+    }
+
+    /// Takes back what there is of a session that does not come to exist.
+    async fn forget(&self, new: &NewSession) {
+        family::end(&self.acpx.mark(&new.session_id)).await;
+        if let Err(error) = self.remove_files(new, None, None).await {
+            tracing::warn!(session_id = new.session_id, %error, "the folder of a session that was not created is left");
+        }
+        if let Err(error) = self.ledger.forget_session(&new.session_id).await {
+            tracing::warn!(session_id = new.session_id, %error, "the row of a session that was not created is left until the next start");
+        }
+        self.count_open().await;
+    }
+
+    async fn count_open(&self) {
+        if let Ok(open) = self.ledger.open_sessions().await {
+            self.open.store(open, Ordering::Relaxed);
+        }
+    }
+
+    /// Begins the turn's row, and answers when the agent has ended the turn. acpx itself ends a second later, in a task of
+    /// its own.
+    async fn take_turn(
+        self: Arc<Self>,
+        session: Session,
+        request: TurnRequest,
+        place: InLane,
+        cancel: CancellationToken,
+    ) -> Result<Outcome, Refused> {
+        let begun = self.ledger.begin_turn(request.row.clone()).await?.ok_or(Refused::Closed)?;
+        let started = Instant::now();
+        let deadline = started + request.timeout;
+        let files_folder = Path::new(&session.new.cwd).join(format!("files-{}", begun.event_id));
+        let stopped = cancel.child_token();
+        let (over, mut ended) = oneshot::channel();
+        let talking = self.tasks.spawn({
+            let (shared, target, stopped) = (self.clone(), target(&session.new), stopped.clone());
+            let (folder, files, prompt) = (files_folder.clone(), request.files, request.row.prompt);
+            async move {
+                let files = runs::blocking(move || if files.is_empty() { Ok(Vec::new()) } else { attach(&folder, &files) }).await?;
+                let input = claude::prompt_text(&prompt, &files).into_bytes();
+                Ok::<_, Refused>(shared.acpx.turn(&target, input, deadline, &stopped, |turn| drop(over.send(turn))).await?)
+            }
+        });
+        let turn = tokio::select! {
+            turn = &mut ended => turn,
+            () = place.lane.closing.cancelled() => {
+                stopped.cancel();
+                ended.await
+            }
+        };
+        let (turn, finished) = match turn {
+            // Without a last word of acpx's, the way that it ended is what there is to tell.
+            Ok(turn) if turn.end.is_none() => (turn, Some(talking.await)),
+            Ok(turn) => (turn, None),
+            Err(_) => (Turn { events: Events::default(), end: None }, Some(talking.await)),
+        };
+        let finished = match finished.map(|talked| talked.unwrap_or(Err(Refused::Died))).transpose() {
+            Ok(finished) => finished,
+            Err(error) => {
+                let end = row_end(&Ending::Failed(error.to_string()), &turn.events, started.elapsed());
+                self.finish_turn(&session, begun, end, None).await;
+                return Err(error);
+            }
+        };
+        let why = Why { late: Instant::now() >= deadline, stopping: self.stop.is_cancelled(), cancelled: stopped.is_cancelled() };
+        let ending = ending(turn.end, &why, finished.as_ref().map(|finished| &finished.end), request.timeout);
+        let duration = started.elapsed();
+        let acp_session_id = turn.events.session_id().map(str::to_owned);
+        let (_, turn_index) = tokio::join!(
+            runs::blocking(move || remove_tree(&files_folder)),
+            self.finish_turn(&session, begun, row_end(&ending, &turn.events, duration), acp_session_id)
+        );
+        let text = turn.events.text().to_owned();
+        let stderr = finished.map(|finished| finished.stderr).unwrap_or_default();
+        Ok(Outcome { ending, turn_index, events: turn.events.into_events(), text, stderr, duration })
+    }
+
+    /// Completes a turn's row, later where the ledger can't take it now. Gives the session's turns so far.
+    async fn finish_turn(self: &Arc<Self>, session: &Session, begun: TurnBegun, end: RunEnd, acp_session_id: Option<String>) -> i64 {
+        let session_id = session.new.session_id.clone();
+        tracing::info!(
+            session_id,
+            app = session.new.app_name,
+            ok = end.ok,
+            stop_reason = end.stop_reason,
+            duration_ms = end.duration_ms,
+            "turn"
+        );
+        match self.ledger.finish_turn(&session_id, begun, end.clone(), acp_session_id.clone()).await {
+            Ok(count) => count,
+            Err(error) => {
+                tracing::error!(session_id, %error, "the turn's row was not completed; trying again until it is, or the server stops");
+                let shared = self.clone();
+                let count = begun.turn_count + i64::from(end.ok);
+                self.tasks.spawn(async move {
+                    loop {
+                        let stopping = shared.stop.run_until_cancelled(sleep(Duration::from_secs(1))).await.is_none();
+                        match shared.ledger.finish_turn(&session_id, begun, end.clone(), acp_session_id.clone()).await {
+                            Ok(_) => return tracing::info!(session_id, "the turn's row is completed"),
+                            Err(error) if stopping => return tracing::error!(session_id, %error, "the turn's row stays open"),
+                            Err(_) => {}
+                        }
+                    }
+                });
+                count
+            }
+        }
+    }
+
+    /// Closes a session after what goes on in it was cancelled. False where it was closed already, or where it was used
+    /// since `idle_since`.
+    async fn close(
+        self: &Arc<Self>,
+        session: &Session,
+        place: InLane,
+        how: &'static str,
+        idle_since: Option<i64>,
+    ) -> Result<bool, Refused> {
+        place.lane.closing.cancel();
+        let _turn = place.lane.turn.clone().lock_owned().await;
+        let session_id = &session.new.session_id;
+        if !self.ledger.close_session(session_id, how, idle_since).await? {
+            return Ok(false);
+        }
+        self.count_open().await;
+        self.acpx.close(&target(&session.new)).await;
+        tracing::info!(session_id, how, "session closed");
+        Ok(true)
+    }
+
+    /// Takes away all that there is of a closed session.
+    async fn delete(&self, session: &Session) -> Result<(), Refused> {
+        family::end(&self.acpx.mark(&session.new.session_id)).await;
+        self.remove_files(&session.new, session.acpx_record_id.clone(), session.acp_session_id.clone()).await?;
+        self.ledger.delete_session(&session.new.session_id).await?;
+        tracing::info!(session_id = session.new.session_id, "session deleted");
+        Ok(())
+    }
+
+    async fn remove_files(&self, new: &NewSession, record_id: Option<String>, acp_session_id: Option<String>) -> std::io::Result<()> {
+        let (environment, folder) = (self.acpx.workshop.environment.clone(), PathBuf::from(&new.cwd));
+        runs::blocking(move || {
+            acpx::clean_up(&environment, &folder, record_id.as_deref(), acp_session_id.as_deref())?;
+            remove_tree(&folder)
+        })
+        .await
+    }
+}
+
+fn attach(folder: &Path, files: &[Attachment]) -> std::io::Result<Vec<PathBuf>> {
+    let (Some(parent), Some(name)) = (folder.parent(), folder.file_name()) else { return Ok(Vec::new()) };
+    Folder::create(parent, &name.to_string_lossy())?.attach(files)
+}
+
+/// What may have made an agent end a turn before it was done.
+struct Why {
+    late: bool,
+    stopping: bool,
+    cancelled: bool,
+}
+
+fn ending(end: Option<TurnEnd>, why: &Why, process: Option<&process::End>, timeout: Duration) -> Ending {
+    let early = || {
+        if why.late {
+            Some(Ending::TimedOut(format!("the turn did not end within {} s", timeout.as_secs())))
+        } else if why.stopping {
+            Some(Ending::Interrupted)
+        } else {
+            why.cancelled.then_some(Ending::Cancelled)
+        }
+    };
+    match end {
+        Some(TurnEnd::Stopped(stop_reason)) if stop_reason != "cancelled" => Ending::Completed(stop_reason),
+        Some(TurnEnd::Stopped(stop_reason)) => early().unwrap_or(Ending::Completed(stop_reason)),
+        Some(TurnEnd::Failed(error)) => early().unwrap_or(Ending::Failed(error)),
+        None => early().unwrap_or_else(|| {
+            Ending::Failed(match process {
+                Some(process::End::Exited(status)) => format!("acpx ended ({status}) before the turn did"),
+                _ => "acpx printed too much, or closed its output, before the turn ended".to_owned(),
+            })
+        }),
+    }
+}
+
+/// What the ledger keeps of a turn.
+fn row_end(ending: &Ending, events: &Events, duration: Duration) -> RunEnd {
+    let (ok, stop_reason, error) = match ending {
+        Ending::Completed(stop_reason) => (true, stop_reason.as_str(), None),
+        Ending::Failed(error) => (false, "error", Some(error.clone())),
+        Ending::TimedOut(error) => (false, "timeout", Some(error.clone())),
+        Ending::Cancelled => (false, "cancelled", Some("the client left, or closed the session".to_owned())),
+        Ending::Interrupted => (false, "interrupted", Some("the server stopped before the turn ended".to_owned())),
+    };
+    let usage = events.usage();
+    RunEnd {
+        duration_ms: clock::millis(duration),
+        ok,
+        stop_reason: stop_reason.to_owned(),
+        error,
+        result: Some(events.text().to_owned()),
+        input_tokens: usage.map(|(read, _)| read),
+        output_tokens: usage.map(|(_, written)| written),
+        cost_usd: None,
+    }
+}

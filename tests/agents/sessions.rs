@@ -1,0 +1,273 @@
+//! `/sessions` with the real `acpx` and `claude`.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use reqwest::{Method, StatusCode};
+use rustix::process::Signal;
+use serde_json::{Value, json};
+
+use crate::Forge;
+use crate::harness::{Answer, Options, Server, until};
+
+async fn create(server: &Server, token: &str, body: &Value) -> String {
+    let answer = server.post("/sessions", token, body).await;
+    assert_eq!(answer.status, StatusCode::OK, "{answer:?}");
+    answer.json["session_id"].as_str().unwrap().to_owned()
+}
+
+async fn turn(server: &Server, token: &str, id: &str, prompt: &str) -> Answer {
+    server.post(&format!("/sessions/{id}/turn"), token, &json!({"prompt": prompt})).await
+}
+
+async fn delete(server: &Server, token: &str, id: &str) -> Answer {
+    Answer::of(server.request(Method::DELETE, &format!("/sessions/{id}"), token)).await
+}
+
+fn stub(directive: &Value) -> String {
+    format!("stub: {directive}")
+}
+
+fn bash(command: &str) -> String {
+    stub(&json!({"tool": {"name": "Bash", "input": {"command": command, "description": "test"}}}))
+}
+
+fn events(server: &Server) -> String {
+    server.query("SELECT group_concat(event || coalesce(':' || stop_reason, ''), ' ') FROM (SELECT * FROM session_events ORDER BY id)")
+}
+
+#[tokio::test]
+async fn the_round_trip_with_memory_model_and_meta() {
+    let Some(forge) = Forge::start().await else { return };
+    let (server, token) = (&forge.server, &forge.token);
+    let created = server.post("/sessions", token, &json!({"model": "haiku", "meta": {"n": 1.50, "b": [1]}})).await;
+    assert_eq!(created.keys(), ["ok", "session_id", "agent", "model", "cwd", "created_at", "meta"]);
+    assert_eq!((&created.json["agent"], &created.json["model"]), (&json!("claude"), &json!("haiku")));
+    let id = created.json["session_id"].as_str().unwrap().to_owned();
+    assert!(Path::new(created.json["cwd"].as_str().unwrap()).is_dir());
+
+    let first = turn(server, token, &id, "The word is quince.").await;
+    assert_eq!(first.status, StatusCode::OK, "{first:?}");
+    assert_eq!(first.keys(), ["ok", "session_id", "turn_index", "events", "text", "stop_reason", "duration_ms"]);
+    assert_eq!((&first.json["turn_index"], &first.json["stop_reason"]), (&json!(1), &json!("end_turn")));
+    assert_eq!(first.json["text"], "The model stub read a prompt of 19 characters.");
+    let last = first.json["events"].as_array().unwrap().last().unwrap();
+    assert_eq!((&last["type"], &last["result"]["stopReason"]), (&json!("stop"), &json!("end_turn")));
+
+    let second = turn(server, token, &id, &stub(&json!({"echo": true}))).await;
+    let request: Value = serde_json::from_str(second.json["text"].as_str().unwrap()).unwrap();
+    assert_eq!(second.json["turn_index"], 2);
+    assert!(request["messages"].to_string().contains("The word is quince."), "the first turn is remembered");
+    assert!(request["model"].as_str().unwrap().contains("haiku"), "{}", request["model"]);
+
+    let state = server.get(&format!("/sessions/{id}"), token).await;
+    assert_eq!((&state.json["turn_count"], &state.json["live"], &state.json["closed_at"]), (&json!(2), &json!(true), &Value::Null));
+    assert!(state.json["last_turn_at"].is_i64() && state.json["meta"] == created.json["meta"], "{state:?}");
+    assert_eq!(server.get("/healthz", "").await.json["open_sessions"], 1);
+
+    assert_eq!(delete(server, token, &id).await.json, json!({"ok": true, "session_id": id, "already_closed": false}));
+    assert_eq!(delete(server, token, &id).await.json, json!({"ok": true, "session_id": id, "already_closed": true}));
+    turn(server, token, &id, "More?").await.problem(410);
+    assert_eq!(server.agents(), [0; 0]);
+    assert_eq!(events(server), "create turn:end_turn turn:end_turn close");
+    let row: String =
+        server.query("SELECT json_array(model, input_tokens > 0, output_tokens > 0, ok) FROM session_events WHERE event = 'turn'");
+    assert_eq!(row, r#"["haiku",1,1,1]"#);
+}
+
+#[tokio::test]
+async fn a_tool_call_has_its_result_and_a_file_can_be_attached() {
+    let Some(forge) = Forge::start().await else { return };
+    let (server, token) = (&forge.server, &forge.token);
+    let id = create(server, token, &json!({})).await;
+    let answer = turn(server, token, &id, &bash("echo from-the-tool; pwd")).await;
+    let call = answer.json["events"].as_array().unwrap().iter().find(|event| event["type"] == "tool_call").expect("a tool call");
+    assert_eq!((&call["name"], &call["status"]), (&json!("Bash"), &json!("completed")), "{call}");
+    assert_eq!(call["args"]["command"], "echo from-the-tool; pwd");
+    assert!(call["result"].as_str().unwrap().contains("from-the-tool"), "{call}");
+
+    let file = server.upload(token, "note.txt", "the cellar door").await;
+    let body = json!({"prompt": bash("cat files-*/note.txt"), "files": [file]});
+    let answer = server.post(&format!("/sessions/{id}/turn"), token, &body).await;
+    assert!(answer.json["text"].as_str().unwrap().contains("the cellar door"), "{answer:?}");
+    let body = json!({"prompt": stub(&json!({"echo": true})), "files": [file]});
+    let answer = server.post(&format!("/sessions/{id}/turn"), token, &body).await;
+    assert!(answer.json["text"].as_str().unwrap().contains("[Attached files"), "{answer:?}");
+    let left = turn(server, token, &id, &bash("ls")).await;
+    assert!(!left.json["text"].as_str().unwrap().contains("files-"), "{left:?}");
+
+    let denied = create(server, token, &json!({"permissions": "deny-all"})).await;
+    let answer = turn(server, token, &denied, &bash("touch made")).await;
+    assert_eq!(answer.status, StatusCode::OK, "{answer:?}");
+    assert!(!server.data().join("sessions").join(&denied).join("made").exists());
+    assert_eq!(server.get(&format!("/sessions/{denied}"), token).await.json["permissions"], "deny-all");
+}
+
+#[tokio::test]
+async fn what_is_anothers_does_not_exist() {
+    let Some(forge) = Forge::start().await else { return };
+    let (server, mine) = (&forge.server, &forge.token);
+    let other = server.mint("other").await;
+    let theirs = create(server, &other, &json!({})).await;
+    let never = "0".repeat(32);
+    for id in [&theirs, &never] {
+        let get = server.get(&format!("/sessions/{id}"), mine).await;
+        get.problem(404);
+        assert_eq!(turn(server, mine, id, "Hello?").await.text, get.text);
+        assert_eq!(delete(server, mine, id).await.text, get.text);
+    }
+    assert_eq!(server.get("/sessions", mine).await.json, json!({"sessions": [], "count": 0}));
+    let list = server.get("/sessions?include_closed=false", &other).await;
+    assert_eq!((&list.json["count"], &list.json["sessions"][0]["session_id"]), (&json!(1), &json!(theirs)));
+}
+
+#[tokio::test]
+async fn an_api_error_fails_the_turn_and_the_session_stays_usable() {
+    let Some(forge) = Forge::start().await else { return };
+    let (server, token) = (&forge.server, &forge.token);
+    let id = create(server, token, &json!({})).await;
+    let answer = turn(server, token, &id, &stub(&json!({"error": 401}))).await;
+    assert_eq!(answer.status, StatusCode::BAD_GATEWAY, "{answer:?}");
+    assert_eq!(answer.keys(), ["ok", "session_id", "events", "error", "stderr", "stop_reason", "duration_ms"]);
+    assert!(answer.json["error"].as_str().unwrap().contains("authenticate"), "{}", answer.json["error"]);
+    assert_eq!(answer.json["stop_reason"], "error");
+    let next = turn(server, token, &id, "Again?").await;
+    assert_eq!((next.status, &next.json["turn_index"]), (StatusCode::OK, &json!(1)), "{next:?}");
+}
+
+#[tokio::test]
+async fn five_turns_at_once_go_in_order() {
+    let Some(forge) = Forge::start().await else { return };
+    let (server, token) = (&forge.server, &forge.token);
+    let id = create(server, token, &json!({})).await;
+    let turns = (0..5).map(|n| {
+        let id = &id;
+        async move {
+            tokio::time::sleep(Duration::from_millis(100 * n)).await;
+            turn(server, token, id, &format!("Turn {n}")).await.json["turn_index"].as_u64().unwrap()
+        }
+    });
+    assert_eq!(futures_util::future::join_all(turns).await, [1, 2, 3, 4, 5]);
+    let prompts: String =
+        server.query("SELECT group_concat(prompt) FROM (SELECT prompt FROM session_events WHERE event = 'turn' ORDER BY id)");
+    assert_eq!(prompts, "Turn 0,Turn 1,Turn 2,Turn 3,Turn 4");
+}
+
+#[tokio::test]
+async fn a_timeout_cancels_the_turn_and_the_next_starts_at_once() {
+    let Some(forge) = Forge::start().await else { return };
+    let (server, token) = (&forge.server, &forge.token);
+    let id = create(server, token, &json!({})).await;
+    turn(server, token, &id, "Warm up.").await;
+    let body = json!({"prompt": bash("sleep 621"), "timeout_secs": 5});
+    let begun = Instant::now();
+    let answer = server.post(&format!("/sessions/{id}/turn"), token, &body).await;
+    assert_eq!((answer.status, &answer.json["stop_reason"]), (StatusCode::BAD_GATEWAY, &json!("timeout")), "{answer:?}");
+    assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
+    assert!(!server.running("sleep\x00621"));
+    let begun = Instant::now();
+    assert_eq!(turn(server, token, &id, "And now?").await.status, StatusCode::OK);
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_and_a_close_cancel_the_turn() {
+    let Some(forge) = Forge::start().await else { return };
+    let (server, token) = (&forge.server, &forge.token);
+    let id = create(server, token, &json!({})).await;
+    let sleeps = bash("sleep 622");
+    tokio::select! {
+        answer = turn(server, token, &id, &sleeps) => panic!("{answer:?}"),
+        () = until("the command", || server.running("sleep\x00622")) => {}
+    }
+    until("the command to end", || !server.running("sleep\x00622")).await;
+    until("the row", || events(server) == "create turn:cancelled").await;
+    assert_eq!(turn(server, token, &id, "Still there?").await.status, StatusCode::OK);
+
+    let (running, waiting, closed) = tokio::join!(
+        turn(server, token, &id, &sleeps),
+        async {
+            until("the command", || server.running("sleep\x00622")).await;
+            turn(server, token, &id, "I wait.").await
+        },
+        async {
+            until("the command", || server.running("sleep\x00622")).await;
+            tokio::time::sleep(Duration::from_millis(300)).await;
+            delete(server, token, &id).await
+        }
+    );
+    assert_eq!(running.status, StatusCode::BAD_GATEWAY, "{running:?}");
+    waiting.problem(410);
+    assert_eq!(closed.json["already_closed"], false, "{closed:?}");
+    assert_eq!(server.agents(), [0; 0]);
+}
+
+#[tokio::test]
+async fn sessions_outlive_a_crash_in_the_middle_of_a_turn() {
+    let Some(forge) = Forge::start().await else { return };
+    let Forge { server, token, home: _home, _stub } = forge;
+    let id = create(&server, &token, &json!({})).await;
+    turn(&server, &token, &id, "The word is medlar.").await;
+    let sleeps = bash("sleep 623");
+    tokio::select! {
+        answer = turn(&server, &token, &id, &sleeps) => panic!("{answer:?}"),
+        () = until("the command", || server.running("sleep\x00623")) => {}
+    }
+    let server = server.crash_and_restart();
+    assert!(!server.running("sleep\x00623") && !server.running("queue-owner"));
+    assert_eq!(events(&server), "create turn:end_turn turn:interrupted");
+    let state = server.get(&format!("/sessions/{id}"), &token).await;
+    assert_eq!((&state.json["live"], &state.json["turn_count"]), (&json!(true), &json!(1)));
+    let next = turn(&server, &token, &id, &stub(&json!({"echo": true}))).await;
+    assert_eq!(next.json["turn_index"], 2, "{next:?}");
+    assert!(next.json["text"].as_str().unwrap().contains("The word is medlar."));
+}
+
+#[tokio::test]
+async fn a_stop_cancels_a_turn_past_the_drain_time() {
+    let Some(forge) = Forge::start_with(Options::default().set("CLAWDFORGE_DRAIN_SECS", 1)).await else { return };
+    let Forge { mut server, token, home: _home, _stub } = forge;
+    let id = create(&server, &token, &json!({})).await;
+    let sleeps = bash("sleep 624");
+    let (answer, ()) = tokio::join!(turn(&server, &token, &id, &sleeps), async {
+        until("the command", || server.running("sleep\x00624")).await;
+        server.signal(Signal::TERM);
+    });
+    assert_eq!(answer.status, StatusCode::BAD_GATEWAY, "{answer:?}");
+    assert!(server.ended().success());
+    assert_eq!(events(&server), "create turn:interrupted");
+    assert_eq!(server.agents(), [0; 0]);
+}
+
+#[tokio::test]
+async fn the_cap_holds_and_what_is_swept_leaves_nothing() {
+    let options = Options::default().set("CLAWDFORGE_MAX_SESSIONS", 2).set("CLAWDFORGE_SESSION_TTL_SECS", 4);
+    let options = options.set("CLAWDFORGE_SESSION_HARD_TTL_SECS", 0).set("CLAWDFORGE_SWEEP_SECS", 1);
+    let Some(forge) = Forge::start_with(options).await else { return };
+    let (server, token) = (&forge.server, &forge.token);
+    let body = json!({});
+    let creations = futures_util::future::join_all((0..4).map(|_| server.post("/sessions", token, &body))).await;
+    let (made, refused): (Vec<_>, Vec<_>) = creations.into_iter().partition(|answer| answer.status == StatusCode::OK);
+    assert_eq!((made.len(), refused.len()), (2, 2));
+    for answer in refused {
+        answer.problem(503);
+        assert_eq!(answer.header("retry-after"), "5");
+    }
+    let id = made[0].json["session_id"].as_str().unwrap();
+    assert_eq!(turn(server, token, id, "Hello.").await.status, StatusCode::OK);
+    let begun = Instant::now();
+    while server.query::<i64>("SELECT count(*) FROM sessions") > 0 {
+        assert!(begun.elapsed() < Duration::from_secs(30), "{}", server.log());
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    let swept = server.query::<i64>("SELECT count(*) FROM session_events WHERE event IN ('sweep_close', 'hard_delete')");
+    assert_eq!(swept, 4);
+    assert_eq!(server.agents(), [0; 0]);
+    let home = forge.home.path();
+    for kept in [".acpx/sessions", ".acpx/queues", ".claude/projects", ".claude/session-env"] {
+        let left: Vec<_> = home.join(kept).read_dir().into_iter().flatten().flatten().map(|entry| entry.path()).collect();
+        assert!(left.is_empty(), "{left:?}");
+    }
+    assert_eq!(server.data().join("sessions").read_dir().unwrap().count(), 0);
+    assert_eq!(server.get(&format!("/sessions/{id}"), token).await.status, StatusCode::NOT_FOUND);
+}
