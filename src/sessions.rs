@@ -216,9 +216,11 @@ impl Sessions {
             return Err(Refused::Stopping);
         }
         let shared = self.shared.clone();
+        let cancel = shared.stop.child_token();
+        let guard = cancel.clone().drop_guard();
         let (answer, answered) = oneshot::channel();
         self.shared.tasks.spawn(async move {
-            let created = shared.create(&new).await;
+            let created = shared.create(&new, &cancel).await;
             if let Err(Ok(session)) = answer.send(created) {
                 let place = shared.enter(&session.new.session_id);
                 if let Err(error) = shared.close(&session, place, "close", None).await {
@@ -226,7 +228,9 @@ impl Sessions {
                 }
             }
         });
-        answered.await.map_err(|_| Refused::Died)?
+        let created = answered.await.map_err(|_| Refused::Died)?;
+        guard.disarm();
+        created
     }
 
     /// Waits for the session's turn and takes it. A caller that stops waiting cancels it.
@@ -318,10 +322,10 @@ fn target(new: &NewSession) -> Target {
 }
 
 impl Shared {
-    async fn create(self: &Arc<Self>, new: &NewSession) -> Result<Session, Refused> {
+    async fn create(self: &Arc<Self>, new: &NewSession, cancel: &CancellationToken) -> Result<Session, Refused> {
         let created_at = self.ledger.begin_session(new.clone(), self.limits.most_open).await?.ok_or(Refused::Full)?;
         self.count_open().await;
-        match self.create_on_disk(new).await {
+        match self.create_on_disk(new, cancel).await {
             Ok(record_id) => {
                 tracing::info!(session_id = new.session_id, app = new.app_name, agent = new.agent, model = new.model, "session created");
                 let new = new.clone();
@@ -342,10 +346,10 @@ impl Shared {
         }
     }
 
-    async fn create_on_disk(&self, new: &NewSession) -> Result<String, Refused> {
+    async fn create_on_disk(&self, new: &NewSession, cancel: &CancellationToken) -> Result<String, Refused> {
         let (parent, id) = (self.acpx.workshop.folder.clone(), new.session_id.clone());
         runs::blocking(move || Folder::create(&parent, &id)).await?;
-        let record_id = self.acpx.create(&target(new), &self.stop).await?;
+        let record_id = self.acpx.create(&target(new), cancel).await?;
         self.ledger.finish_session_create(&new.session_id, record_id.clone()).await?;
         Ok(record_id)
     }

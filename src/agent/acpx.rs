@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use super::events::{Events, TurnEnd};
 use super::family::{self, Mark, Started};
 use super::folder::remove_tree;
-use super::process::{self, End, How, Line, MAX_LINE, Next, Talk};
+use super::process::{self, End, How, Line, Next, Talk};
 use super::{Environment, Workshop, claude, programs};
 
 /// How long `sessions new`, `sessions close` and `cancel` may take.
@@ -26,8 +26,8 @@ const CONTROL_TIMEOUT: Duration = Duration::from_mins(1);
 const CANCEL_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a turn may take to end when it was cancelled. acpx needs a second after its last line.
 const CANCELLED_GRACE: Duration = Duration::from_secs(4);
-/// Bytes of a turn's messages that are kept.
-const MAX_TURN: usize = 2 * MAX_LINE;
+/// Bytes of a turn's messages that are kept: they all stand in its answer.
+const MAX_TURN: usize = 16 << 20;
 
 /// The permissions that a session may be created with, and acpx's flag for each.
 pub const PERMISSIONS: &[(&str, &str)] =
@@ -146,7 +146,7 @@ impl Acpx {
                 Err(Error::Failed(failure(&printed).unwrap_or_else(|| format!("acpx ended ({status}) {}", finished.stderr))))
             }
             End::TimedOut => Err(Error::Failed(format!("acpx did not answer within {} s", within.as_secs()))),
-            End::Cancelled => Err(Error::Failed("the server is stopping".to_owned())),
+            End::Cancelled => Err(Error::Failed("it was not waited for".to_owned())),
             End::Lingered | End::Stopped => Err(Error::Failed("acpx gave no answer".to_owned())),
         }
     }

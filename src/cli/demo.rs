@@ -73,7 +73,7 @@ async fn serve_and_show(args: &Args, clis: &Clis, folder: &Path) -> anyhow::Resu
     served.and(shown)
 }
 
-/// Mints a token, makes a run, and prints both with lines to paste.
+/// Mints a token, makes a run and a session of two turns, and prints them with lines to paste.
 async fn show(url: &str, admin: &str) -> anyhow::Result<()> {
     let mint = format!("{url}/admin/tokens");
     let minted = post(&mint, admin, &json!({"name": "demo"})).await?;
@@ -86,6 +86,16 @@ async fn show(url: &str, admin: &str) -> anyhow::Result<()> {
     let answer = post(&format!("{url}/run"), token, &request).await?;
     println!("200 OK\n{answer:#}\n");
 
+    let session = post(&format!("{url}/sessions"), token, &json!({})).await?;
+    let turns = format!("{url}/sessions/{}/turn", session["session_id"].as_str().context("no session was created")?);
+    for prompt in ["My name is Mio.", "What was the first thing that I said?"] {
+        println!("POST /sessions/…/turn\n{:#}\n", json!({"prompt": prompt}));
+        let mut answer = post(&turns, token, &json!({"prompt": prompt})).await?;
+        let events = answer["events"].as_array().map_or(0, Vec::len);
+        answer["events"] = json!(format!("{events} events"));
+        println!("200 OK\n{answer:#}\n");
+    }
+
     println!("Lines to paste (a line \"stub: {{…}}\" in the prompt decides what the model stub does):\n");
     println!("curl -s {url}/healthz");
     for prompt in [r"What is a LAN?", r#"stub: {\"text\": \"{\\\"answer\\\": 42}\"}"#, r#"stub: {\"error\": 401}"#] {
@@ -93,6 +103,7 @@ async fn show(url: &str, admin: &str) -> anyhow::Result<()> {
             "curl -s {url}/run -H 'Authorization: Bearer {token}' -H 'Content-Type: application/json' -d '{{\"prompt\": \"{prompt}\"}}'"
         );
     }
+    println!("curl -s {turns} -H 'Authorization: Bearer {token}' -H 'Content-Type: application/json' -d '{{\"prompt\": \"And now?\"}}'");
     println!("curl -s {url}/files -H 'Authorization: Bearer {token}' -F file=@/etc/hostname");
     println!("curl -s {mint} -H 'Authorization: Bearer {admin}'");
     Ok(())

@@ -73,6 +73,7 @@ async fn examine_clis(settings: &Settings, workshop: &Workshop) -> Vec<Finding> 
     let mut findings = vec![
         examine_cli("claude", "@anthropic-ai/claude-code", &settings.claude_bin, workshop, Bad).await,
         examine_cli("acpx", "acpx", &settings.acpx_bin, workshop, Warning).await,
+        examine_adapter(settings, workshop),
     ];
     if let Some(claude) = programs::find(&settings.claude_bin, &workshop.environment) {
         findings.insert(1, examine_sign_in(&claude, workshop).await);
@@ -87,6 +88,19 @@ async fn examine_cli(name: &str, package: &str, program: &OsStr, workshop: &Work
             Some(version) => Good(format!("{name}: {version} at {}", path.display())),
             None => missing(format!("{name}: {} does not tell its version; try \"{} --version\" by hand", path.display(), path.display())),
         },
+    }
+}
+
+/// The adapter between acpx and claude is found as acpx finds it: on PATH, or installed beside acpx itself.
+fn examine_adapter(settings: &Settings, workshop: &Workshop) -> Finding {
+    const ADAPTER: &str = "claude-agent-acp";
+    let beside = programs::find(&settings.acpx_bin, &workshop.environment).and_then(|acpx| Some(acpx.parent()?.join(ADAPTER)));
+    let found = programs::find(OsStr::new(ADAPTER), &workshop.environment).or(beside.filter(|path| path.exists()));
+    match found {
+        Some(path) => Good(format!("adapter: {}", path.display())),
+        None => Warning(format!(
+            "adapter: \"{ADAPTER}\" is not installed, so acpx fetches it at the first session; install it with \"npm install -g @agentclientprotocol/{ADAPTER}\""
+        )),
     }
 }
 

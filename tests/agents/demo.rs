@@ -14,6 +14,7 @@ fn the_demo_shows_a_run_and_leaves_nothing() {
     let (shown, told) = (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap());
     assert!(output.status.success(), "{shown}\n{told}");
     assert!(shown.contains("\"result\": \"The model stub read a prompt of 23 characters.\""), "{shown}");
+    assert!(shown.contains("\"turn_index\": 2"), "{shown}");
     assert_eq!(home.path().read_dir().unwrap().count() + temporary.path().read_dir().unwrap().count(), 0);
 }
 
@@ -32,7 +33,13 @@ async fn the_doctor_knows_versions_and_sign_in() {
     };
     let (well, told) = doctor("any");
     assert!(well, "{told}");
-    for line in ["ok       claude: 2.", "ok       sign-in: by api_key", "ok       acpx: 0.", "ok       port: a server answers"] {
+    for line in [
+        "ok       claude: 2.",
+        "ok       sign-in: by api_key",
+        "ok       acpx: 0.",
+        "ok       adapter: ",
+        "ok       port: a server answers",
+    ] {
         assert!(told.contains(line), "{told}");
     }
     let (well, told) = doctor("");

@@ -82,7 +82,10 @@ async fn the_description_is_openapi_3_1_and_names_every_path() {
     let document = Answer::of(Client::new().get(server.url("/openapi.json"))).await.json;
     assert!(document["openapi"].as_str().unwrap().starts_with("3.1"));
     let paths: Vec<_> = document["paths"].as_object().unwrap().keys().map(String::as_str).collect();
-    assert_eq!(paths, ["/admin/tokens", "/admin/tokens/{name}", "/files", "/healthz", "/run"]);
+    assert_eq!(
+        paths,
+        ["/admin/tokens", "/admin/tokens/{name}", "/files", "/healthz", "/run", "/sessions", "/sessions/{id}", "/sessions/{id}/turn"]
+    );
 }
 
 #[tokio::test]

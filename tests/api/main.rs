@@ -8,4 +8,5 @@ mod files;
 mod harness;
 mod operator;
 mod run;
+mod sessions;
 mod stop;
