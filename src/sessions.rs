@@ -241,6 +241,10 @@ impl Sessions {
         let place = self.shared.enter(&session.new.session_id);
         let closing = place.lane.closing.clone();
         let turn = closing.run_until_cancelled(place.lane.turn.clone().lock_owned()).await.ok_or(Refused::Closed)?;
+        // Once more: a stop may have begun while this turn waited.
+        if self.shared.tasks.is_closed() {
+            return Err(Refused::Stopping);
+        }
         let cancel = self.shared.stop.child_token();
         let guard = cancel.clone().drop_guard();
         let (answer, answered) = oneshot::channel();

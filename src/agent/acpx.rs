@@ -20,8 +20,10 @@ use super::folder::remove_tree;
 use super::process::{self, End, How, Line, Next, Talk};
 use super::{Environment, Workshop, claude, programs};
 
-/// How long `sessions new`, `sessions close` and `cancel` may take.
-const CONTROL_TIMEOUT: Duration = Duration::from_mins(1);
+/// How long `sessions new` may take: it may have to fetch the adapter.
+const CREATE_TIMEOUT: Duration = Duration::from_mins(1);
+/// How long `sessions close` may take. The session's family is ended after it anyway.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(15);
 /// How long `cancel` may take: it only hands a message to the owner.
 const CANCEL_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a turn may take to end when it was cancelled. acpx needs a second after its last line.
@@ -109,7 +111,7 @@ impl Acpx {
             acpx_record_id: String,
         }
         let command = self.command(target, ["sessions", "new", "--name", &target.name])?;
-        let printed = self.control(command, target, CONTROL_TIMEOUT, cancel).await?;
+        let printed = self.control(command, target, CREATE_TIMEOUT, cancel).await?;
         let created = printed.lines().find_map(|line| serde_json::from_str::<Created>(line).ok());
         // A name of a file to come.
         let id = created.map(|created| created.acpx_record_id).filter(|id| !id.is_empty() && !id.contains(['/', '.']));
@@ -119,7 +121,7 @@ impl Acpx {
     /// Closes the session, and ends its family.
     pub async fn close(&self, target: &Target) {
         let closed = match self.command(target, ["sessions", "close", &target.name]) {
-            Ok(command) => self.control(command, target, CONTROL_TIMEOUT, &CancellationToken::new()).await.map(drop),
+            Ok(command) => self.control(command, target, CLOSE_TIMEOUT, &CancellationToken::new()).await.map(drop),
             Err(error) => Err(error),
         };
         if let Err(error) = closed {

@@ -17,6 +17,8 @@ pub fn environment(clis: &Clis, url: &str, home: &Path) -> Environment {
         ("ANTHROPIC_API_KEY", "stub".into()),
         ("HOME", home.as_os_str().to_owned()),
         ("PATH", clis.path.clone()),
+        // The adapter's own copy is left out.
+        ("CLAUDE_CODE_EXECUTABLE", clis.claude.clone().into()),
         ("LANG", "C.UTF-8".into()),
         ("CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC", "1".into()),
         ("DISABLE_TELEMETRY", "1".into()),

@@ -1,0 +1,91 @@
+//! A server to measure.
+
+#![allow(dead_code, unreachable_pub, reason = "not every benchmark needs all of it")]
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+const ADMIN: &str = "admin-token-of-the-benchmark";
+
+pub fn row(what: &str, measured: &str, aim: &str) {
+    println!("{what:<44} {measured:>12} {aim:>12}");
+}
+
+pub fn ms(duration: Duration) -> f64 {
+    duration.as_secs_f64() * 1000.0
+}
+
+pub fn median(mut times: Vec<Duration>) -> Duration {
+    times.sort();
+    times[times.len() / 2]
+}
+
+pub struct Server {
+    process: Child,
+    pub address: String,
+    pub listened_after: Duration,
+    pub folder: tempfile::TempDir,
+}
+
+impl Server {
+    /// Starts a server with these variables and no others.
+    pub fn start(variables: &[(&str, &str)]) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let begun = Instant::now();
+        let mut process = Command::new(env!("CARGO_BIN_EXE_clawdforge"))
+            .args(["serve", "--bind", "127.0.0.1:0"])
+            .env_clear()
+            .envs(variables.iter().copied())
+            .env("CLAWDFORGE_DATA_DIR", folder.path().join("data"))
+            .env("CLAWDFORGE_ADMIN_TOKEN", ADMIN)
+            .env("CLAWDFORGE_LOG", "json")
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(process.stderr.take().unwrap()).lines();
+        let line = lines.find_map(|line| line.ok().filter(|line| line.contains("\"listening\""))).expect("the server listens");
+        let listened_after = begun.elapsed();
+        std::thread::spawn(move || lines.for_each(drop));
+        let address = line.split("\"address\":\"").nth(1).and_then(|rest| rest.split('"').next()).unwrap().to_owned();
+        Self { process, address, listened_after, folder }
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.process.id()
+    }
+
+    pub fn resident_mib(&self) -> f64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.process.id())).unwrap();
+        let kib = status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix(" kB")).unwrap();
+        kib.parse::<f64>().unwrap() / 1024.0
+    }
+
+    /// One request on a connection of its own; gives the answer, checked to be a success.
+    pub fn ask(&self, method: &str, path: &str, token: &str, body: &str) -> String {
+        let mut stream = TcpStream::connect(&self.address).unwrap();
+        let length = body.len();
+        let request = format!(
+            "{method} {path} HTTP/1.1\r\nhost: bench\r\nconnection: close\r\nauthorization: Bearer {token}\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n\r\n{body}"
+        );
+        stream.write_all(request.as_bytes()).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+        answer
+    }
+
+    pub fn mint(&self) -> String {
+        let answer = self.ask("POST", "/admin/tokens", ADMIN, r#"{"name": "bench"}"#);
+        answer.split("\"token\":\"").nth(1).and_then(|rest| rest.split('"').next()).unwrap().to_owned()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let pid = rustix::process::Pid::from_child(&self.process);
+        let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+        let _ = self.process.wait();
+    }
+}

@@ -1,0 +1,162 @@
+//! What sessions cost: `cargo bench --bench sessions`.
+//!
+//! Everything is real but the model. The time of a turn's answer is taken in turn with the moment at which a bare
+//! `acpx prompt` prints its `stopReason` line, and compared at the medians.
+
+#![allow(missing_docs, reason = "a program")]
+
+mod server;
+
+use std::io::{BufRead, BufReader, Write};
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use clawdforge::agent::Environment;
+use clawdforge::demo::{self, install, stub::Stub};
+use server::{Server, median, ms, row};
+
+const TURNS: usize = 10;
+const OPEN: usize = 32;
+const THROUGH: usize = 100;
+/// acpx ends a second after its answer, and a prompt that comes before waits for that.
+const PAUSE: Duration = Duration::from_secs(2);
+
+fn main() {
+    if !std::env::args().any(|argument| argument == "--bench") {
+        return;
+    }
+    let clis = install::clis(&install::default_cache(), &|step| println!("{step}")).unwrap();
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let stub = runtime.block_on(Stub::start()).unwrap();
+    let (home, folder) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let environment = demo::environment(&clis, &stub.url(), home.path());
+    println!("{:<44} {:>12} {:>12}", "", "measured", "aim");
+
+    let server = start(&environment, &clis, "3600");
+    let token = server.mint();
+    let session = create(&server, &token);
+    let acpx = |arguments: &[&str]| {
+        let mut command = Command::new(&clis.acpx);
+        command.args(["--format", "json", "--json-strict", "--approve-all", "claude"]).args(arguments).current_dir(folder.path());
+        command.env_clear().envs(environment.iter()).stdin(Stdio::piped()).stdout(Stdio::piped());
+        command
+    };
+    assert!(acpx(&["sessions", "new", "--name", "bare"]).output().unwrap().status.success());
+    let (mut bare, mut through) = (Vec::new(), Vec::new());
+    for turn in 0..=TURNS {
+        let times = [bare_turn(acpx(&["prompt", "-s", "bare", "--file", "-"])), time(|| take_turn(&server, &token, &session))];
+        // The first of each starts the agent.
+        if turn > 0 {
+            bare.push(times[0]);
+            through.push(times[1]);
+        }
+        std::thread::sleep(PAUSE);
+    }
+    let _ = acpx(&["sessions", "close", "bare"]).output();
+    let (bare, through) = (median(bare), median(through));
+    row("bare acpx prompt to its stopReason, median", &format!("{:.0} ms", ms(bare)), "");
+    row("POST /sessions/{id}/turn, median", &format!("{:.0} ms", ms(through)), "");
+    row("ratio", &format!("{:.2}", through.as_secs_f64() / bare.as_secs_f64()), "1.15");
+
+    let before = server.resident_mib();
+    at_once(4, OPEN - 1, || drop(create(&server, &token)));
+    row(&format!("resident, for {OPEN} open sessions"), &format!("{:+.1} MiB", server.resident_mib() - before), "1 MiB");
+    drop(server);
+
+    let server = start(&environment, &clis, "0");
+    let token = server.mint();
+    at_once(4, 4, || through_its_life(&server, &token));
+    std::thread::sleep(2 * PAUSE);
+    let before = leftovers(&server, home.path());
+    at_once(4, THROUGH, || through_its_life(&server, &token));
+    std::thread::sleep(2 * PAUSE);
+    let after = leftovers(&server, home.path());
+    for ((what, before), (_, after)) in before.into_iter().zip(after) {
+        row(&format!("{what} left by {THROUGH} sessions"), &format!("{:+}", after - before), "0");
+    }
+}
+
+fn start(environment: &Environment, clis: &install::Clis, hard_ttl: &str) -> Server {
+    let text = |value: &std::ffi::OsStr| value.to_str().unwrap().to_owned();
+    let inherited: Vec<_> = environment.iter().map(|(name, value)| (text(name), text(value))).collect();
+    let mut variables: Vec<(&str, &str)> = inherited.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+    variables.extend([
+        ("CLAWDFORGE_CLAUDE_BIN", clis.claude.to_str().unwrap()),
+        ("CLAWDFORGE_ACPX_BIN", clis.acpx.to_str().unwrap()),
+        ("CLAWDFORGE_SESSION_HARD_TTL_SECS", hard_ttl),
+        ("CLAWDFORGE_SWEEP_SECS", "1"),
+        ("CLAWDFORGE_DRAIN_SECS", "1"),
+    ]);
+    Server::start(&variables)
+}
+
+fn time(work: impl FnOnce()) -> Duration {
+    let begun = Instant::now();
+    work();
+    begun.elapsed()
+}
+
+fn bare_turn(mut command: Command) -> Duration {
+    let begun = Instant::now();
+    let mut child = command.spawn().unwrap();
+    child.stdin.take().unwrap().write_all(b"Hello.").unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    assert!(lines.any(|line| line.unwrap().contains("\"stopReason\"")));
+    let answered = begun.elapsed();
+    child.wait().unwrap();
+    answered
+}
+
+fn create(server: &Server, token: &str) -> String {
+    let answer = server.ask("POST", "/sessions", token, "{}");
+    answer.split("\"session_id\":\"").nth(1).and_then(|rest| rest.split('"').next()).unwrap().to_owned()
+}
+
+fn take_turn(server: &Server, token: &str, session: &str) {
+    let answer = server.ask("POST", &format!("/sessions/{session}/turn"), token, r#"{"prompt": "Hello."}"#);
+    assert!(answer.contains("\"stop_reason\":\"end_turn\""), "{answer}");
+}
+
+fn through_its_life(server: &Server, token: &str) {
+    let session = create(server, token);
+    take_turn(server, token, &session);
+    server.ask("DELETE", &format!("/sessions/{session}"), token, "");
+}
+
+/// Does `work` so many times, on so many threads.
+fn at_once(threads: usize, times: usize, work: impl Fn() + Sync) {
+    let next = std::sync::atomic::AtomicUsize::new(0);
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                while next.fetch_add(1, std::sync::atomic::Ordering::Relaxed) < times {
+                    work();
+                }
+            });
+        }
+    });
+}
+
+fn leftovers(server: &Server, home: &Path) -> Vec<(&'static str, i64)> {
+    let count = |folder: &Path| folder.read_dir().map_or(0, |entries| i64::try_from(entries.count()).unwrap());
+    let children: i64 = Path::new(&format!("/proc/{}/task", server.pid()))
+        .read_dir()
+        .unwrap()
+        .flatten()
+        .filter_map(|task| std::fs::read_to_string(task.path().join("children")).ok())
+        .map(|list| i64::try_from(list.split_whitespace().count()).unwrap())
+        .sum();
+    vec![
+        ("processes", children),
+        // Not readable for an ordinary user: then both counts are nought.
+        ("descriptors", count(Path::new(&format!("/proc/{}/fd", server.pid())))),
+        ("files", files_in(home) + files_in(&server.folder.path().join("data/sessions"))),
+    ]
+}
+
+/// Files and folders below a folder, but for the copies that claude keeps of its own settings.
+fn files_in(folder: &Path) -> i64 {
+    let entries = folder.read_dir().into_iter().flatten().flatten().filter(|entry| entry.file_name() != "backups");
+    entries.map(|entry| 1 + if entry.path().is_dir() { files_in(&entry.path()) } else { 0 }).sum()
+}
