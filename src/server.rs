@@ -43,8 +43,9 @@ use crate::uploads::Uploads;
 
 /// Open connections beyond those of runs and of the queue; further ones wait to be accepted.
 const SPARE_CONNECTIONS: usize = 512;
-/// How long a client may take to send a request's head, and how long a connection may be idle between requests.
-const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a client may take to send a request's head, and how long a connection may be idle between requests. No round
+/// number: a client that asks again after just as long would find its connection closing under it.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(23);
 /// How long what was sent to a client may go unread.
 const UNREAD_TIMEOUT: Duration = Duration::from_mins(1);
 /// How long clients get to take their answers when all work is over.

@@ -27,6 +27,9 @@ use crate::{clock, runs};
 /// How long the end of a turn may take beyond its stop: the cancel, its grace, and the last look for processes.
 const END_GRACE: Duration = Duration::from_secs(30);
 
+/// What the name of the folder of a turn's files begins with.
+const FILES: &str = "files-for-turn-";
+
 /// How many may be open, and for how long.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
@@ -295,6 +298,8 @@ impl Sessions {
             swept += usize::from(self.shared.close(&session, place, "sweep_close", Some(before(idle))).await?);
         }
         for session in self.shared.ledger.old_sessions(before(closed)).await? {
+            // Not while its close is still going on.
+            let Some(_place) = self.shared.enter_idle(&session.new.session_id) else { continue };
             // One that can't be deleted must not keep the others.
             match self.shared.delete(&session).await {
                 Ok(()) => swept += 1,
@@ -309,6 +314,13 @@ impl Sessions {
         let turns = self.shared.ledger.settle_turns().await?;
         for session in self.shared.ledger.half_created_sessions().await? {
             self.shared.forget(&session.new).await;
+        }
+        // The files of turns that a crash cut short.
+        for session in self.shared.acpx.workshop.folder.read_dir()?.flatten() {
+            let files = session.path().read_dir().into_iter().flatten().flatten();
+            for folder in files.filter(|entry| turns > 0 && entry.file_name().to_string_lossy().starts_with(FILES)) {
+                remove_tree(&folder.path())?;
+            }
         }
         self.shared.count_open().await;
         Ok(turns)
@@ -388,7 +400,7 @@ impl Shared {
         let begun = self.ledger.begin_turn(request.row.clone()).await?.ok_or(Refused::Closed)?;
         let started = Instant::now();
         let deadline = started + request.timeout;
-        let files_folder = Path::new(&session.new.cwd).join(format!("files-{}", begun.event_id));
+        let files_folder = Path::new(&session.new.cwd).join(format!("{FILES}{}", begun.event_id));
         let stopped = cancel.child_token();
         let (over, mut ended) = oneshot::channel();
         let talking = self.tasks.spawn({
@@ -396,8 +408,8 @@ impl Shared {
             let (folder, files, prompt) = (files_folder.clone(), request.files, request.row.prompt);
             async move {
                 let files = runs::blocking(move || if files.is_empty() { Ok(Vec::new()) } else { attach(&folder, &files) }).await?;
-                let input = claude::prompt_text(&prompt, &files).into_bytes();
-                Ok::<_, Refused>(shared.acpx.turn(&target, input, deadline, &stopped, |turn| drop(over.send(turn))).await?)
+                let prompt = claude::prompt_text(&prompt, &files);
+                Ok::<_, Refused>(shared.acpx.turn(&target, &prompt, deadline, &stopped, |turn| drop(over.send(turn))).await?)
             }
         });
         let turn = tokio::select! {
@@ -407,22 +419,31 @@ impl Shared {
                 ended.await
             }
         };
+        let cut_short = || Instant::now() >= deadline || stopped.is_cancelled();
         let (turn, finished) = match turn {
-            // Without a last word of acpx's, the way that it ended is what there is to tell.
-            Ok(turn) if turn.end.is_none() => (turn, Some(talking.await)),
+            // Without a last word of acpx's, the way that it ended is what there is to tell. And a cancel that is still on
+            // its way must not meet the next turn.
+            Ok(turn) if turn.end.is_none() || cut_short() => (turn, Some(talking.await)),
             Ok(turn) => (turn, None),
             Err(_) => (Turn { events: Events::default(), end: None }, Some(talking.await)),
         };
         let finished = match finished.map(|talked| talked.unwrap_or(Err(Refused::Died))).transpose() {
             Ok(finished) => finished,
             Err(error) => {
-                let end = row_end(&Ending::Failed(error.to_string()), &turn.events, started.elapsed());
-                self.finish_turn(&session, begun, end, None).await;
-                return Err(error);
+                family::end(&self.acpx.mark(&session.new.session_id)).await;
+                let (duration, stderr) = (started.elapsed(), String::new());
+                let ending = Ending::Failed(error.to_string());
+                let end = row_end(&ending, &turn.events, duration);
+                let (_, turn_index) =
+                    tokio::join!(runs::blocking(move || remove_tree(&files_folder)), self.finish_turn(&session, begun, end, None));
+                return match error {
+                    Refused::Failed(_) => Ok(Outcome { ending, turn_index, events: Vec::new(), text: String::new(), stderr, duration }),
+                    other => Err(other),
+                };
             }
         };
         let why = Why { late: Instant::now() >= deadline, stopping: self.stop.is_cancelled(), cancelled: stopped.is_cancelled() };
-        let ending = ending(turn.end, &why, finished.as_ref().map(|finished| &finished.end), request.timeout);
+        let ending = ending(&turn, &why, finished.as_ref().map(|finished| &finished.end), request.timeout);
         let duration = started.elapsed();
         let acp_session_id = turn.events.session_id().map(str::to_owned);
         let (_, turn_index) = tokio::join!(
@@ -475,12 +496,16 @@ impl Shared {
         how: &'static str,
         idle_since: Option<i64>,
     ) -> Result<bool, Refused> {
-        place.lane.closing.cancel();
+        // An idle session has no turn to cancel, and may prove to have been used.
+        if idle_since.is_none() {
+            place.lane.closing.cancel();
+        }
         let _turn = place.lane.turn.clone().lock_owned().await;
         let session_id = &session.new.session_id;
         if !self.ledger.close_session(session_id, how, idle_since).await? {
             return Ok(false);
         }
+        place.lane.closing.cancel();
         self.count_open().await;
         self.acpx.close(&target(&session.new)).await;
         tracing::info!(session_id, how, "session closed");
@@ -518,7 +543,7 @@ struct Why {
     cancelled: bool,
 }
 
-fn ending(end: Option<TurnEnd>, why: &Why, process: Option<&process::End>, timeout: Duration) -> Ending {
+fn ending(turn: &Turn, why: &Why, process: Option<&process::End>, timeout: Duration) -> Ending {
     let early = || {
         if why.late {
             Some(Ending::TimedOut(format!("the turn did not end within {} s", timeout.as_secs())))
@@ -528,13 +553,16 @@ fn ending(end: Option<TurnEnd>, why: &Why, process: Option<&process::End>, timeo
             why.cancelled.then_some(Ending::Cancelled)
         }
     };
-    match end {
+    match turn.end.clone() {
         Some(TurnEnd::Stopped(stop_reason)) if stop_reason != "cancelled" => Ending::Completed(stop_reason),
         Some(TurnEnd::Stopped(stop_reason)) => early().unwrap_or(Ending::Completed(stop_reason)),
         Some(TurnEnd::Failed(error)) => early().unwrap_or(Ending::Failed(error)),
         None => early().unwrap_or_else(|| {
             Ending::Failed(match process {
-                Some(process::End::Exited(status)) => format!("acpx ended ({status}) before the turn did"),
+                Some(process::End::Exited(status)) => match turn.events.last_error() {
+                    Some(error) => error.to_owned(),
+                    None => format!("acpx ended ({status}) before the turn did"),
+                },
                 _ => "acpx printed too much, or closed its output, before the turn ended".to_owned(),
             })
         }),

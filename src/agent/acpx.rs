@@ -158,12 +158,16 @@ impl Acpx {
     pub async fn turn(
         &self,
         target: &Target,
-        input: Vec<u8>,
+        prompt: &str,
         deadline: Instant,
         cancel: &CancellationToken,
         over: impl FnOnce(Turn),
     ) -> Result<process::Finished, Error> {
         let mut command = self.command(target, ["prompt", "-s", &target.name, "--file", "-"])?;
+        // As content blocks: acpx trims a bare text, and takes one that looks like blocks for blocks.
+        let input = serde_json::json!([{"type": "text", "text": prompt}]).to_string().into_bytes();
+        // The prompt comes back among the messages.
+        let most = MAX_TURN + input.len();
         let mut events = Some(Events::default());
         let mut over = Some(over);
         let mut bytes = 0;
@@ -171,7 +175,7 @@ impl Acpx {
             let Some(turn) = events.as_mut() else { return Next::More };
             let Line::Whole(line) = line else { return Next::Stop };
             bytes += line.len();
-            if bytes > MAX_TURN {
+            if bytes > most {
                 return Next::Stop;
             }
             let Some(end) = turn.line(line) else { return Next::More };
@@ -182,10 +186,12 @@ impl Acpx {
         };
         let talk = Talk { input, hold_input: false, deadline, cancel };
         let wind_down = async |agent: &mut Started, how: &How| {
-            if !how.answered {
-                self.stop_turn(target, agent).await;
+            match how {
+                How { answered: true, .. } => end_alone(agent, how).await,
+                // Its turn may go on in the owner, where nothing tells any more when it ends.
+                How { end: End::Exited(_), .. } => drop(family::end(&self.mark(&target.name)).await),
+                _ => self.stop_turn(target, agent).await,
             }
-            end_alone(agent, how).await;
         };
         let finished = process::converse_and(&mut command, &self.mark(&target.name), talk, read, wind_down).await;
         if let (Some(over), Some(events)) = (over, events) {

@@ -42,6 +42,10 @@ pub fn config_folder(environment: &Environment) -> Option<PathBuf> {
 
 /// Removes what the CLI keeps of a run under the user's home although it was told to keep nothing.
 pub fn clean_up(session_id: &str, environment: &Environment) -> io::Result<()> {
+    // It becomes part of a path.
+    if session_id.is_empty() || !session_id.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-') {
+        return Ok(());
+    }
     let Some(Ok(kinds)) = config_folder(environment).map(|config| config.read_dir()) else { return Ok(()) };
     for kind in kinds {
         // `session-env`, and whatever else is filed by session.

@@ -73,8 +73,8 @@ pub enum TurnEnd {
 #[derive(Debug, Default)]
 pub struct Events {
     events: Vec<Event>,
-    /// Where the `tool_call` events are, by the call's id.
-    calls: HashMap<String, usize>,
+    /// Where the `tool_call` events are, by the call's id, and whether their tool's own name is known.
+    calls: HashMap<String, (usize, bool)>,
     text: String,
     /// The id of the request that is the turn.
     prompt_id: Option<Value>,
@@ -82,6 +82,7 @@ pub struct Events {
     asked: Vec<Value>,
     session_id: Option<String>,
     usage: Option<(i64, i64)>,
+    last_error: Option<String>,
 }
 
 impl Events {
@@ -90,7 +91,8 @@ impl Events {
     pub fn line(&mut self, line: &[u8]) -> Option<TurnEnd> {
         let message: Message = serde_json::from_slice(line).ok()?;
         // Read once more for its parts; what is too deep for that passes through as it is.
-        let value: Value = serde_json::from_slice(line).unwrap_or(Value::Null);
+        let value: Value =
+            serde_json::from_slice(line).or_else(|_| serde_json::from_str(&without_lone_surrogates(line))).unwrap_or(Value::Null);
         let (added, end) = self.read(&value);
         self.events.push(Event { message, added });
         end
@@ -104,6 +106,11 @@ impl Events {
     /// What the agent calls the session, if it said so.
     pub fn session_id(&self) -> Option<&str> {
         self.session_id.as_deref()
+    }
+
+    /// The message of the last error, also of one that did not end the turn.
+    pub fn last_error(&self) -> Option<&str> {
+        self.last_error.as_deref()
     }
 
     /// Tokens read and written, if the agent said so.
@@ -153,6 +160,7 @@ impl Events {
         let to_agent = self.asked.iter().position(|asked| asked == id).map(|at| self.asked.swap_remove(at)).is_some();
         if message["error"].is_object() {
             let text = message["error"]["message"].as_str().unwrap_or_default().to_owned();
+            self.last_error = Some(text.clone());
             let mut added = kind("error");
             added.insert("content".to_owned(), json!(text));
             // An error without an id is the client's own, and its last word.
@@ -175,24 +183,28 @@ impl Events {
             "tool_call" | "tool_call_update" => kind(name),
             other => return kind(other),
         };
-        let Some(call) = update["toolCallId"].as_str() else { return added };
+        let call = update["toolCallId"].as_str();
+        let tool = update["_meta"]["claudeCode"]["toolName"].is_string();
         if name == "tool_call" {
             for key in ["name", "args", "result", "status"] {
                 added.insert(key.to_owned(), Value::Null);
             }
-            gather(&mut added, update);
-            self.calls.insert(call.to_owned(), self.events.len());
-        } else if let Some(at) = self.calls.get(call) {
-            gather(&mut self.events[*at].added, update);
+            gather(&mut added, update, false);
+            if let Some(call) = call {
+                self.calls.insert(call.to_owned(), (self.events.len(), tool));
+            }
+        } else if let Some((at, named)) = call.and_then(|call| self.calls.get_mut(call)) {
+            gather(&mut self.events[*at].added, update, *named);
+            *named |= tool;
         }
         added
     }
 }
 
-/// Takes over what an update says of its tool call.
-fn gather(added: &mut Map<String, Value>, update: &Value) {
+/// Takes over what an update says of its tool call. A title stands for the name only where the tool's own is not known.
+fn gather(added: &mut Map<String, Value>, update: &Value, named: bool) {
     let tool = &update["_meta"]["claudeCode"]["toolName"];
-    let name = if tool.is_string() { tool } else { &update["title"] };
+    let name = if tool.is_string() || named { tool } else { &update["title"] };
     let empty = |value: &Value| value.is_null() || value.as_array().is_some_and(Vec::is_empty);
     let result = if empty(&update["rawOutput"]) { &update["content"] } else { &update["rawOutput"] };
     for (key, value) in [("name", name), ("args", &update["rawInput"]), ("result", result), ("status", &update["status"])] {
@@ -200,6 +212,35 @@ fn gather(added: &mut Map<String, Value>, update: &Value) {
             added.insert(key.to_owned(), value.clone());
         }
     }
+}
+
+/// The line with each half of a character, which Node writes where it cut a text, replaced by the mark for such.
+fn without_lone_surrogates(line: &[u8]) -> String {
+    let text = String::from_utf8_lossy(line);
+    let mut whole = String::with_capacity(text.len());
+    let mut rest = text.as_ref();
+    while let Some(at) = rest.find('\\') {
+        let (before, escape) = rest.split_at(at);
+        whole.push_str(before);
+        let half = |text: &str, range: [char; 2]| {
+            let mut chars = text.chars().skip(2).map(|c| c.to_ascii_lowercase());
+            text.starts_with("\\u") && chars.next() == Some('d') && chars.next().is_some_and(|c| (range[0]..=range[1]).contains(&c))
+        };
+        let length = if half(escape, ['8', 'b']) && escape.get(6..).is_some_and(|next| half(next, ['c', 'f'])) {
+            12
+        } else if half(escape, ['8', 'f']) {
+            whole.push_str("\\ufffd");
+            rest = escape.get(6..).unwrap_or_default();
+            continue;
+        } else {
+            // With the character behind it, so that an escaped backslash does not begin another escape.
+            1 + escape[1..].chars().next().map_or(0, char::len_utf8)
+        };
+        let (kept, after) = escape.split_at(length.min(escape.len()));
+        whole.push_str(kept);
+        rest = after;
+    }
+    whole + rest
 }
 
 /// Whether it is the agent that calls this method.
@@ -286,6 +327,14 @@ mod tests {
         assert_eq!((&call["result"], &call["status"]), (&json!("hi"), &json!("completed")));
         assert_eq!(call["params"]["update"]["status"], "pending", "the message itself stays as it was");
         assert_eq!(events[1]["type"], "tool_call_update");
+    }
+
+    #[test]
+    fn half_a_character_costs_no_more_than_itself() {
+        let mut events = Events::default();
+        let update = r#"{"method":"session/update","params":{"update":{"sessionUpdate":"agent_message_chunk","content":{"text":"a\ud83d \\ud83d \ud83d\ude00"}}}}"#;
+        assert_eq!(events.line(update.as_bytes()), None);
+        assert_eq!(events.text(), "a\u{fffd} \\ud83d \u{1f600}");
     }
 
     #[test]

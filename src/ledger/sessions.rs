@@ -188,7 +188,7 @@ impl Ledger {
     pub async fn finish_turn(&self, session_id: &str, turn: TurnBegun, end: RunEnd, acp_session_id: Option<String>) -> Result<i64, Error> {
         let (session_id, now) = (session_id.to_owned(), clock::now());
         self.write(move |db| {
-            db.execute(
+            let finished = db.execute(
                 "UPDATE session_events SET finished_at = ?2, duration_ms = ?3, ok = ?4, stop_reason = ?5, error = ?6, result = ?7,
                      input_tokens = ?8, output_tokens = ?9
                  WHERE id = ?1 AND finished_at IS NULL",
@@ -204,12 +204,15 @@ impl Ledger {
                     end.output_tokens
                 ],
             )?;
-            db.query_row(
+            // Counted once, however often this is tried; and the session may be deleted by now.
+            let counted = end.ok && finished == 1;
+            let count = db.query_row(
                 "UPDATE sessions SET last_turn_at = ?2, turn_count = turn_count + ?3, acp_session_id = coalesce(?4, acp_session_id)
                  WHERE session_id = ?1 RETURNING turn_count",
-                params![session_id, now, end.ok, acp_session_id],
+                params![session_id, now, counted, acp_session_id],
                 |row| row.get(0),
-            )
+            );
+            Ok(count.optional()?.unwrap_or(turn.turn_count + i64::from(end.ok)))
         })
         .await
     }
@@ -247,6 +250,11 @@ impl Ledger {
     pub async fn settle_turns(&self) -> Result<usize, Error> {
         let now = clock::now();
         self.write(move |db| {
+            db.execute(
+                "UPDATE sessions SET last_turn_at = ?1
+                 WHERE session_id IN (SELECT session_id FROM session_events WHERE event = 'turn' AND finished_at IS NULL)",
+                [now],
+            )?;
             db.execute(
                 "UPDATE session_events SET finished_at = ?1, ok = 0, stop_reason = 'interrupted',
                      error = 'the server ended while this turn was going on'

@@ -87,20 +87,33 @@ async fn a_tool_call_has_its_result_and_a_file_can_be_attached() {
     assert!(call["result"].as_str().unwrap().contains("from-the-tool"), "{call}");
 
     let file = server.upload(token, "note.txt", "the cellar door").await;
-    let body = json!({"prompt": bash("cat files-*/note.txt"), "files": [file]});
+    let body = json!({"prompt": bash("cat files-for-turn-*/note.txt"), "files": [file]});
     let answer = server.post(&format!("/sessions/{id}/turn"), token, &body).await;
     assert!(answer.json["text"].as_str().unwrap().contains("the cellar door"), "{answer:?}");
     let body = json!({"prompt": stub(&json!({"echo": true})), "files": [file]});
     let answer = server.post(&format!("/sessions/{id}/turn"), token, &body).await;
     assert!(answer.json["text"].as_str().unwrap().contains("[Attached files"), "{answer:?}");
     let left = turn(server, token, &id, &bash("ls")).await;
-    assert!(!left.json["text"].as_str().unwrap().contains("files-"), "{left:?}");
+    assert!(!left.json["text"].as_str().unwrap().contains("files-for-turn-"), "{left:?}");
 
     let denied = create(server, token, &json!({"permissions": "deny-all"})).await;
     let answer = turn(server, token, &denied, &bash("touch made")).await;
     assert_eq!(answer.status, StatusCode::OK, "{answer:?}");
     assert!(!server.data().join("sessions").join(&denied).join("made").exists());
     assert_eq!(server.get(&format!("/sessions/{denied}"), token).await.json["permissions"], "deny-all");
+}
+
+#[tokio::test]
+async fn any_text_is_a_turn_and_reaches_the_model_as_it_is() {
+    let Some(forge) = Forge::start().await else { return };
+    let (server, token) = (&forge.server, &forge.token);
+    let id = create(server, token, &json!({})).await;
+    for prompt in ["/clear", "/nonsense now", "[1, 2]", "[{\"type\": \"text\"}]", "--help", " padded "] {
+        let answer = turn(server, token, &id, &format!("{prompt}\nstub: {{\"echo\": true}}")).await;
+        let request: Value = serde_json::from_str(answer.json["text"].as_str().unwrap_or_default()).unwrap_or_default();
+        let quoted = json!(prompt).to_string();
+        assert!(request["messages"].to_string().contains(quoted.trim_matches('"')), "{prompt}: {answer:?}");
+    }
 }
 
 #[tokio::test]

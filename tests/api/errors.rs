@@ -107,6 +107,6 @@ async fn a_client_that_does_not_send_its_request_loses_its_connection() {
     let mut silent = TcpStream::connect(server.address()).await.unwrap();
     silent.write_all(b"GET /healthz HTTP/1.1\r\nhost: x\r\nslow: ").await.unwrap();
     let mut answer = Vec::new();
-    let read = tokio::time::timeout(std::time::Duration::from_secs(25), silent.read_to_end(&mut answer));
+    let read = tokio::time::timeout(std::time::Duration::from_secs(40), silent.read_to_end(&mut answer));
     read.await.expect("the server closes the connection").unwrap();
 }
