@@ -211,7 +211,7 @@ impl Shared {
         let _ = answer.send(Ok(outcome));
         if let Err(error) = written {
             tracing::error!(run_id, %error, "the run's row was not completed; trying again until it is, or the server stops");
-            self.finish_later(run_id, end).await;
+            finish_later(run_id, &self.stop, || self.ledger.finish_run(run_id, end.clone())).await;
         }
     }
 
@@ -220,17 +220,6 @@ impl Shared {
         family::end(&self.workshop.mark.run(run_id)).await;
         let ending = Ending::Failed("the server met a defect; its operator finds it in its log".to_owned());
         (Outcome { ending, stderr: String::new(), duration: Duration::ZERO }, Usage::default())
-    }
-
-    async fn finish_later(&self, run_id: &str, end: RunEnd) {
-        loop {
-            let stopping = self.stop.run_until_cancelled(sleep(Duration::from_secs(1))).await.is_none();
-            match self.ledger.finish_run(run_id, end.clone()).await {
-                Ok(()) => return tracing::info!(run_id, "the run's row is completed"),
-                Err(error) if stopping => return tracing::error!(run_id, %error, "the run's row stays open"),
-                Err(_) => {}
-            }
-        }
     }
 
     /// Makes the run's folder and puts into it what the run needs.
@@ -348,8 +337,24 @@ pub async fn recover(workshop: &Workshop, ledger: &Ledger) -> anyhow::Result<()>
     Ok(())
 }
 
+/// Completes a row each second until that succeeds, or a last time when `stop` comes.
+pub(crate) async fn finish_later<T, F: Future<Output = Result<T, ledger::Error>>>(
+    id: &str,
+    stop: &CancellationToken,
+    finish: impl Fn() -> F,
+) {
+    loop {
+        let stopping = stop.run_until_cancelled(sleep(Duration::from_secs(1))).await.is_none();
+        match finish().await {
+            Ok(_) => return tracing::info!(id, "the row is completed"),
+            Err(error) if stopping => return tracing::error!(id, %error, "the row stays open"),
+            Err(_) => {}
+        }
+    }
+}
+
 /// Removes what `folder` holds, but for what is to be kept. What can't be removed is logged, and left.
-fn clear(folder: &Path, keep: impl Fn(&str) -> bool) -> io::Result<usize> {
+pub(crate) fn clear(folder: &Path, keep: impl Fn(&str) -> bool) -> io::Result<usize> {
     let mut removed = 0;
     for entry in std::fs::read_dir(folder)? {
         let entry = entry?;

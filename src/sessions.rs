@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::oneshot;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -315,11 +315,12 @@ impl Sessions {
         for session in self.shared.ledger.half_created_sessions().await? {
             self.shared.forget(&session.new).await;
         }
-        // The files of turns that a crash cut short.
-        for session in self.shared.acpx.workshop.folder.read_dir()?.flatten() {
-            let files = session.path().read_dir().into_iter().flatten().flatten();
-            for folder in files.filter(|entry| turns > 0 && entry.file_name().to_string_lossy().starts_with(FILES)) {
-                remove_tree(&folder.path())?;
+        // The files of turns that a crash cut short. One that can't be removed must not stop the start.
+        if turns > 0 {
+            for session in self.shared.acpx.workshop.folder.read_dir()?.flatten() {
+                if let Err(error) = runs::clear(&session.path(), |name| !name.starts_with(FILES)) {
+                    tracing::warn!(path = %session.path().display(), %error, "the files of a turn may be left");
+                }
             }
         }
         self.shared.count_open().await;
@@ -473,14 +474,8 @@ impl Shared {
                 let shared = self.clone();
                 let count = begun.turn_count + i64::from(end.ok);
                 self.tasks.spawn(async move {
-                    loop {
-                        let stopping = shared.stop.run_until_cancelled(sleep(Duration::from_secs(1))).await.is_none();
-                        match shared.ledger.finish_turn(&session_id, begun, end.clone(), acp_session_id.clone()).await {
-                            Ok(_) => return tracing::info!(session_id, "the turn's row is completed"),
-                            Err(error) if stopping => return tracing::error!(session_id, %error, "the turn's row stays open"),
-                            Err(_) => {}
-                        }
-                    }
+                    let finish = || shared.ledger.finish_turn(&session_id, begun, end.clone(), acp_session_id.clone());
+                    runs::finish_later(&session_id, &shared.stop, finish).await;
                 });
                 count
             }
