@@ -170,7 +170,9 @@ fn end_blocking(mark: &Mark) -> usize {
     loop {
         // Again until none is found: one that forks while it is being looked for escapes a single look.
         let family = members(mark);
-        if family.is_empty() {
+        // One that is dying has no environment to be known by any more, and is not gone yet.
+        let dying = |&(pid, started): &(i32, u64)| Process::read(pid).is_some_and(|now| now.started == started);
+        if family.is_empty() && !ended.iter().any(dying) {
             return ended.len();
         }
         for process in &family {
