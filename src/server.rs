@@ -179,6 +179,7 @@ impl Server {
         cut.cancel();
         background.shutdown().await;
         family::end(&self.workshop.mark).await;
+        self.app.sessions.forget_owners().await;
         tracing::info!("stopped");
         match died {
             None => Ok(()),

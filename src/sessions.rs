@@ -323,8 +323,22 @@ impl Sessions {
                 }
             }
         }
+        self.forget_owners().await;
         self.shared.count_open().await;
         Ok(turns)
+    }
+
+    /// Removes what acpx's owners leave when they are killed. Only for when none is alive.
+    pub async fn forget_owners(&self) {
+        let environment = self.shared.acpx.workshop.environment.clone();
+        let forgotten = async {
+            let open = self.shared.ledger.idle_sessions(i64::MAX).await?;
+            let ids = open.into_iter().filter_map(|session| session.acpx_record_id).collect::<Vec<_>>();
+            Ok::<_, Refused>(runs::blocking(move || acpx::forget_owners(&environment, &ids)).await?)
+        };
+        if let Err(error) = forgotten.await {
+            tracing::warn!(%error, "locks and sockets of acpx may be left");
+        }
     }
 }
 

@@ -243,7 +243,7 @@ pub fn clean_up(environment: &Environment, folder: &Path, record_id: Option<&str
                 remove_tree(&entry.path())?;
             }
         }
-        remove_locks(&acpx.join("queues"), record_id)?;
+        forget_owners(environment, std::slice::from_ref(record_id))?;
     }
     if let Some(config) = claude::config_folder(environment) {
         // The transcripts are filed by the working folder, in which all but letters and digits is a dash.
@@ -265,20 +265,23 @@ fn record_of(sessions: &Path, folder: &Path) -> Option<String> {
     records.into_iter().find(|record| record.cwd == folder).map(|record| record.acpx_record_id)
 }
 
-/// Removes the locks of owners of that session, and the sockets that they name.
-fn remove_locks(queues: &Path, record_id: &str) -> io::Result<()> {
+/// Removes what the queue owners of these sessions leave when they are killed: locks, and the sockets that they name.
+pub fn forget_owners(environment: &Environment, record_ids: &[String]) -> io::Result<()> {
     #[derive(Deserialize)]
     #[serde(rename_all = "camelCase")]
     struct Lock {
         session_id: String,
         socket_path: Option<PathBuf>,
     }
-    for entry in queues.read_dir().into_iter().flatten().flatten() {
+    let Some(home) = environment.get("HOME").map(Path::new) else { return Ok(()) };
+    for entry in home.join(".acpx/queues").read_dir().into_iter().flatten().flatten() {
         let lock = std::fs::read(entry.path()).ok().and_then(|text| serde_json::from_slice::<Lock>(&text).ok());
-        if let Some(lock) = lock.filter(|lock| lock.session_id == record_id) {
+        if let Some(lock) = lock.filter(|lock| record_ids.contains(&lock.session_id)) {
             // Only ever a socket in a folder of acpx's.
             if let Some(socket) = lock.socket_path.filter(|path| path.extension() == Some(OsStr::new("sock"))) {
                 remove_tree(&socket)?;
+                // The folder of the home's sockets goes with the last.
+                let _ = socket.parent().map(std::fs::remove_dir);
             }
             remove_tree(&entry.path())?;
         }

@@ -1,6 +1,6 @@
 //! `/sessions` with the real `acpx` and `claude`.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use reqwest::{Method, StatusCode};
@@ -239,17 +239,24 @@ async fn sessions_outlive_a_crash_in_the_middle_of_a_turn() {
 #[tokio::test]
 async fn a_stop_cancels_a_turn_past_the_drain_time() {
     let Some(forge) = Forge::start_with(Options::default().set("CLAWDFORGE_DRAIN_SECS", 1)).await else { return };
-    let Forge { mut server, token, home: _home, _stub } = forge;
+    let Forge { mut server, token, home, _stub } = forge;
     let id = create(&server, &token, &json!({})).await;
     let sleeps = bash("sleep 624");
+    let queues = home.path().join(".acpx/queues");
+    let locks = || queues.read_dir().into_iter().flatten().flatten().map(|lock| std::fs::read(lock.path()).unwrap_or_default());
+    let mut socket = None;
     let (answer, ()) = tokio::join!(turn(&server, &token, &id, &sleeps), async {
         until("the command", || server.running("sleep\x00624")).await;
+        let lock: Value = serde_json::from_slice(&locks().next().unwrap()).unwrap();
+        socket = lock["socketPath"].as_str().map(PathBuf::from);
         server.signal(Signal::TERM);
     });
     assert_eq!(answer.status, StatusCode::BAD_GATEWAY, "{answer:?}");
     assert!(server.ended().success());
     assert_eq!(events(&server), "create turn:interrupted");
     assert_eq!(server.agents(), [0; 0]);
+    let folder = socket.as_deref().and_then(Path::parent).expect("the owner has a socket");
+    assert!(!folder.exists() && locks().next().is_none(), "{} or a lock is left", folder.display());
 }
 
 #[tokio::test]
