@@ -11,11 +11,12 @@ use std::time::Duration;
 
 use clap::Args;
 
+use crate::agent::Environment;
 use crate::network::Networks;
 use crate::secret::{TokenHash, is_token_name};
 use crate::sessions;
 
-/// How the admin token's hash reaches the process that was started again without its plaintext.
+/// The variable that holds the admin token's hash. It also reaches the process that is started again without the plaintext.
 pub const ADMIN_TOKEN_SHA256: &str = "CLAWDFORGE_ADMIN_TOKEN_SHA256";
 /// The variable that holds the admin token.
 pub const ADMIN_TOKEN: &str = "CLAWDFORGE_ADMIN_TOKEN";
@@ -24,6 +25,10 @@ pub const ADMIN_TOKEN_FLAG: &str = "--admin-token";
 
 /// The shortest admin token that is taken, in characters.
 const ADMIN_TOKEN_MIN: usize = 16;
+
+/// The variables by which claude can be signed in, and those that name a file instead.
+const SIGN_INS: [(&str, &str); 2] =
+    [("CLAUDE_CODE_OAUTH_TOKEN", "CLAUDE_CODE_OAUTH_TOKEN_FILE"), ("ANTHROPIC_API_KEY", "ANTHROPIC_API_KEY_FILE")];
 
 const DEFAULT_ALLOW: &str = "127.0.0.0/8,::1/128,10.0.0.0/8,172.16.0.0/12,192.168.0.0/16,fc00::/7,fe80::/10";
 
@@ -56,7 +61,8 @@ pub struct Flags {
     /// File that holds the operator's bearer token
     #[arg(long, env = "CLAWDFORGE_ADMIN_TOKEN_FILE", value_name = "FILE", hide_env_values = true)]
     admin_token_file: Option<String>,
-    #[arg(long, env = "CLAWDFORGE_ADMIN_TOKEN_SHA256", hide = true, hide_env_values = true)]
+    /// SHA-256 of the operator's bearer token, in hex: then nothing on this machine holds the token itself
+    #[arg(long, env = "CLAWDFORGE_ADMIN_TOKEN_SHA256", value_name = "HEX", hide_env_values = true)]
     admin_token_sha256: Option<String>,
     /// Networks that are answered at all [default: loopback and the private networks]
     #[arg(long, env = "CLAWDFORGE_ALLOW_CIDRS", value_name = "CIDR,…", hide_env_values = true)]
@@ -225,6 +231,28 @@ impl Flags {
     }
 }
 
+/// What agents get of this process's environment. A sign-in that stands in a file (`ANTHROPIC_API_KEY_FILE`) is read from
+/// it.
+pub fn agents_environment() -> Result<Environment, BadSetting> {
+    with_sign_ins(Environment::inherited())
+}
+
+fn with_sign_ins(mut environment: Environment) -> Result<Environment, BadSetting> {
+    for (variable, file_variable) in SIGN_INS {
+        let Some(file) = environment.take(file_variable) else { continue };
+        let Some(file) = given(file.to_str()).map(str::to_owned) else { continue };
+        if environment.get(variable).is_some_and(|value| !value.is_empty()) {
+            return Err(BadSetting::new(file_variable, format!("and {variable} are both set; set one of them")));
+        }
+        let secret = in_file(file_variable, &file)?;
+        if secret.is_empty() || !secret.bytes().all(|byte| byte.is_ascii_graphic()) {
+            return Err(BadSetting::new(file_variable, format!("names \"{file}\", which does not hold one token and nothing else")));
+        }
+        environment.set(variable, secret);
+    }
+    Ok(environment)
+}
+
 impl Settings {
     /// The ledger's file inside a data folder.
     pub fn ledger_file(data_dir: &Path) -> PathBuf {
@@ -237,11 +265,7 @@ fn admin(flags: &Flags) -> Result<Option<TokenHash>, BadSetting> {
     let (variable, token) = match (given(flags.admin_token.as_deref()), given(flags.admin_token_file.as_deref())) {
         (Some(_), Some(_)) => return Err(BadSetting::new(FILE, "and CLAWDFORGE_ADMIN_TOKEN are both set; set one of them")),
         (Some(token), None) => (ADMIN_TOKEN, token.to_owned()),
-        (None, Some(file)) => {
-            let token = std::fs::read_to_string(file)
-                .map_err(|error| BadSetting::new(FILE, format!("names \"{file}\", which can't be read ({error})")))?;
-            (FILE, token.trim().to_owned())
-        }
+        (None, Some(file)) => (FILE, in_file(FILE, file)?),
         (None, None) => {
             return match given(flags.admin_token_sha256.as_deref()) {
                 None => Ok(None),
@@ -259,6 +283,14 @@ fn admin(flags: &Flags) -> Result<Option<TokenHash>, BadSetting> {
         return Err(BadSetting::new(variable, "holds a token with spaces or characters beyond ASCII; choose another one"));
     }
     Ok(Some(TokenHash::of(&token)))
+}
+
+/// What a file that a variable names holds.
+fn in_file(variable: &'static str, file: &str) -> Result<String, BadSetting> {
+    match std::fs::read_to_string(file) {
+        Ok(text) => Ok(text.trim().to_owned()),
+        Err(error) => Err(BadSetting::new(variable, format!("names \"{file}\", which can't be read ({error})"))),
+    }
 }
 
 /// Compose files pass unset variables on as empty ones.
@@ -336,5 +368,23 @@ mod tests {
     fn an_empty_value_is_an_absent_one() {
         let flags = Flags { max_runs: Some(" ".into()), admin_token: Some(String::new()), ..Flags::default() };
         assert_eq!(flags.read().unwrap().max_runs, 8);
+    }
+
+    #[test]
+    fn a_sign_in_may_stand_in_a_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("key");
+        let read = |content: &str, more: &[(&str, &str)]| {
+            std::fs::write(&file, content).unwrap();
+            let named = ("ANTHROPIC_API_KEY_FILE", file.to_str().unwrap());
+            with_sign_ins(Environment::of(more.iter().copied().chain([named]))).map_err(|error| error.to_string())
+        };
+        let environment = read("sk-1\n", &[("ANTHROPIC_API_KEY", "")]).unwrap();
+        assert_eq!(environment.iter().collect::<Vec<_>>(), [("ANTHROPIC_API_KEY".as_ref(), "sk-1".as_ref())]);
+        let both = read("sk-1", &[("ANTHROPIC_API_KEY", "sk-2")]).unwrap_err();
+        assert_eq!(both, "ANTHROPIC_API_KEY_FILE and ANTHROPIC_API_KEY are both set; set one of them.");
+        for wrong in ["", "two words"] {
+            assert!(read(wrong, &[]).unwrap_err().ends_with("which does not hold one token and nothing else."));
+        }
     }
 }

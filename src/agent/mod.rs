@@ -59,6 +59,18 @@ impl Environment {
         self.0.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_os_str())
     }
 
+    /// Takes a variable out; gives its value.
+    pub fn take(&mut self, name: &str) -> Option<OsString> {
+        let at = self.0.iter().position(|(known, _)| known == name)?;
+        Some(self.0.remove(at).1)
+    }
+
+    /// Gives a variable a value.
+    pub fn set(&mut self, name: &str, value: impl Into<OsString>) {
+        self.take(name);
+        self.0.push((name.into(), value.into()));
+    }
+
     /// Every variable with its value.
     pub fn iter(&self) -> impl Iterator<Item = (&OsStr, &OsStr)> {
         self.0.iter().map(|(name, value)| (name.as_os_str(), value.as_os_str()))

@@ -13,8 +13,8 @@ use tokio_util::sync::CancellationToken;
 use super::healthcheck;
 use crate::agent::family::Mark;
 use crate::agent::process::{self, Line, Next, Talk};
-use crate::agent::{Environment, Workshop, programs};
-use crate::config::{Flags, Settings};
+use crate::agent::{Workshop, programs};
+use crate::config::{self, Flags, Settings};
 use crate::ledger::Ledger;
 
 /// Free space in the data folder below which the doctor warns, in bytes.
@@ -56,7 +56,8 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
 async fn examine(settings: &Settings) -> anyhow::Result<Vec<Finding>> {
     // The CLIs are tried in a folder of their own: the data folder may be what is wrong.
     let folder = tempfile::tempdir()?;
-    let workshop = Workshop { folder: folder.path().to_owned(), mark: Mark::server(folder.path())?, environment: Environment::inherited() };
+    let workshop =
+        Workshop { folder: folder.path().to_owned(), mark: Mark::server(folder.path())?, environment: config::agents_environment()? };
     let mut findings = examine_clis(settings, &workshop).await;
     findings.extend(examine_data_dir(&settings.data_dir));
     findings.push(examine_port(settings).await);

@@ -10,8 +10,8 @@ use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::agent::{Environment, family};
-use crate::config::{ADMIN_TOKEN, ADMIN_TOKEN_FLAG, ADMIN_TOKEN_SHA256, Flags, LogFormat};
+use crate::agent::family;
+use crate::config::{self, ADMIN_TOKEN, ADMIN_TOKEN_FLAG, ADMIN_TOKEN_SHA256, Flags, LogFormat};
 use crate::secret::TokenHash;
 use crate::server::{Server, Stop};
 
@@ -29,6 +29,7 @@ pub struct Args {
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let token_shows = args.flags.show_admin_token();
     let settings = args.flags.read()?;
+    let environment = config::agents_environment()?;
     if let Some(hash) = settings.admin.as_ref().filter(|_| token_shows) {
         return Err(start_again(hash));
     }
@@ -44,7 +45,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
             .await
             .with_context(|| format!("CLAWDFORGE_BIND: can't listen on {bind}; stop what does, or choose another address and port"))?;
         let data_dir = settings.data_dir.clone();
-        let server = Server::set_up(settings, Environment::inherited()).await?;
+        let server = Server::set_up(settings, environment).await?;
         tracing::info!(address = %listener.local_addr()?, data_dir = %data_dir.display(), version = env!("CARGO_PKG_VERSION"), "listening");
         serve_until_signalled(server, listener, Stop::default()).await
     })?;
