@@ -9,6 +9,7 @@ use anyhow::{Context, ensure};
 use hyper::{Method, StatusCode};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
 
 use super::http;
 use super::serve::serve_until_signalled;
@@ -26,6 +27,9 @@ pub struct Args {
     /// End after showing a run
     #[arg(long)]
     once: bool,
+    /// Serve the stub of the model alone, for a server or a CLI of your own
+    #[arg(long, conflicts_with = "once")]
+    model_only: bool,
     /// Address and port to listen on; port 0 is any free one
     #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:0")]
     bind: SocketAddr,
@@ -36,11 +40,26 @@ pub struct Args {
 
 /// Installs what is missing, serves from a temporary folder, shows a run, and goes on serving until Ctrl-C.
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
+    if args.model_only {
+        super::runtime()?.block_on(serve_model(args.bind))?;
+        return Ok(ExitCode::SUCCESS);
+    }
     let clis = install::clis(&args.cache.clone().unwrap_or_else(install::default_cache), &|step| println!("{step}"))?;
     let folder = tempfile::Builder::new().prefix("clawdforge-demo-").tempdir().context("no temporary folder can be made")?;
     super::runtime()?.block_on(serve_and_show(&args, &clis, folder.path()))?;
     folder.close().context("the temporary folder was not removed")?;
     Ok(ExitCode::SUCCESS)
+}
+
+async fn serve_model(bind: SocketAddr) -> anyhow::Result<()> {
+    let stub = Stub::start_on(bind).await.with_context(|| format!("can't listen on {bind}; choose another --bind"))?;
+    println!("The model stub listens until it is ended. For the CLIs:\n\nexport ANTHROPIC_BASE_URL={} ANTHROPIC_API_KEY=stub", stub.url());
+    let mut terminate = signal(SignalKind::terminate())?;
+    tokio::select! {
+        interrupted = tokio::signal::ctrl_c() => interrupted?,
+        _ = terminate.recv() => {}
+    }
+    Ok(())
 }
 
 async fn serve_and_show(args: &Args, clis: &Clis, folder: &Path) -> anyhow::Result<()> {

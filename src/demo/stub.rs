@@ -10,7 +10,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::body::{Body, Bytes, HttpBody};
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
@@ -26,6 +26,7 @@ const PIECE: usize = 4096;
 /// What the stub does with a prompt.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a word of the directive")]
 struct Directive {
     /// The reply.
     text: Option<String>,
@@ -42,6 +43,8 @@ struct Directive {
     cut: bool,
     /// Reply with the whole request, as JSON text.
     echo: bool,
+    /// Reply with the header by which the request is signed in.
+    credential: bool,
 }
 
 #[derive(Debug, Deserialize)]
@@ -60,7 +63,12 @@ pub struct Stub {
 impl Stub {
     /// Starts a stub on a free port of the loopback interface.
     pub async fn start() -> std::io::Result<Self> {
-        let listener = TcpListener::bind("127.0.0.1:0").await?;
+        Self::start_on(([127, 0, 0, 1], 0).into()).await
+    }
+
+    /// Starts a stub that listens on `address`.
+    pub async fn start_on(address: SocketAddr) -> std::io::Result<Self> {
+        let listener = TcpListener::bind(address).await?;
         let address = listener.local_addr()?;
         let routes = Router::new()
             .route("/", get(|| async {}))
@@ -87,7 +95,7 @@ impl Drop for Stub {
     }
 }
 
-async fn messages(Json(request): Json<Value>) -> Response {
+async fn messages(headers: HeaderMap, Json(request): Json<Value>) -> Response {
     let prompt = prompt(&request);
     let directive = match directive(&prompt) {
         Ok(directive) => directive,
@@ -106,6 +114,7 @@ async fn messages(Json(request): Json<Value>) -> Response {
             (None, Some(text), _) => text,
             (None, None, Some(bytes)) => "0123456789abcdef".chars().cycle().take(bytes).collect(),
             (None, None, None) if directive.echo => request.to_string(),
+            (None, None, None) if directive.credential => credential(&headers),
             (None, None, None) => format!("The model stub read a prompt of {} characters.", prompt.chars().count()),
         };
         (json!({"type": "text", "text": text}), "end_turn")
@@ -115,6 +124,11 @@ async fn messages(Json(request): Json<Value>) -> Response {
         return reply("text/event-stream", events(&request["model"], &block, stop_reason, &usage), directive.cut);
     }
     reply("application/json", message(&request["model"], &[block], Some(stop_reason), &usage).to_string(), directive.cut)
+}
+
+fn credential(headers: &HeaderMap) -> String {
+    let shown = |name: &str| Some(format!("{name}: {}", headers.get(name)?.to_str().ok()?));
+    ["x-api-key", "authorization"].into_iter().filter_map(shown).collect::<Vec<_>>().join("; ")
 }
 
 /// An id for the wire. Messages that share one are taken for parts of one message.
