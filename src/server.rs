@@ -5,7 +5,7 @@
 
 use std::convert::Infallible;
 use std::net::{IpAddr, SocketAddr};
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,6 +19,8 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
+use rustix::fs::{Access as AccessMode, access};
+use rustix::process::geteuid;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -30,7 +32,7 @@ use tower_http::catch_panic::CatchPanicLayer;
 
 use crate::agent::family::{self, Mark};
 use crate::agent::programs::Cli;
-use crate::agent::{Environment, Workshop};
+use crate::agent::{Environment, Workshop, claude};
 use crate::api;
 use crate::config::Settings;
 use crate::ledger::Ledger;
@@ -112,6 +114,7 @@ impl Server {
     pub async fn set_up(settings: Settings, environment: Environment) -> anyhow::Result<Self> {
         let data_dir = data_dir(&settings.data_dir)?;
         let lock = lock(&data_dir)?;
+        check_home(&environment)?;
         let folder = |name: &str| {
             let path = data_dir.join(name);
             std::fs::create_dir_all(&path).with_context(|| format!("the folder {} can't be made", path.display()))?;
@@ -238,7 +241,8 @@ fn router(app: Arc<App>) -> Router {
 
 /// Makes the data folder, for this user alone. Gives its path with links resolved. A folder that holds other things is
 /// left as it is: whoever named it has mistaken it.
-fn data_dir(path: &Path) -> anyhow::Result<PathBuf> {
+pub(crate) fn data_dir(path: &Path) -> anyhow::Result<PathBuf> {
+    check_writable(path).context("CLAWDFORGE_DATA_DIR")?;
     let make = || {
         std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path)?;
         let foreign = !Settings::ledger_file(path).exists() && std::fs::read_dir(path)?.flatten().any(|entry| entry.file_name() != "lock");
@@ -253,7 +257,23 @@ fn data_dir(path: &Path) -> anyhow::Result<PathBuf> {
     Ok(data_dir)
 }
 
-fn lock(data_dir: &Path) -> anyhow::Result<std::fs::File> {
+/// The folders of the CLIs: what is wrong with them would show in the first run.
+fn check_home(environment: &Environment) -> anyhow::Result<()> {
+    let acpx = environment.get("HOME").map(|home| Path::new(home).join(".acpx"));
+    claude::config_folder(environment).into_iter().chain(acpx).try_for_each(|folder| check_writable(&folder))
+}
+
+/// Makes sure that a folder that is there can be written. A mount often belongs to someone else.
+fn check_writable(folder: &Path) -> anyhow::Result<()> {
+    let Ok(metadata) = folder.metadata() else { return Ok(()) };
+    access(folder, AccessMode::READ_OK | AccessMode::WRITE_OK | AccessMode::EXEC_OK).map_err(|error| {
+        let (folder, owner, user) = (folder.display(), metadata.uid(), geteuid().as_raw());
+        anyhow::anyhow!("the folder {folder} belongs to user {owner} and can't be written by user {user}, as which the server runs ({error}); chown it, or name another one")
+    })
+}
+
+/// Holds the data folder for as long as the file is open.
+pub(crate) fn lock(data_dir: &Path) -> anyhow::Result<std::fs::File> {
     let file = data_dir.join("lock");
     let lock = std::fs::File::create(&file).with_context(|| format!("{} can't be written", file.display()))?;
     match lock.try_lock() {
