@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use clawdforge::cli::{demo, doctor, healthcheck, serve, token};
+use clawdforge::cli::{backup, demo, doctor, healthcheck, serve, token};
 
 /// Runs the real claude CLI for the apps on your network.
 #[derive(Parser)]
@@ -17,6 +17,8 @@ struct Args {
 enum Command {
     Serve(serve::Args),
     Token(token::Args),
+    Backup(backup::BackupArgs),
+    Restore(backup::RestoreArgs),
     Doctor(doctor::Args),
     Healthcheck(healthcheck::Args),
     Demo(demo::Args),
@@ -26,6 +28,8 @@ fn main() -> ExitCode {
     let done = match Args::parse().command {
         Command::Serve(args) => serve::run(args),
         Command::Token(args) => token::run(args),
+        Command::Backup(args) => backup::backup(args),
+        Command::Restore(args) => backup::restore(args),
         Command::Doctor(args) => doctor::run(args),
         Command::Healthcheck(args) => healthcheck::run(args),
         Command::Demo(args) => demo::run(args),

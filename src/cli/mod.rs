@@ -1,5 +1,6 @@
 //! The operator's commands, one file each.
 
+pub mod backup;
 pub mod demo;
 pub mod doctor;
 pub mod healthcheck;

@@ -13,11 +13,13 @@ use rusqlite::{Connection, ErrorCode, TransactionBehavior};
 use tokio::sync::Mutex;
 use tokio::time::timeout;
 
+mod copy;
 mod files;
 mod runs;
 mod sessions;
 mod tokens;
 
+pub use copy::{NoLedger, check, copy, settle};
 pub use files::File;
 pub use runs::{NewRun, RunEnd};
 pub use sessions::{NewSession, Session, TurnBegun, TurnRow};

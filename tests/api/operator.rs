@@ -1,5 +1,6 @@
 //! The operator's commands.
 
+use std::path::Path;
 use std::process::{Command, Output};
 
 use reqwest::StatusCode;
@@ -98,4 +99,48 @@ fn every_command_shows_an_example() {
         let help = String::from_utf8(clawdforge(&[command, "--help"], &[]).stdout).unwrap();
         assert!(help.contains("Example:\n") && help.contains(&format!("clawdforge {command}")), "{help}");
     }
+}
+
+#[tokio::test]
+async fn a_backup_is_taken_beside_a_running_server_and_restored_elsewhere() {
+    let server = Options::stand_in().start();
+    let token = server.mint("app").await;
+    assert_eq!(server.run(&token, "hello").await.status, StatusCode::OK);
+    let elsewhere = tempfile::tempdir().unwrap();
+    let [file, data] = ["copy.db", "data"].map(|name| elsewhere.path().join(name).display().to_string());
+    let (taken, _, told) = on(&server, &["backup", &file]);
+    assert!(taken, "{told}");
+    let (again, _, told) = on(&server, &["backup", &file]);
+    assert!(!again && told.contains("there already"), "{told}");
+    assert_eq!(elsewhere.path().read_dir().unwrap().count(), 1, "a backup is a single file");
+    let streamed = clawdforge(&["backup", "-"], &[("CLAWDFORGE_DATA_DIR", server.data().to_str().unwrap())]);
+    assert_eq!(streamed.stdout, std::fs::read(&file).unwrap());
+
+    // A run that is not in the backup, in the ledger that it replaces.
+    assert_eq!(server.run(&token, "hello").await.status, StatusCode::OK);
+    let (busy, _, told) = on(&server, &["restore", &file]);
+    assert!(!busy && told.contains("another clawdforge serves"), "{told}");
+    let later = elsewhere.path().join("later.db").display().to_string();
+    assert!(on(&server, &["backup", &later]).0);
+    for (restored, runs) in [(&later, 2), (&file, 1)] {
+        let output = clawdforge(&["restore", restored, "--data-dir", &data], &[]);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let ledger = rusqlite::Connection::open(Path::new(&data).join("clawdforge.db")).unwrap();
+        assert_eq!(ledger.query_row("SELECT count(*) FROM runs", [], |row| row.get::<_, i64>(0)).unwrap(), runs);
+    }
+    let aside = rusqlite::Connection::open(Path::new(&data).join("clawdforge.db.before-restore")).unwrap();
+    assert_eq!(aside.query_row("SELECT count(*) FROM runs", [], |row| row.get::<_, i64>(0)).unwrap(), 2);
+
+    rusqlite::Connection::open(elsewhere.path().join("foreign.db")).unwrap().execute_batch("CREATE TABLE a (x)").unwrap();
+    let mut damaged = std::fs::read(&file).unwrap();
+    damaged[5000..9000].fill(7);
+    std::fs::write(elsewhere.path().join("damaged.db"), damaged).unwrap();
+    std::fs::write(elsewhere.path().join("text.db"), "no database at all, but a text").unwrap();
+    for wrong in ["foreign.db", "damaged.db", "text.db", "nowhere.db"] {
+        let wrong = elsewhere.path().join(wrong).display().to_string();
+        let output = clawdforge(&["restore", &wrong, "--data-dir", &data], &[]);
+        let told = String::from_utf8(output.stderr).unwrap();
+        assert!(!output.status.success() && told.contains(&wrong), "{told}");
+    }
+    assert!(clawdforge(&["token", "list", "--data-dir", &data], &[]).status.success());
 }
