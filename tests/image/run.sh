@@ -114,7 +114,7 @@ inside() { dc exec -T clawdforge "$@"; }
 # shellcheck disable=SC2016
 inside sh -c '
     test "$(cat /proc/1/comm)" = tini && test "$(id -u)" = 1000 || exit 1
-    server=$(cat /proc/1/task/1/children)
+    read -r server < /proc/1/task/1/children
     grep -q "CapBnd:.0000000000000000" /proc/$server/status && grep -q "NoNewPrivs:.1" /proc/$server/status || exit 2
     for place in / /etc /usr/local/bin /opt; do ! touch $place/x 2>/dev/null || exit 3; done
     touch ~/x /tmp/x && rm ~/x /tmp/x' || die "the container is not closed: check $?"
@@ -202,7 +202,7 @@ up
 remembers "a container killed in the middle of a run starts again, settles the run and keeps the session"
 
 echo "== health"
-server=$(inside cat /proc/1/task/1/children)
+server=$(inside cat /proc/1/task/1/children | tr -d " ")
 poll 30 "it is not healthy" health healthy
 inside sh -c "kill -STOP $server"
 poll 60 "a server that hangs is healthy" health unhealthy
