@@ -244,6 +244,8 @@ pub fn clean_up(environment: &Environment, folder: &Path, record_id: Option<&str
             }
         }
         forget_owners(environment, std::slice::from_ref(record_id))?;
+        // The agent that `sessions new` started went by this id.
+        claude::clean_up(record_id, environment)?;
     }
     if let Some(config) = claude::config_folder(environment) {
         // The transcripts are filed by the working folder, in which all but letters and digits is a dash.

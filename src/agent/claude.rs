@@ -47,11 +47,20 @@ pub fn clean_up(session_id: &str, environment: &Environment) -> io::Result<()> {
         return Ok(());
     }
     let Some(Ok(kinds)) = config_folder(environment).map(|config| config.read_dir()) else { return Ok(()) };
+    let unsent = format!("1p_failed_events.{session_id}.");
     for kind in kinds {
+        let kind = kind?.path();
         // `session-env`, and whatever else is filed by session.
-        let path = kind?.path().join(session_id);
+        let path = kind.join(session_id);
         if path.exists() {
             remove_tree(&path)?;
+        }
+        // Telemetry that could not be sent, a file a session.
+        let files = kind.ends_with("telemetry").then(|| kind.read_dir()).transpose()?;
+        for file in files.into_iter().flatten().flatten() {
+            if file.file_name().as_encoded_bytes().starts_with(unsent.as_bytes()) {
+                remove_tree(&file.path())?;
+            }
         }
     }
     Ok(())
@@ -307,6 +316,24 @@ mod tests {
         let (mut reader, _) =
             read(&[r#"{"type":"result","is_error":false,"result":"first"}"#, r#"{"type":"result","is_error":true,"result":"second"}"#]);
         assert_eq!(reader.take_answer(), Some(Answer::Reply { text: "first".into(), stop_reason: "end_turn".into() }));
+    }
+
+    #[test]
+    fn what_is_filed_by_session_goes_with_it() {
+        let home = tempfile::tempdir().unwrap();
+        let config = home.path().join(".claude");
+        for folder in ["session-env/one", "session-env/two", "telemetry"] {
+            std::fs::create_dir_all(config.join(folder)).unwrap();
+        }
+        for file in ["session-env/one/a", "telemetry/1p_failed_events.one.5.json", "telemetry/1p_failed_events.two.6.json"] {
+            std::fs::write(config.join(file), "").unwrap();
+        }
+        let environment = Environment::of([("HOME", home.path())]);
+        clean_up("one", &environment).unwrap();
+        clean_up("../session-env/two", &environment).unwrap();
+        let left = |folder: &str| config.join(folder).read_dir().unwrap().map(|entry| entry.unwrap().file_name()).collect::<Vec<_>>();
+        assert_eq!(left("session-env"), ["two"]);
+        assert_eq!(left("telemetry"), ["1p_failed_events.two.6.json"]);
     }
 
     proptest! {
