@@ -6,7 +6,8 @@ WORKDIR /build
 # must be there for cargo to read it.
 COPY Cargo.toml Cargo.lock ./
 RUN mkdir src benches \
-    && sed -n 's/^name = "\(.*\)"/benches\/\1.rs/p' Cargo.toml | xargs touch src/lib.rs \
+    && sed -n 's/^name = "\(.*\)"/benches\/\1.rs/p' Cargo.toml > /tmp/benches \
+    && xargs --arg-file /tmp/benches touch src/lib.rs \
     && echo 'fn main() {}' > src/main.rs \
     && cargo build --release --locked
 COPY npm npm
