@@ -1,0 +1,239 @@
+"""The client."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO, cast
+from urllib.parse import quote
+
+import requests
+
+from .errors import ForgeAPIError, ForgeTransportError, api_error
+from .multipart import file_part
+from .results import AppToken, FileToken, RunResult
+from .session import Session
+
+
+class Forge:
+    """A clawdforge server, as an app sees it.
+
+    ``token`` is the app's bearer, or the operator's for the methods on tokens. ``default_timeout_secs`` is what a run may
+    take; the HTTP request may take ``http_timeout_margin`` seconds more. ``session`` is a ``requests.Session`` of one's own,
+    which stays open; otherwise one is made, and closed by :meth:`close` or at the end of ``with``.
+
+    Every method raises :class:`ForgeTransportError` where no answer came, :class:`ForgeAuthError` for 401 and 403, and
+    :class:`ForgeAPIError` for any other error. Nothing is ever sent twice: a run costs money.
+    """
+
+    def __init__(
+        self,
+        *,
+        base_url: str,
+        token: str,
+        default_model: str = "sonnet",
+        default_timeout_secs: int = 120,
+        http_timeout_margin: float = 30,
+        session: requests.Session | None = None,
+    ) -> None:
+        if not base_url.startswith(("http://", "https://")):
+            raise ValueError("base_url must begin with http:// or https://")
+        # Checked here, because an error of the HTTP library would show it.
+        if not token or not all("!" <= character <= "~" for character in token):
+            raise ValueError("token must be a bearer token such as cf_…, without spaces or line ends")
+        self.base_url = base_url.rstrip("/")
+        self.default_model = default_model
+        self.default_timeout_secs = default_timeout_secs
+        self.http_timeout_margin = http_timeout_margin
+        self._authorize = _bearer(token)
+        self._http = session or requests.Session()
+        self._owns_http = session is None
+
+    def __repr__(self) -> str:
+        return f"Forge(base_url={self.base_url!r})"
+
+    def __enter__(self) -> Forge:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes the connections, unless the ``requests.Session`` was given."""
+        if self._owns_http:
+            self._http.close()
+
+    def healthz(self) -> dict[str, Any]:
+        """Whether the server is well, and which CLIs it has. Needs no token, and sends none."""
+        return self._call("GET", "/healthz", auth=_anonymous)
+
+    def run(
+        self,
+        prompt: str,
+        *,
+        model: str | None = None,
+        system: str | None = None,
+        files: Sequence[str] | None = None,
+        timeout_secs: int | None = None,
+    ) -> RunResult:
+        """Runs a prompt and waits for the reply.
+
+        ``files`` are the tokens of uploads, ``timeout_secs`` is 5 to 600. An error with status 502 says in its message why
+        claude failed; 503 with ``Retry-After`` means that the server is busy.
+        """
+        timeout_secs = self.default_timeout_secs if timeout_secs is None else timeout_secs
+        body = self._prompt(prompt, files) | {"model": model or self.default_model, "timeout_secs": timeout_secs}
+        if system is not None:
+            body["system"] = system
+        answer = self._call("POST", "/run", json=body, timeout_secs=timeout_secs)
+        return RunResult(answer["ok"], answer["result"], answer["duration_ms"], answer["stop_reason"])
+
+    def upload_file(
+        self,
+        path_or_fileobj: str | os.PathLike[str] | BinaryIO,
+        *,
+        ttl_secs: int = 3600,
+        filename: str | None = None,
+        content_type: str | None = None,
+    ) -> FileToken:
+        """Uploads a file for runs and turns to read, in pieces: it is never whole in memory.
+
+        ``ttl_secs`` is 60 to 86,400. A file object is read from where it stands, and stays open; it must be binary.
+        """
+        if isinstance(path_or_fileobj, (str, os.PathLike)):
+            path = Path(path_or_fileobj)
+            with path.open("rb") as file:
+                return self._upload(file, filename or path.name, ttl_secs, content_type)
+        if filename is None:
+            # An open file has a path as its name, a pipe a number, a buffer none.
+            name = getattr(path_or_fileobj, "name", None)
+            filename = Path(name).name if isinstance(name, str) else "file"
+        return self._upload(path_or_fileobj, filename, ttl_secs, content_type)
+
+    def _upload(self, file: BinaryIO, filename: str, ttl_secs: int, content_type: str | None) -> FileToken:
+        if not isinstance(file.read(0), bytes):
+            raise TypeError("the file must be opened in binary mode")
+        kind, body = file_part(file, filename, content_type or "application/octet-stream")
+        answer = self._call("POST", "/files", params={"ttl_secs": ttl_secs}, data=body, headers={"Content-Type": kind})
+        return FileToken(answer["file_token"], answer["ttl_secs"], answer["size"])
+
+    @contextmanager
+    def session(self, *, agent: str = "claude", model: str | None = None, meta: dict[str, Any] | None = None) -> Iterator[Session]:
+        """A session for ``with``, closed at its end, however it ends."""
+        session = self.create_session(agent=agent, model=model, meta=meta)
+        try:
+            yield session
+        except BaseException:
+            # What went wrong first is what the caller has to see.
+            with suppress(Exception):
+                session.close()
+            raise
+        session.close()
+
+    def create_session(self, *, agent: str = "claude", model: str | None = None, meta: dict[str, Any] | None = None) -> Session:
+        """Creates a session, which stays open until it is closed, or idle for as long as the server allows."""
+        body: dict[str, Any] = {"agent": agent}
+        if model is not None:
+            body["model"] = model
+        if meta is not None:
+            body["meta"] = meta
+        answer = self._call("POST", "/sessions", json=body)
+        return Session(self, answer["session_id"], answer["agent"])
+
+    def list_sessions(self, *, include_closed: bool = True) -> list[dict[str, Any]]:
+        """This app's sessions, newest first."""
+        params = {"include_closed": "true" if include_closed else "false"}
+        return cast(list[dict[str, Any]], self._call("GET", "/sessions", params=params)["sessions"])
+
+    def get_session(self, id: str) -> dict[str, Any]:
+        """What the server knows of a session. Status 404 where this app has none of that id."""
+        return self._call("GET", f"/sessions/{_segment(id, 'id')}")
+
+    def create_token(self, name: str, ip_cidrs: Sequence[str] | None = None) -> AppToken:
+        """Mints an app's token; this is the only time that it is shown. The operator's token is needed."""
+        body: dict[str, Any] = {"name": _text(name, "name")}
+        if ip_cidrs:
+            body["ip_cidrs"] = _strings(ip_cidrs, "ip_cidrs")
+        answer = self._call("POST", "/admin/tokens", json=body)
+        return AppToken(answer["name"], answer["token"], list(answer["ip_cidrs"]), answer["created_at"], None, True)
+
+    def list_tokens(self) -> list[AppToken]:
+        """The apps' tokens, without their bearers. The operator's token is needed."""
+        return [
+            AppToken(
+                name=token["name"],
+                token=None,
+                ip_cidrs=[cidr for cidr in token["ip_cidrs"].split(",") if cidr],
+                created_at=token["created_at"],
+                last_used=token["last_used"],
+                enabled=token["enabled"],
+            )
+            for token in self._call("GET", "/admin/tokens")["tokens"]
+        ]
+
+    def revoke_token(self, name: str) -> bool:
+        """Revokes an app's token, from its next request on. True; status 404 where there is none of that name."""
+        self._call("DELETE", f"/admin/tokens/{_segment(name, 'name')}")
+        return True
+
+    def _prompt(self, prompt: str, files: Sequence[str] | None) -> dict[str, Any]:
+        body: dict[str, Any] = {"prompt": _text(prompt, "prompt")}
+        if files:
+            body["files"] = _strings(files, "files")
+        return body
+
+    def _call(self, method: str, path: str, *, timeout_secs: float | None = None, **request: Any) -> dict[str, Any]:
+        timeout = (self.default_timeout_secs if timeout_secs is None else timeout_secs) + self.http_timeout_margin
+        # Not a header: the HTTP library would put one from ~/.netrc in its place.
+        request.setdefault("auth", self._authorize)
+        try:
+            response = self._http.request(method, self.base_url + path, timeout=timeout, allow_redirects=False, **request)
+        except (requests.exceptions.InvalidJSONError, requests.exceptions.InvalidURL) as error:
+            raise ValueError(str(error)) from error
+        except requests.RequestException as error:
+            raise ForgeTransportError(f"{method} {path}: no answer came ({type(error).__name__}: {error})") from error
+        try:
+            body = response.json()
+        except ValueError:
+            body = None
+        if not isinstance(body, dict):
+            body = response.text or None
+        if not 200 <= response.status_code < 300:
+            raise api_error(response.status_code, body)
+        if not isinstance(body, dict):
+            raise ForgeAPIError(response.status_code, body, "the answer is not a JSON object; is this a clawdforge server?")
+        return body
+
+
+def _bearer(token: str) -> Callable[[requests.PreparedRequest], requests.PreparedRequest]:
+    def authorize(request: requests.PreparedRequest) -> requests.PreparedRequest:
+        request.headers["Authorization"] = f"Bearer {token}"
+        return request
+
+    return authorize
+
+
+def _anonymous(request: requests.PreparedRequest) -> requests.PreparedRequest:
+    return request
+
+
+def _text(value: str, name: str) -> str:
+    if not isinstance(value, str) or not value:
+        raise ValueError(f"{name} must be a text that is not empty")
+    return value
+
+
+def _strings(values: Sequence[str], name: str) -> list[str]:
+    if isinstance(values, str):
+        raise TypeError(f"{name} must be a list, not one text")
+    return list(values)
+
+
+def _segment(value: str, name: str) -> str:
+    """A part of a path."""
+    if _text(value, name) in (".", ".."):
+        raise ValueError(f"{name} can't be {value!r}")
+    return quote(value, safe="")

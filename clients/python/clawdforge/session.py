@@ -1,0 +1,64 @@
+"""A conversation of many turns."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from .results import TurnResult
+
+if TYPE_CHECKING:
+    from .client import Forge
+
+#: What the server gives a turn that names no time, in seconds.
+SERVER_TURN_TIMEOUT = 600
+
+
+class Session:
+    """An open session. Made by :meth:`Forge.session` or :meth:`Forge.create_session`."""
+
+    def __init__(self, forge: Forge, id: str, agent: str) -> None:
+        self._forge = forge
+        self._closing = threading.Lock()
+        self._closed = False
+        #: 32 hex digits.
+        self.id = id
+        self.agent = agent
+
+    def __repr__(self) -> str:
+        return f"Session(id={self.id!r}, agent={self.agent!r})"
+
+    def turn(self, prompt: str, *, files: Sequence[str] | None = None, timeout_secs: int | None = None) -> TurnResult:
+        """Sends a prompt and waits for the agent to end its turn.
+
+        ``timeout_secs`` is 5 to 3600; without it the server allows 600. Turns of one session run one at a time. Raises
+        :class:`ForgeAPIError` with status 502 where the turn failed (the session stays usable), 410 where the session is
+        closed, and 404 where there is none of that id.
+        """
+        body = self._forge._prompt(prompt, files)
+        if timeout_secs is not None:
+            body["timeout_secs"] = timeout_secs
+        answer = self._forge._call("POST", f"/sessions/{self.id}/turn", json=body, timeout_secs=timeout_secs or SERVER_TURN_TIMEOUT)
+        return TurnResult(
+            ok=answer["ok"],
+            session_id=answer["session_id"],
+            turn_index=answer["turn_index"],
+            events=answer["events"],
+            stop_reason=answer["stop_reason"],
+            duration_ms=answer["duration_ms"],
+        )
+
+    def state(self) -> dict[str, Any]:
+        """What the server knows of it: ``live``, ``turn_count``, ``last_turn_at``, ``closed_at``, …"""
+        return self._forge.get_session(self.id)
+
+    def close(self) -> None:
+        """Closes it; a turn that is running is cancelled. Any number of times: one request is sent.
+
+        After a :class:`ForgeError` it can be tried again.
+        """
+        with self._closing:
+            if not self._closed:
+                self._forge._call("DELETE", f"/sessions/{self.id}")
+                self._closed = True

@@ -1,0 +1,152 @@
+"""The client against a real server. Run it with tests/with-demo.sh."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+import unittest
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from clawdforge import Forge, ForgeAPIError, ForgeAuthError, ForgeTransportError, Session
+
+URL = os.environ["CLAWDFORGE_URL"]
+
+
+def app(token: str = os.environ["CLAWDFORGE_TOKEN"]) -> Forge:
+    return Forge(base_url=URL, token=token)
+
+
+def operator() -> Forge:
+    return Forge(base_url=URL, token=os.environ["CLAWDFORGE_ADMIN_TOKEN"])
+
+
+def stub(**directive: Any) -> str:
+    return "stub: " + json.dumps(directive)
+
+
+class Live(unittest.TestCase):
+    def test_health(self) -> None:
+        with app() as forge:
+            self.assertTrue(forge.healthz()["ok"])
+
+    def test_a_run_gives_text_or_a_value(self) -> None:
+        with app() as forge:
+            run = forge.run("Say hello.")
+            self.assertIsInstance(run.result, str)
+            self.assertEqual((run.ok, run.stop_reason), (True, "end_turn"))
+            self.assertGreater(run.duration_ms, 0)
+            self.assertEqual(forge.run(stub(text='```json\n{"answer": 42}\n```')).result, {"answer": 42})
+            request = forge.run(stub(echo=True), model="haiku", system="Mind the gap.", timeout_secs=60).result
+            self.assertIn("haiku", request["model"])
+            self.assertIn("Mind the gap.", json.dumps(request["system"]))
+
+    def test_an_upload_reaches_a_run(self) -> None:
+        with app() as forge:
+            file = forge.upload_file(io.BytesIO(b"the cellar door"), filename='a "quoted" näme.txt', ttl_secs=600)
+            self.assertEqual((file.size, file.ttl_secs), (15, 600))
+            request = forge.run(stub(echo=True), files=[file.file_token]).result
+            self.assertIn("näme.txt", json.dumps(request, ensure_ascii=False))
+            self.assertEqual(forge.upload_file(__file__).size, Path(__file__).stat().st_size)
+
+    def test_too_large_a_file_is_a_413(self) -> None:
+        limit = 100 << 20
+        with app() as forge, open(os.devnull, "rb") as empty:
+            self.assertEqual(forge.upload_file(empty).size, 0)
+
+            class Endless(io.RawIOBase):
+                given = 0
+
+                def read(self, size: int = -1) -> bytes:
+                    self.given += size
+                    return b"" if self.given > 2 * limit else bytes(size)
+
+            with self.assertRaises(ForgeAPIError) as large:
+                forge.upload_file(Endless())  # type: ignore[arg-type]
+            self.assertEqual(large.exception.status_code, 413)
+
+    def test_errors_in_the_servers_words(self) -> None:
+        with app() as forge:
+            calls: list[tuple[int, Callable[[], object]]] = [
+                (502, lambda: forge.run(stub(error=401))),
+                (422, lambda: forge.run("hello", timeout_secs=1)),
+                (422, lambda: forge.run("hello", model="-x")),
+                (400, lambda: forge.run("hello", files=["ff_unknown"])),
+                (400, lambda: forge.upload_file(io.BytesIO(b"x"), ttl_secs=1)),
+                (404, lambda: forge.get_session("0" * 32)),
+                (404, lambda: Session(forge, "0" * 32, "claude").turn("hello")),
+                (403, forge.list_tokens),
+            ]
+            for status, call in calls:
+                with self.assertRaises(ForgeAPIError) as caught:
+                    call()
+                error = caught.exception
+                self.assertEqual(error.status_code, status, str(error))
+                self.assertIsInstance(error.body, dict)
+                self.assertGreater(len(error.message), 20)
+            with self.assertRaisesRegex(ForgeAPIError, "timeout_secs"):
+                forge.run("hello", timeout_secs=1)
+        self.assertRaises(ForgeAuthError, app("cf_unknown").run, "hello")
+        self.assertRaises(ForgeAuthError, operator().run, "hello")
+        self.assertRaises(ForgeTransportError, Forge(base_url="http://127.0.0.1:1", token="cf_x").run, "hello")
+
+    def test_a_session_remembers_and_closes(self) -> None:
+        with app() as forge:
+            with forge.session(model="haiku", meta={"for": "supper"}) as session:
+                first = session.turn("My name is Mio.")
+                self.assertEqual((first.turn_index, first.stop_reason, first.session_id), (1, "end_turn", session.id))
+                second = session.turn(stub(echo=True), timeout_secs=120)
+                self.assertIn("My name is Mio.", second.text())
+                self.assertEqual(session.state()["turn_count"], 2)
+                self.assertIn(session.id, [listed["session_id"] for listed in forge.list_sessions(include_closed=False)])
+            self.assertFalse(session.state()["live"])
+            self.assertNotIn(session.id, [listed["session_id"] for listed in forge.list_sessions(include_closed=False)])
+            self.assertIn(session.id, [listed["session_id"] for listed in forge.list_sessions()])
+            with self.assertRaises(ForgeAPIError) as closed:
+                session.turn("More?")
+            self.assertEqual(closed.exception.status_code, 410)
+            session.close()
+            Session(forge, session.id, "claude").close()
+
+    def test_a_tool_call_is_among_the_events(self) -> None:
+        with app() as forge, forge.session() as session:
+            tool = {"name": "Bash", "input": {"command": "echo from-the-tool", "description": "test"}}
+            turn = session.turn(stub(tool=tool))
+            calls = [event for event in turn.events if event["type"] == "tool_call"]
+            self.assertEqual([call["name"] for call in calls], ["Bash"])
+            self.assertIn("from-the-tool", turn.text())
+            with self.assertRaises(ForgeAPIError) as failed:
+                session.turn(stub(error=400))
+            self.assertEqual(failed.exception.status_code, 502)
+            self.assertEqual(session.turn("And now?").turn_index, 2)
+
+    def test_tokens(self) -> None:
+        with operator() as forge:
+            created = forge.create_token("python", ["127.0.0.0/8", "10.0.0.0/8"])
+            self.assertEqual(app(str(created.token)).run("hello").ok, True)
+            (listed,) = [token for token in forge.list_tokens() if token.name == "python"]
+            self.assertEqual((listed.ip_cidrs, listed.token, listed.enabled), (["127.0.0.0/8", "10.0.0.0/8"], None, True))
+            with self.assertRaises(ForgeAPIError) as taken:
+                forge.create_token("python")
+            self.assertEqual(taken.exception.status_code, 409)
+            self.assertTrue(forge.revoke_token("python"))
+            self.assertRaises(ForgeAuthError, app(str(created.token)).run, "hello")
+            with self.assertRaises(ForgeAPIError) as unknown:
+                forge.revoke_token("nobody")
+            self.assertEqual(unknown.exception.status_code, 404)
+
+    def test_the_examples_run(self) -> None:
+        examples = sorted(Path(__file__).parent.parent.joinpath("examples").glob("*.py"))
+        self.assertEqual(len(examples), 3)
+        for example in examples:
+            ran = subprocess.run([sys.executable, "-W", "error", example], capture_output=True, text=True, check=False)
+            self.assertEqual((ran.returncode, ran.stderr), (0, ""), example.name)
+            self.assertIn("The model stub read a prompt", ran.stdout)
+
+
+if __name__ == "__main__":
+    unittest.main()
