@@ -45,8 +45,8 @@ struct Upload {
     /// The file; its name is kept for the agent to see, made safe.
     #[schema(value_type = String, format = Binary)]
     file: Vec<u8>,
-    /// Seconds that the file is kept.
-    #[schema(value_type = u32, required = false, default = 3600, minimum = 60, maximum = 86_400)]
+    /// Seconds that the file is kept; 3600 by default.
+    #[schema(value_type = u32, required = false, minimum = 60, maximum = 86_400)]
     ttl_secs: Option<u32>,
 }
 
@@ -63,7 +63,7 @@ struct Uploaded {
 }
 
 /// Upload a file
-#[utoipa::path(post, path = "/files", tag = "files", security(("app" = [])), params(UploadQuery),
+#[utoipa::path(post, path = "/files", operation_id = "upload_file", tag = "files", security(("app" = [])), params(UploadQuery),
     request_body(content = Upload, content_type = "multipart/form-data"), responses(
     (status = OK, body = Uploaded),
     (status = "default", body = Problem, content_type = "application/problem+json", description = "The upload was refused"),

@@ -36,16 +36,18 @@ struct RunRequest {
     #[serde(default)]
     #[schema(required, min_length = 1, max_length = 10_485_760)]
     prompt: String,
-    #[schema(default = "sonnet", pattern = r"^[A-Za-z0-9][A-Za-z0-9._:/@\[\]-]{0,127}$")]
+    // Defaults stand in words: from `default`, generators take an optional property for one that is always there.
+    /// `sonnet` by default.
+    #[schema(pattern = r"^[A-Za-z0-9][A-Za-z0-9._:/@\[\]-]{0,127}$")]
     model: Option<String>,
     /// Added to the CLI's own system prompt.
     system: Option<String>,
     /// Tokens from `POST /files`.
     #[schema(max_items = 256)]
     files: Option<Vec<String>>,
-    /// How long the CLI may take, in seconds.
+    /// How long the CLI may take, in seconds; 120 by default.
     #[serde(default, deserialize_with = "whole_number")]
-    #[schema(default = 120, minimum = 5, maximum = 600)]
+    #[schema(minimum = 5, maximum = 600)]
     timeout_secs: Option<i64>,
 }
 

@@ -1,5 +1,6 @@
 //! `/sessions`: conversations of many turns.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,6 +10,7 @@ use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use serde_json::value::RawValue;
 use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::router::OpenApiRouter;
@@ -28,17 +30,16 @@ use crate::sessions::{Ending, Outcome, TurnRequest};
 
 #[derive(Debug, Deserialize, ToSchema)]
 struct SessionRequest {
-    /// One of the server's agents.
-    #[schema(default = "claude")]
+    /// One of the server's agents; `claude` by default.
     agent: Option<String>,
     /// The model of every turn.
     #[schema(pattern = r"^[A-Za-z0-9][A-Za-z0-9._:/@\[\]-]{0,127}$")]
     model: Option<String>,
     /// The app's own object, kept as it is.
-    #[schema(value_type = Option<Object>)]
+    #[schema(value_type = Option<BTreeMap<String, Value>>)]
     meta: Option<Box<RawValue>>,
-    /// What the agent may do without being asked: `approve-all`, `approve-reads` or `deny-all`.
-    #[schema(default = "approve-all", pattern = "^(approve-all|approve-reads|deny-all)$")]
+    /// What the agent may do without being asked: `approve-all` (the default), `approve-reads` or `deny-all`.
+    #[schema(pattern = "^(approve-all|approve-reads|deny-all)$")]
     permissions: Option<String>,
 }
 
@@ -68,7 +69,7 @@ struct SessionCreated {
     cwd: String,
     /// Unix seconds.
     created_at: i64,
-    #[schema(required, value_type = Option<Object>)]
+    #[schema(required, value_type = Option<BTreeMap<String, Value>>)]
     meta: Option<Box<RawValue>>,
 }
 
@@ -81,9 +82,9 @@ struct TurnBody {
     /// Tokens from `POST /files`.
     #[schema(max_items = 256)]
     files: Option<Vec<String>>,
-    /// How long the turn may take, in seconds.
+    /// How long the turn may take, in seconds; 600 by default.
     #[serde(default, deserialize_with = "whole_number")]
-    #[schema(default = 600, minimum = 5, maximum = 3600)]
+    #[schema(minimum = 5, maximum = 3600)]
     timeout_secs: Option<i64>,
 }
 
@@ -99,6 +100,25 @@ impl Validate for TurnBody {
     }
 }
 
+// Only described: events are written as they came.
+/// An ACP message, whole, with the keys of its `type` added.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Event)]
+struct EventDocument {
+    /// `text`, `thinking`, `tool_call`, `tool_call_update`, `plan`, `usage_update`, `permission_request`, `stop`, `error`,
+    /// `protocol`, or the name of another update.
+    r#type: String,
+    /// Of `text`, `thinking` and `error`.
+    content: Option<String>,
+    /// Of `tool_call`: the last known name, arguments, result and status of the call.
+    name: Option<String>,
+    args: Option<Value>,
+    result: Option<Value>,
+    status: Option<String>,
+    #[serde(flatten)]
+    message: BTreeMap<String, Value>,
+}
+
 #[derive(Serialize, ToSchema)]
 struct TurnReply {
     ok: bool,
@@ -106,7 +126,7 @@ struct TurnReply {
     /// Counts the session's completed turns from 1.
     turn_index: i64,
     /// Every ACP message that the agent's client printed, with a `type` added.
-    #[schema(value_type = Vec<Object>)]
+    #[schema(value_type = Vec<EventDocument>)]
     events: Vec<Event>,
     /// The `content` of the `text` events, joined.
     text: String,
@@ -121,7 +141,7 @@ struct TurnReply {
 struct TurnFailure {
     ok: bool,
     session_id: String,
-    #[schema(value_type = Vec<Object>)]
+    #[schema(value_type = Vec<EventDocument>)]
     events: Vec<Event>,
     /// The cause in words.
     error: String,
@@ -152,7 +172,7 @@ struct SessionState {
     closed_at: Option<i64>,
     /// Whether a turn could be sent.
     live: bool,
-    #[schema(required, value_type = Option<Object>)]
+    #[schema(required, value_type = Option<BTreeMap<String, Value>>)]
     meta: Option<Box<RawValue>>,
     permissions: String,
 }
@@ -202,7 +222,7 @@ struct SessionClosed {
 }
 
 /// Create a session
-#[utoipa::path(post, path = "/sessions", tag = "sessions", security(("app" = [])), request_body = SessionRequest, responses(
+#[utoipa::path(post, path = "/sessions", operation_id = "create_session", tag = "sessions", security(("app" = [])), request_body = SessionRequest, responses(
     (status = OK, body = SessionCreated),
     (status = "default", body = Problem, content_type = "application/problem+json", description = "The session was not created"),
 ))]
@@ -233,7 +253,7 @@ async fn create(
 }
 
 /// Send a turn
-#[utoipa::path(post, path = "/sessions/{id}/turn", tag = "sessions", security(("app" = [])), params(("id" = String, Path)),
+#[utoipa::path(post, path = "/sessions/{id}/turn", operation_id = "take_turn", tag = "sessions", security(("app" = [])), params(("id" = String, Path)),
     request_body = TurnBody, responses(
     (status = OK, body = TurnReply),
     (status = BAD_GATEWAY, body = TurnFailure, description = "The agent failed or ran out of time; the session stays usable"),
@@ -275,7 +295,7 @@ fn answer(session_id: String, outcome: Outcome) -> Response {
 }
 
 /// See a session's state
-#[utoipa::path(get, path = "/sessions/{id}", tag = "sessions", security(("app" = [])), params(("id" = String, Path)), responses(
+#[utoipa::path(get, path = "/sessions/{id}", operation_id = "get_session", tag = "sessions", security(("app" = [])), params(("id" = String, Path)), responses(
     (status = OK, body = SessionState),
     (status = "default", body = Problem, content_type = "application/problem+json", description = "The request was refused"),
 ))]
@@ -288,7 +308,7 @@ async fn state(
 }
 
 /// List one's sessions, newest first
-#[utoipa::path(get, path = "/sessions", tag = "sessions", security(("app" = [])), params(ListQuery), responses(
+#[utoipa::path(get, path = "/sessions", operation_id = "list_sessions", tag = "sessions", security(("app" = [])), params(ListQuery), responses(
     (status = OK, body = SessionList),
     (status = "default", body = Problem, content_type = "application/problem+json", description = "The request was refused"),
 ))]
@@ -310,7 +330,7 @@ async fn list(
 }
 
 /// Close a session
-#[utoipa::path(delete, path = "/sessions/{id}", tag = "sessions", security(("app" = [])), params(("id" = String, Path)), responses(
+#[utoipa::path(delete, path = "/sessions/{id}", operation_id = "close_session", tag = "sessions", security(("app" = [])), params(("id" = String, Path)), responses(
     (status = OK, body = SessionClosed),
     (status = "default", body = Problem, content_type = "application/problem+json", description = "The request was refused"),
 ))]

@@ -90,7 +90,7 @@ struct Revoked {
 }
 
 /// Mint a token
-#[utoipa::path(post, path = "/admin/tokens", tag = "admin", security(("operator" = [])), request_body = NewToken, responses(
+#[utoipa::path(post, path = "/admin/tokens", operation_id = "create_token", tag = "admin", security(("operator" = [])), request_body = NewToken, responses(
     (status = OK, body = MintedToken),
     (status = CONFLICT, body = Problem, content_type = "application/problem+json", description = "The name is in use"),
     (status = "default", body = Problem, content_type = "application/problem+json", description = "The request was refused"),
@@ -105,7 +105,7 @@ async fn create(State(app): State<Arc<App>>, _: Operator, ValidJson(asked): Vali
 }
 
 /// List the tokens
-#[utoipa::path(get, path = "/admin/tokens", tag = "admin", security(("operator" = [])), responses(
+#[utoipa::path(get, path = "/admin/tokens", operation_id = "list_tokens", tag = "admin", security(("operator" = [])), responses(
     (status = OK, body = TokenList),
     (status = "default", body = Problem, content_type = "application/problem+json", description = "The request was refused"),
 ))]
@@ -115,7 +115,7 @@ async fn list(State(app): State<Arc<App>>, _: Operator) -> Result<Json<TokenList
 }
 
 /// Revoke a token
-#[utoipa::path(delete, path = "/admin/tokens/{name}", tag = "admin", security(("operator" = [])), params(("name" = String, Path)), responses(
+#[utoipa::path(delete, path = "/admin/tokens/{name}", operation_id = "revoke_token", tag = "admin", security(("operator" = [])), params(("name" = String, Path)), responses(
     (status = OK, body = Revoked),
     (status = NOT_FOUND, body = Problem, content_type = "application/problem+json", description = "No token has that name"),
     (status = "default", body = Problem, content_type = "application/problem+json", description = "The request was refused"),
