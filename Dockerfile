@@ -35,7 +35,8 @@ RUN apt-get update \
     && rm -rf /var/lib/apt/lists/*
 # The user that owns bind mounts on the host; named volumes take the owner over from here.
 ARG UID=1000 GID=1000
-RUN userdel --remove node \
+RUN if [ "$UID" = 0 ]; then echo "CLAWDFORGE_UID is 0: agents must not be root; name an ordinary user's" >&2; exit 1; fi \
+    && userdel --remove node \
     && groupadd --non-unique --gid "$GID" clawdforge \
     && useradd --no-log-init --uid "$UID" --gid "$GID" --create-home --shell /bin/bash clawdforge \
     && install -d -m 0700 -o "$UID" -g "$GID" /data /home/clawdforge/.claude /home/clawdforge/.acpx

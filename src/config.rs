@@ -262,12 +262,16 @@ impl Settings {
 
 fn admin(flags: &Flags) -> Result<Option<TokenHash>, BadSetting> {
     const FILE: &str = "CLAWDFORGE_ADMIN_TOKEN_FILE";
+    let hash = given(flags.admin_token_sha256.as_deref());
     let (variable, token) = match (given(flags.admin_token.as_deref()), given(flags.admin_token_file.as_deref())) {
         (Some(_), Some(_)) => return Err(BadSetting::new(FILE, "and CLAWDFORGE_ADMIN_TOKEN are both set; set one of them")),
+        (Some(_), _) | (_, Some(_)) if hash.is_some() => {
+            return Err(BadSetting::new(ADMIN_TOKEN_SHA256, "and the token itself are both set; set one of them"));
+        }
         (Some(token), None) => (ADMIN_TOKEN, token.to_owned()),
         (None, Some(file)) => (FILE, in_file(FILE, file)?),
         (None, None) => {
-            return match given(flags.admin_token_sha256.as_deref()) {
+            return match hash {
                 None => Ok(None),
                 Some(hash) => TokenHash::from_hex(hash)
                     .map(Some)

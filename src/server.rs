@@ -4,6 +4,7 @@
 //! and a token of their own.
 
 use std::convert::Infallible;
+use std::ffi::OsStr;
 use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -50,6 +51,8 @@ const SPARE_CONNECTIONS: usize = 512;
 const HEADER_TIMEOUT: Duration = Duration::from_secs(23);
 /// How long what was sent to a client may go unread.
 const UNREAD_TIMEOUT: Duration = Duration::from_mins(1);
+/// What the names of unfinished copies of the ledger begin with.
+pub(crate) const PARTIAL: &str = ".partial-";
 /// How long clients get to take their answers when all work is over.
 const LAST_ANSWERS: Duration = Duration::from_secs(3);
 
@@ -115,6 +118,7 @@ impl Server {
         let data_dir = data_dir(&settings.data_dir)?;
         let lock = lock(&data_dir)?;
         check_home(&environment)?;
+        remove_partial(&data_dir);
         let folder = |name: &str| {
             let path = data_dir.join(name);
             std::fs::create_dir_all(&path).with_context(|| format!("the folder {} can't be made", path.display()))?;
@@ -239,22 +243,43 @@ fn router(app: Arc<App>) -> Router {
         .layer(CatchPanicLayer::custom(api::error::panicked))
 }
 
-/// Makes the data folder, for this user alone. Gives its path with links resolved. A folder that holds other things is
-/// left as it is: whoever named it has mistaken it.
-pub(crate) fn data_dir(path: &Path) -> anyhow::Result<PathBuf> {
+/// Makes the data folder, for this user alone. Gives its path with links resolved. A folder that holds things but no
+/// ledger is left as it is: whoever named it has mistaken it, or the ledger is lost.
+fn data_dir(path: &Path) -> anyhow::Result<PathBuf> {
+    let entries = std::fs::read_dir(path).into_iter().flatten().flatten();
+    let mut others = entries.filter(|entry| entry.file_name() != "lock" && !is_partial(&entry.file_name()));
+    anyhow::ensure!(
+        Settings::ledger_file(path).exists() || others.next().is_none(),
+        "the folder {} holds things and no ledger; set CLAWDFORGE_DATA_DIR to one of its own, or put a backup of the ledger back with \"clawdforge restore\"",
+        path.display()
+    );
+    own_folder(path)
+}
+
+/// What a backup or a restore that was cut short leaves.
+fn is_partial(name: &OsStr) -> bool {
+    name.as_encoded_bytes().starts_with(PARTIAL.as_bytes())
+}
+
+fn remove_partial(data_dir: &Path) {
+    for entry in std::fs::read_dir(data_dir).into_iter().flatten().flatten().filter(|entry| is_partial(&entry.file_name())) {
+        if let Err(error) = std::fs::remove_file(entry.path()) {
+            tracing::warn!(path = %entry.path().display(), %error, "a copy of the ledger that was cut short is left");
+        }
+    }
+}
+
+/// Makes a folder that is this user's alone. Gives its path with links resolved.
+pub(crate) fn own_folder(path: &Path) -> anyhow::Result<PathBuf> {
     check_writable(path).context("CLAWDFORGE_DATA_DIR")?;
     let make = || {
         std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path)?;
-        let foreign = !Settings::ledger_file(path).exists() && std::fs::read_dir(path)?.flatten().any(|entry| entry.file_name() != "lock");
-        if !foreign {
-            std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o700))?;
-        }
-        std::io::Result::Ok((foreign, path.canonicalize()?))
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o700))?;
+        path.canonicalize()
     };
-    let cant = || format!("the data folder {} can't be used; set CLAWDFORGE_DATA_DIR to one that this user may write", path.display());
-    let (foreign, data_dir) = make().with_context(cant)?;
-    anyhow::ensure!(!foreign, "the folder {} holds other things and no ledger; set CLAWDFORGE_DATA_DIR to one of its own", path.display());
-    Ok(data_dir)
+    make().with_context(|| {
+        format!("the data folder {} can't be used; set CLAWDFORGE_DATA_DIR to one that this user may write", path.display())
+    })
 }
 
 /// The folders of the CLIs: what is wrong with them would show in the first run.

@@ -9,7 +9,8 @@ use anyhow::{Context, ensure};
 use tempfile::NamedTempFile;
 
 use crate::config::{DataFlags, Settings};
-use crate::{ledger, server};
+use crate::ledger::NoLedger;
+use crate::{clock, ledger, server};
 
 /// Copy the ledger into a file, with the server running or not
 #[derive(clap::Args)]
@@ -40,9 +41,15 @@ pub fn backup(args: BackupArgs) -> anyhow::Result<ExitCode> {
     let folder = if to_stdout { ledger.parent() } else { file.parent() };
     let folder = folder.filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     ensure!(to_stdout || !file.exists(), "{} is there already; name another file", file.display());
-    let mut copy = NamedTempFile::with_prefix_in(".backup-", folder).with_context(|| format!("{} can't be written", folder.display()))?;
-    ledger::copy(&ledger, copy.path()).with_context(|| format!("{} was not copied", ledger.display()))?;
-    ledger::check(copy.path()).with_context(|| format!("{} is damaged; restore an earlier backup", ledger.display()))?;
+    let mut copy =
+        NamedTempFile::with_prefix_in(server::PARTIAL, folder).with_context(|| format!("{} can't be written", folder.display()))?;
+    ledger::copy(&ledger, copy.path())
+        .with_context(|| format!("{} was not copied into {}; is there as much space as it takes?", ledger.display(), folder.display()))?;
+    match ledger::check(copy.path()) {
+        // What a newer release wrote is worth a backup too.
+        Ok(()) | Err(NoLedger::TooNew(_)) => {}
+        Err(error) => return Err(error).with_context(|| format!("{} is no good; restore an earlier backup", ledger.display())),
+    }
     if to_stdout {
         io::copy(&mut copy.reopen()?, &mut io::stdout()).context("the backup was not written whole")?;
         io::stdout().flush()?;
@@ -56,12 +63,20 @@ pub fn backup(args: BackupArgs) -> anyhow::Result<ExitCode> {
 
 /// Checks the backup, sets the present ledger aside, and puts the backup in its place.
 pub fn restore(args: RestoreArgs) -> anyhow::Result<ExitCode> {
-    let data_dir = server::data_dir(&args.data.read())?;
+    let data_dir = args.data.read();
+    for entry in std::fs::read_dir(&data_dir).into_iter().flatten().flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let is_ours = matches!(name.as_str(), "files" | "lock" | "runs" | "sessions")
+            || ["clawdforge.db", server::PARTIAL].iter().any(|ours| name.starts_with(ours));
+        ensure!(is_ours, "the folder {} holds other things, {name} for one; name the data folder with --data-dir", data_dir.display());
+    }
+    let data_dir = server::own_folder(&data_dir)?;
     let _lock = server::lock(&data_dir)?;
     let ledger = Settings::ledger_file(&data_dir);
-    let aside = data_dir.join("clawdforge.db.before-restore");
+    let asides = (clock::now()..).map(|second| data_dir.join(format!("clawdforge.db.replaced-{second}")));
+    let aside = asides.into_iter().find(|aside| !aside.exists()).context("no name is free")?;
 
-    let mut copy = NamedTempFile::with_prefix_in(".restore-", &data_dir)?;
+    let mut copy = NamedTempFile::with_prefix_in(server::PARTIAL, &data_dir)?;
     if args.file == Path::new("-") {
         io::copy(&mut io::stdin(), &mut copy).context("the standard input was not read whole")?;
     } else {
@@ -75,7 +90,6 @@ pub fn restore(args: RestoreArgs) -> anyhow::Result<ExitCode> {
     ledger::settle(&ledger);
     for journal in ["", "-wal", "-shm"] {
         let [from, to] = [&ledger, &aside].map(|path| PathBuf::from(format!("{}{journal}", path.display())));
-        let _ = std::fs::remove_file(&to);
         match std::fs::rename(&from, &to) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 return Err(error).with_context(|| format!("{} was not set aside", from.display()));
@@ -84,6 +98,9 @@ pub fn restore(args: RestoreArgs) -> anyhow::Result<ExitCode> {
         }
     }
     copy.persist(&ledger).with_context(|| format!("{} was not written; the ledger is in {}", ledger.display(), aside.display()))?;
-    println!("{} is restored. What it replaced, if anything, is in {}.", ledger.display(), aside.display());
+    println!("{} is restored.", ledger.display());
+    if aside.exists() {
+        println!("What it replaced is in {}; delete it when it is not needed any more.", aside.display());
+    }
     Ok(ExitCode::SUCCESS)
 }

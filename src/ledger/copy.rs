@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use rusqlite::backup::{Backup, StepResult};
-use rusqlite::{Connection, OpenFlags};
+use rusqlite::{Connection, OpenFlags, ffi};
 
 use super::{BUSY, Error, MIGRATIONS};
 
@@ -23,16 +23,16 @@ pub enum NoLedger {
 
 /// Copies the database `from`, which may be in use, into the empty file `to`. The copy is of one moment, and a single
 /// file.
-pub fn copy(from: &Path, to: &Path) -> Result<(), Error> {
+pub fn copy(from: &Path, to: &Path) -> rusqlite::Result<()> {
     let from = Connection::open_with_flags(from, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
     from.busy_timeout(BUSY)?;
     let mut to = Connection::open(to)?;
     // All pages in one step: beside a writer, a copy in several would begin again and again.
     let step = Backup::new(&from, &mut to)?.step(-1)?;
     if step != StepResult::Done {
-        return Err(Error::Locked);
+        return Err(rusqlite::Error::SqliteFailure(ffi::Error::new(ffi::SQLITE_BUSY), None));
     }
-    Ok(to.pragma_update(None, "journal_mode", "DELETE")?)
+    to.pragma_update(None, "journal_mode", "DELETE")
 }
 
 /// Brings what stands in the database's journal into its file, where that can be done.

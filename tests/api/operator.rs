@@ -128,8 +128,20 @@ async fn a_backup_is_taken_beside_a_running_server_and_restored_elsewhere() {
         let ledger = rusqlite::Connection::open(Path::new(&data).join("clawdforge.db")).unwrap();
         assert_eq!(ledger.query_row("SELECT count(*) FROM runs", [], |row| row.get::<_, i64>(0)).unwrap(), runs);
     }
-    let aside = rusqlite::Connection::open(Path::new(&data).join("clawdforge.db.before-restore")).unwrap();
+    let entries = || Path::new(&data).read_dir().unwrap().map(|entry| entry.unwrap().path());
+    let aside = entries().find(|path| path.to_string_lossy().contains("clawdforge.db.replaced-")).expect("the one that was replaced");
+    let aside = rusqlite::Connection::open(aside).unwrap();
     assert_eq!(aside.query_row("SELECT count(*) FROM runs", [], |row| row.get::<_, i64>(0)).unwrap(), 2);
+
+    // A ledger that is lost while the rest of the data folder is there, and a copy that was cut short.
+    std::fs::remove_file(Path::new(&data).join("clawdforge.db")).unwrap();
+    std::fs::create_dir(Path::new(&data).join("sessions")).unwrap();
+    std::fs::write(Path::new(&data).join(".partial-x"), "half").unwrap();
+    let lost = clawdforge(&["serve", "--data-dir", &data, "--bind", "127.0.0.1:0"], &[]);
+    assert!(String::from_utf8_lossy(&lost.stderr).contains("clawdforge restore"), "{lost:?}");
+    assert!(clawdforge(&["restore", &file, "--data-dir", &data], &[]).status.success());
+    let foreign = clawdforge(&["restore", &file, "--data-dir", elsewhere.path().to_str().unwrap()], &[]);
+    assert!(String::from_utf8_lossy(&foreign.stderr).contains("holds other things"), "{foreign:?}");
 
     rusqlite::Connection::open(elsewhere.path().join("foreign.db")).unwrap().execute_batch("CREATE TABLE a (x)").unwrap();
     let mut damaged = std::fs::read(&file).unwrap();

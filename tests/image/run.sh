@@ -35,7 +35,8 @@ poll() {
 dc() { docker compose --project-directory "$work/clone" --env-file "$work/env" -f "$work/clone/compose.yml" -f "$work/override.yml" "$@"; }
 finish() {
     dc --profile "*" down --volumes --timeout 5 >"$work/down" 2>&1 || cat "$work/down"
-    docker image rm --force "$project" >/dev/null 2>&1 || true
+    # shellcheck disable=SC2046
+    docker image rm --force $(docker image ls --quiet --filter "label=$project") >/dev/null 2>&1 || true
     rm -rf "$work"
 }
 trap finish EXIT
@@ -78,6 +79,7 @@ cat >"$work/override.yml" <<EOF
 services:
   clawdforge:
     image: $project
+    build: { labels: { $project: "" } }
     healthcheck: { interval: 1s, timeout: 8s, retries: 2 }
   model:
     image: $project
@@ -219,6 +221,17 @@ up
 [ "$(ledger "SELECT count(*) FROM runs WHERE prompt LIKE 'A run that is not%'")" = 0 ] || die "the backup was not restored"
 remembers "a backup is taken while it runs, and restored"
 
+echo "== a secret file that changes, another user"
+echo token-4 >"$work/clone/secrets/token"
+settings ANTHROPIC_API_KEY_FILE=/run/secrets/token
+up
+signed_in "x-api-key: token-4" "a secret file"
+echo token-5 >"$work/clone/secrets/token"
+dc restart clawdforge >"$work/up" 2>&1
+up
+signed_in "x-api-key: token-5" "what the file holds after a restart"
+settings ANTHROPIC_API_KEY=key
+
 echo "== a full disk, a wrong owner, a folder of the host"
 volume() { # NAME MOUNT-OPTIONS: a volume in memory
     printf 'volumes:\n  %s:\n    driver: local\n    driver_opts: { type: tmpfs, device: tmpfs, o: "%s" }\n' "$1" "$2"
@@ -260,14 +273,14 @@ dc down --volumes --timeout 5 >"$work/down" 2>&1
 cp "$work/plain.yml" "$work/override.yml"
 mkdir "$work/data"
 # As the folder of the user who starts it would be.
-docker run --rm --volume "$work:/work" --user 0 --entrypoint chown "$project" 1000:1000 /work/data
-settings ANTHROPIC_API_KEY=key "CLAWDFORGE_DATA_VOLUME=$work/data"
-up
+docker run --rm --volume "$work:/work" --user 0 --entrypoint chown "$project" 1234:1234 /work/data
+settings ANTHROPIC_API_KEY=key "CLAWDFORGE_DATA_VOLUME=$work/data" CLAWDFORGE_UID=1234 CLAWDFORGE_GID=1234
+up --build
 token=$(inside clawdforge token create app 2>"$work/told")
 json /run '{"prompt": "Say hello."}'
 [ "$status" = 200 ] || die "a run with a folder of the host: $status $answer"
-[ "$(docker run --rm --volume "$work:/work" --user 0 --entrypoint stat "$project" -c %u:%a /work/data)" = 1000:700 ] || die "the folder's mode"
-ok "a folder of the host's user serves as it is"
+[ "$(docker run --rm --volume "$work:/work" --user 0 --entrypoint stat "$project" -c %u:%a /work/data)" = 1234:700 ] || die "the folder's mode"
+ok "a folder of the host's user serves as it is, whose id the image is built with"
 dc down --volumes --timeout 5 >"$work/down" 2>&1
 docker run --rm --volume "$work:/work" --user 0 --entrypoint rm "$project" -r /work/data
 
