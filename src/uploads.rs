@@ -151,8 +151,8 @@ impl Drop for Incoming {
 pub fn safe_name(given: &str) -> String {
     let last = given.rsplit(['/', '\\']).next().unwrap_or_default();
     let visible: String = last.chars().filter(|c| !is_unsafe(*c)).collect();
-    let name =
-        visible.trim_start_matches(|c: char| c == '.' || c.is_whitespace()).trim_end_matches(|c: char| c == '.' || c.is_whitespace());
+    let at_an_end = |c: char| c == '.' || c.is_whitespace();
+    let name = visible.trim_matches(at_an_end);
     if name.is_empty() {
         return "file".to_owned();
     }
@@ -166,7 +166,7 @@ pub fn safe_name(given: &str) -> String {
     let extension = Path::new(name).extension().and_then(|e| e.to_str()).filter(|e| e.len() <= 16);
     let extension = extension.map(|e| format!(".{e}")).unwrap_or_default();
     let stem = &name[..name.floor_char_boundary(MAX_NAME - extension.len())];
-    format!("{stem}{extension}")
+    format!("{}{extension}", stem.trim_end_matches(at_an_end))
 }
 
 fn is_unsafe(c: char) -> bool {
