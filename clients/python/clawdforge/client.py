@@ -202,7 +202,7 @@ class Forge:
         if not isinstance(body, dict):
             body = response.text or None
         if not 200 <= response.status_code < 300:
-            raise api_error(response.status_code, body)
+            raise api_error(response.status_code, response.reason, body)
         if not isinstance(body, dict):
             raise ForgeAPIError(response.status_code, body, "the answer is not a JSON object; is this a clawdforge server?")
         return body

@@ -34,11 +34,12 @@ class ForgeAuthError(ForgeAPIError):
     """The token is unknown or revoked (401), or not allowed to do this from here (403)."""
 
 
-def api_error(status_code: int, body: dict[str, Any] | str | None) -> ForgeAPIError:
+def api_error(status_code: int, reason: str, body: dict[str, Any] | str | None) -> ForgeAPIError:
     """The exception for an answer, with the server's own words."""
     kind = ForgeAuthError if status_code in (401, 403) else ForgeAPIError
     if not isinstance(body, dict):
-        return kind(status_code, body, (body or "the server gave no reason")[:500])
+        # Not the text: a proxy's page may repeat the request with its headers.
+        return kind(status_code, body, reason or "the server gave no reason")
     # A problem has a detail; a run or turn that failed has an error.
     message = str(body.get("detail") or body.get("error") or body.get("title") or "the server gave no reason")
     errors = body.get("errors")

@@ -124,7 +124,9 @@ class Errors(unittest.TestCase):
         self.assertNotIsInstance(self.error(404, json=PROBLEM), ForgeAuthError)
 
     def test_an_answer_that_is_no_json_object(self) -> None:
-        self.assertEqual(self.error(500, body="<h1>Oh</h1>").body, "<h1>Oh</h1>")
+        page = self.error(500, body=f"<h1>Oh</h1> Authorization: Bearer {TOKEN}")
+        self.assertTrue(str(page.body).startswith("<h1>Oh</h1>"))
+        self.assertEqual(str(page), "HTTP 500: Internal Server Error")
         self.assertIsNone(self.error(500).body)
         self.assertEqual(self.error(200, json=[1]).body, "[1]")
         moved = self.error(307, headers={"Location": "http://elsewhere.test/run"})

@@ -1,0 +1,170 @@
+# frozen_string_literal: true
+
+require "pathname"
+
+module Clawdforge
+  # An app's access to a clawdforge server; with the admin token, the operator's. It may be used from many threads.
+  #
+  # Nothing is retried, for a run costs money. Every call may raise {TransportError}, {AuthError} and {APIError}.
+  class Client
+    # @param base_url [String] such as "http://127.0.0.1:8800"; a path is kept as a prefix
+    # @param token [String] the app's token; for the calls that manage tokens, the admin token
+    # @param default_model [String] the model of runs that name none
+    # @param default_timeout [Integer] seconds that a run may take that doesn't say
+    # @param http_timeout_margin [Numeric] seconds for which an answer is awaited beyond the time of the work itself
+    # @param http_client [#request, nil] sends the requests in place of one new Net::HTTP for each: anything with
+    #   Net::HTTP's +request(net_http_request)+. Its +read_timeout+ is set where it has one, and it is never closed.
+    # @raise [ArgumentError] where base_url is no http or https URL
+    def initialize(base_url:, token:, default_model: "sonnet", default_timeout: 120, http_timeout_margin: 30,
+                   http_client: nil)
+      @http = HTTP.new(base_url: base_url, token: token, default_timeout: default_timeout,
+                       margin: http_timeout_margin, http_client: http_client)
+      @default_model = default_model
+      @default_timeout = default_timeout
+    end
+
+    # Tells how the server is. Sends no token.
+    #
+    # @return [Hash] "ok", "version", "claude_present", "claude_version", "acpx_present", "acpx_version", "open_sessions"
+    # @raise [APIError, TransportError]
+    def healthz
+      @http.call(Net::HTTP::Get, "/healthz", bearer: false)
+    end
+
+    # Runs a prompt and waits for the reply.
+    #
+    # @param prompt [String] not empty, up to 10 MiB
+    # @param model [String, nil] default_model where it is nil
+    # @param system [String, nil] a system prompt
+    # @param files [Array<String, FileToken>, nil] uploads for the agent to read
+    # @param timeout_secs [Integer, nil] seconds that the run may take, 5 to 600; default_timeout where it is nil
+    # @return [RunResult]
+    # @raise [ArgumentError] for an empty prompt, before anything is sent
+    # @raise [APIError] 502 where the agent failed or ran out of time, 503 where the server is busy, 400 for a file that
+    #   is unknown or expired, 422 for other bad input
+    # @raise [AuthError, TransportError]
+    def run(prompt:, model: nil, system: nil, files: nil, timeout_secs: nil)
+      HTTP.present("prompt", prompt)
+      timeout_secs ||= @default_timeout
+      body = { prompt: prompt, model: model || @default_model, system: system, files: FileToken.list(files),
+               timeout_secs: timeout_secs }
+      RunResult.from(@http.call(Net::HTTP::Post, "/run", json: body, work_secs: timeout_secs))
+    end
+
+    # Uploads a file for runs and turns to read. It is streamed, never whole in memory.
+    #
+    # @param path [String, Pathname, IO] a path, or an open IO, which is read from where it stands and not closed
+    # @param ttl_secs [Integer] seconds until the upload expires, 60 to 86,400
+    # @param filename [String, nil] the name that the agent sees; the file's own where it is nil
+    # @param content_type [String]
+    # @return [FileToken]
+    # @raise [SystemCallError] where the file can't be opened, such as Errno::ENOENT, before anything is sent
+    # @raise [APIError] 400 for a bad ttl_secs, 413 for a file over the server's limit
+    # @raise [AuthError, TransportError]
+    def upload_file(path, ttl_secs: 3600, filename: nil, content_type: "application/octet-stream")
+      if path.respond_to?(:read) && !path.is_a?(Pathname)
+        filename ||= File.basename((path.respond_to?(:path) && path.path) || "file")
+        upload = Multipart.new(path, filename, content_type)
+        query = URI.encode_www_form(ttl_secs: ttl_secs)
+        return FileToken.from(@http.call(Net::HTTP::Post, "/files?#{query}", upload: upload))
+      end
+      raise Errno::EISDIR, path.to_s if File.directory?(path)
+
+      File.open(path, "rb") do |file|
+        upload_file(file, ttl_secs: ttl_secs, filename: filename, content_type: content_type)
+      end
+    end
+
+    # Mints a token for an app. Needs the admin token.
+    #
+    # @param name [String] the app's name
+    # @param ip_cidrs [Array<String>, nil] the networks that it may be used from; any where it is nil or empty
+    # @return [AppToken] with its token, which the server shows only this once
+    # @raise [APIError] 409 where the name is in use, 422 for a bad name or network
+    # @raise [AuthError, TransportError]
+    def create_token(name, ip_cidrs: nil)
+      ip_cidrs = nil if ip_cidrs&.empty?
+      minted = @http.call(Net::HTTP::Post, "/admin/tokens", json: { name: name, ip_cidrs: ip_cidrs })
+      AppToken.from({ "enabled" => true }.merge(minted))
+    end
+
+    # Lists the apps' tokens. Needs the admin token.
+    #
+    # @return [Array<AppToken>] without the tokens themselves
+    # @raise [AuthError, APIError, TransportError]
+    def list_tokens
+      @http.call(Net::HTTP::Get, "/admin/tokens").fetch("tokens", []).map { |token| AppToken.from(token) }
+    end
+
+    # Revokes an app's token, which then fails on its next request. Needs the admin token.
+    #
+    # @param name [String] the app's name
+    # @return [true]
+    # @raise [ArgumentError] for an empty name, before anything is sent
+    # @raise [APIError] 404 where there is no such token
+    # @raise [AuthError, TransportError]
+    def revoke_token(name)
+      @http.call(Net::HTTP::Delete, "/admin/tokens/#{HTTP.segment("name", name)}")
+      true
+    end
+
+    # Opens a session. With a block, closes it when the block is left, in whichever way; an error from closing never
+    # takes the place of the block's own.
+    #
+    # @param agent [String] one of the server's agents
+    # @param model [String, nil] the model of every turn; the agent's own where it is nil
+    # @param meta [Hash, nil] an object of the app's own, kept with the session
+    # @yieldparam session [Session]
+    # @return [Session, Object] the open session; with a block, what the block gave
+    # @raise [APIError] 422 for an unknown agent or other bad input, 503 where as many sessions are open as may be,
+    #   502 where the agent's client failed
+    # @raise [AuthError, TransportError]
+    def session(agent: "claude", model: nil, meta: nil)
+      session = create_session(agent: agent, model: model, meta: meta)
+      return session unless block_given?
+
+      begin
+        yield session
+      rescue Exception => e
+        raise
+      ensure
+        begin
+          session.close
+        rescue Error
+          raise unless e
+        end
+      end
+    end
+
+    # Opens a session, as {#session} does without a block.
+    #
+    # @return [Session] open until it is closed
+    # @raise (see #session)
+    def create_session(agent: "claude", model: nil, meta: nil)
+      Session.new(@http, @http.call(Net::HTTP::Post, "/sessions", json: { agent: agent, model: model, meta: meta }))
+    end
+
+    # Lists one's own sessions, newest first.
+    #
+    # @param include_closed [Boolean]
+    # @return [Array<SessionState>]
+    # @raise [AuthError, APIError, TransportError]
+    def list_sessions(include_closed: true)
+      query = URI.encode_www_form(include_closed: include_closed ? true : false)
+      @http.call(Net::HTTP::Get, "/sessions?#{query}").fetch("sessions", []).map { |state| SessionState.from(state) }
+    end
+
+    # @param id [String] a session's id
+    # @return [SessionState]
+    # @raise [ArgumentError] for an empty id, before anything is sent
+    # @raise [APIError] 404 where there is no such session
+    # @raise [AuthError, TransportError]
+    def get_session(id)
+      SessionState.from(@http.call(Net::HTTP::Get, "/sessions/#{HTTP.segment("id", id)}"))
+    end
+
+    def inspect
+      "#<#{self.class} #{@http.base_url}>"
+    end
+  end
+end

@@ -1,0 +1,82 @@
+# frozen_string_literal: true
+
+module Clawdforge
+  # A conversation of many turns. {Client#session} and {Client#create_session} make one.
+  class Session
+    # Seconds that the server gives a turn that doesn't ask for another time.
+    TURN_SECS = 600
+    private_constant :TURN_SECS
+
+    # @return [String] the session's id
+    attr_reader :id
+    # @return [String] the agent's name
+    attr_reader :agent
+    # @return [Integer] Unix seconds
+    attr_reader :created_at
+    # @return [String] the session's folder on the server
+    attr_reader :cwd
+
+    # @api private
+    def initialize(http, answer)
+      @http = http
+      @id, @agent, @created_at, @cwd = answer.values_at("session_id", "agent", "created_at", "cwd")
+      @closed = false
+      @closing = Mutex.new
+    end
+
+    # Sends a turn and waits for the agent's answer. Turns of one session run one at a time, in the order that they came.
+    #
+    # @param prompt [String] not empty
+    # @param files [Array<String, FileToken>, nil] uploads for the agent to read
+    # @param timeout_secs [Integer, nil] seconds that the turn may take; the server's own 600 where it is nil
+    # @return [TurnResult]
+    # @raise [ArgumentError] for an empty prompt, before anything is sent
+    # @raise [ClosedSessionError] after {#close}, before anything is sent
+    # @raise [APIError] 502 where the agent failed or ran out of time (the session stays usable), 410 where the session
+    #   was closed elsewhere, 404 where it is gone, 422 for bad input
+    # @raise [AuthError, TransportError]
+    def turn(prompt, files: nil, timeout_secs: nil)
+      HTTP.present("prompt", prompt)
+      raise ClosedSessionError, "session #{id} is closed; create another one" if closed?
+
+      body = { prompt: prompt, files: FileToken.list(files), timeout_secs: timeout_secs }
+      TurnResult.from(@http.call(Net::HTTP::Post, "#{path}/turn", json: body, work_secs: timeout_secs || TURN_SECS))
+    end
+
+    # @return [SessionState] the session as the server has it now
+    # @raise [APIError] 404 where the server has deleted it
+    # @raise [AuthError, TransportError]
+    def state
+      SessionState.from(@http.call(Net::HTTP::Get, path))
+    end
+
+    # Closes the session. It may be called any number of times and sends one request; one that failed can be tried
+    # again. A turn that is running is cancelled.
+    #
+    # @return [nil]
+    # @raise [APIError] 404 where the server has deleted it
+    # @raise [AuthError, TransportError]
+    def close
+      @closing.synchronize do
+        @http.call(Net::HTTP::Delete, path) unless @closed
+        @closed = true
+      end
+      nil
+    end
+
+    # @return [Boolean] whether it was closed here
+    def closed?
+      @closed
+    end
+
+    def inspect
+      "#<#{self.class} id=#{id.inspect} agent=#{agent.inspect} closed=#{closed?}>"
+    end
+
+    private
+
+    def path
+      "/sessions/#{HTTP.segment("session id", id)}"
+    end
+  end
+end

@@ -1,0 +1,58 @@
+# frozen_string_literal: true
+
+require_relative "test_helper"
+
+class RunTest < ClientTest
+  ANSWER = { "ok" => true, "result" => { "a" => [1] }, "duration_ms" => 12, "stop_reason" => "end_turn" }.freeze
+
+  def test_a_run_sends_the_defaults_and_nothing_that_was_not_given
+    answers(:post, "/run", ANSWER)
+    result = client.run(prompt: "hi")
+    assert_equal Clawdforge::RunResult.new(ok: true, result: { "a" => [1] }, duration_ms: 12, stop_reason: "end_turn"), result
+    assert_requested :post, "#{URL}/run",
+                     body: { prompt: "hi", model: "sonnet", timeout_secs: 120 },
+                     headers: { "Authorization" => "Bearer #{TOKEN}", "Content-Type" => "application/json" }
+  end
+
+  def test_a_run_sends_what_was_given
+    answers(:post, "/run", ANSWER)
+    client.run(prompt: "hi", model: "opus", system: "", files: ["ff_1", Clawdforge::FileToken.new(file_token: "ff_2")], timeout_secs: 9)
+    assert_requested :post, "#{URL}/run",
+                     body: { prompt: "hi", model: "opus", system: "", files: %w[ff_1 ff_2], timeout_secs: 9 }
+  end
+
+  def test_the_client_sets_the_defaults
+    answers(:post, "/run", ANSWER)
+    client(default_model: "haiku", default_timeout: 33).run(prompt: "hi")
+    assert_requested :post, "#{URL}/run", body: { prompt: "hi", model: "haiku", timeout_secs: 33 }
+  end
+
+  def test_any_text_goes_through_whole
+    answers(:post, "/run", ANSWER)
+    text = "-p \"ünï\" \u2028 </script> 🦊\u0000\n"
+    client.run(prompt: text)
+    client.run(prompt: text.encode("UTF-16LE"))
+    assert_requested(:post, "#{URL}/run", times: 2) { |request| JSON.parse(request.body)["prompt"] == text }
+  end
+
+  def test_results_are_what_the_reply_was_and_unknown_keys_are_ignored
+    deep = JSON.parse("#{"[" * 150}1#{"]" * 150}", max_nesting: false)
+    ["text", "12", [1, "ü"], { "k" => nil }, deep].each do |value|
+      answers(:post, "/run", JSON.generate(ANSWER.merge("result" => value, "later" => 1), max_nesting: false))
+      assert_equal value, client.run(prompt: "hi").result
+    end
+  end
+
+  def test_an_empty_prompt_is_refused_before_anything_is_sent
+    ["", nil].each { |prompt| assert_raises(ArgumentError) { client.run(prompt: prompt) } }
+    assert_raises(ArgumentError) { client.run }
+    assert_not_requested :any, /./
+  end
+
+  def test_what_is_no_json_is_refused_before_anything_is_sent
+    error = assert_raises(ArgumentError) { client.run(prompt: "\xFF") }
+    assert_match(/JSON/, error.message)
+    assert_raises(ArgumentError) { client.session(meta: { "a" => Float::NAN }) }
+    assert_not_requested :any, /./
+  end
+end
