@@ -7,14 +7,11 @@
 
 mod server;
 
-use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
-use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use clawdforge::agent::Environment;
 use clawdforge::demo::{self, install, stub::Stub};
-use server::{Server, median, ms, row};
+use server::{Server, acpx, bare_turn, create, median, ms, row, start_real, take_turn, time};
 
 const TURNS: usize = 10;
 const OPEN: usize = 32;
@@ -33,15 +30,10 @@ fn main() {
     let environment = demo::environment(&clis, &stub.url(), home.path());
     println!("{:<44} {:>12} {:>12}", "", "measured", "aim");
 
-    let server = start(&environment, &clis, "3600");
+    let server = start_real(&environment, &clis, &[("CLAWDFORGE_STANDBY", "0"), ("CLAWDFORGE_SESSION_HARD_TTL_SECS", "3600")]);
     let token = server.mint();
     let session = create(&server, &token);
-    let acpx = |arguments: &[&str]| {
-        let mut command = Command::new(&clis.acpx);
-        command.args(["--format", "json", "--json-strict", "--approve-all", "claude"]).args(arguments).current_dir(folder.path());
-        command.env_clear().envs(environment.iter()).stdin(Stdio::piped()).stdout(Stdio::piped());
-        command
-    };
+    let acpx = |arguments: &[&str]| acpx(&environment, &clis, folder.path(), arguments);
     assert!(acpx(&["sessions", "new", "--name", "bare"]).output().unwrap().status.success());
     let (mut bare, mut through) = (Vec::new(), Vec::new());
     for turn in 0..=TURNS {
@@ -64,7 +56,7 @@ fn main() {
     row(&format!("resident, for {OPEN} open sessions"), &format!("{:+.1} MiB", server.resident_mib() - before), "1 MiB");
     drop(server);
 
-    let server = start(&environment, &clis, "0");
+    let server = start_real(&environment, &clis, &[("CLAWDFORGE_STANDBY", "0"), ("CLAWDFORGE_SESSION_HARD_TTL_SECS", "0")]);
     let token = server.mint();
     at_once(4, 4, || through_its_life(&server, &token));
     std::thread::sleep(2 * PAUSE);
@@ -75,47 +67,6 @@ fn main() {
     for ((what, before), (_, after)) in before.into_iter().zip(after) {
         row(&format!("{what} left by {THROUGH} sessions"), &format!("{:+}", after - before), "0");
     }
-}
-
-fn start(environment: &Environment, clis: &install::Clis, hard_ttl: &str) -> Server {
-    let text = |value: &std::ffi::OsStr| value.to_str().unwrap().to_owned();
-    let inherited: Vec<_> = environment.iter().map(|(name, value)| (text(name), text(value))).collect();
-    let mut variables: Vec<(&str, &str)> = inherited.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
-    variables.extend([
-        ("CLAWDFORGE_CLAUDE_BIN", clis.claude.to_str().unwrap()),
-        ("CLAWDFORGE_ACPX_BIN", clis.acpx.to_str().unwrap()),
-        ("CLAWDFORGE_SESSION_HARD_TTL_SECS", hard_ttl),
-        ("CLAWDFORGE_SWEEP_SECS", "1"),
-        ("CLAWDFORGE_DRAIN_SECS", "1"),
-    ]);
-    Server::start(&variables)
-}
-
-fn time(work: impl FnOnce()) -> Duration {
-    let begun = Instant::now();
-    work();
-    begun.elapsed()
-}
-
-fn bare_turn(mut command: Command) -> Duration {
-    let begun = Instant::now();
-    let mut child = command.spawn().unwrap();
-    child.stdin.take().unwrap().write_all(b"Hello.").unwrap();
-    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
-    assert!(lines.any(|line| line.unwrap().contains("\"stopReason\"")));
-    let answered = begun.elapsed();
-    child.wait().unwrap();
-    answered
-}
-
-fn create(server: &Server, token: &str) -> String {
-    let answer = server.ask("POST", "/sessions", token, "{}");
-    answer.split("\"session_id\":\"").nth(1).and_then(|rest| rest.split('"').next()).unwrap().to_owned()
-}
-
-fn take_turn(server: &Server, token: &str, session: &str) {
-    let answer = server.ask("POST", &format!("/sessions/{session}/turn"), token, r#"{"prompt": "Hello."}"#);
-    assert!(answer.contains("\"stop_reason\":\"end_turn\""), "{answer}");
 }
 
 fn through_its_life(server: &Server, token: &str) {

@@ -106,6 +106,9 @@ pub struct Flags {
     /// Seconds that a stop waits for running work [default: 20]
     #[arg(long, env = "CLAWDFORGE_DRAIN_SECS", value_name = "SECONDS", hide_env_values = true)]
     drain_secs: Option<String>,
+    /// Idle processes that are kept started ahead of need; 0 for none [default: 2]
+    #[arg(long, env = "CLAWDFORGE_STANDBY", value_name = "N", hide_env_values = true)]
+    standby: Option<String>,
     /// How log lines look: text or json [default: text]
     #[arg(long, env = "CLAWDFORGE_LOG", value_name = "FORMAT", hide_env_values = true)]
     log: Option<String>,
@@ -153,6 +156,8 @@ pub struct Settings {
     pub retention_days: u32,
     /// How long a stop waits for running work.
     pub drain: Duration,
+    /// Idle processes that are kept started ahead of need.
+    pub standby: usize,
     /// How log lines look.
     pub log: LogFormat,
 }
@@ -222,6 +227,7 @@ impl Flags {
             max_upload_bytes: number("CLAWDFORGE_MAX_UPLOAD_BYTES", self.max_upload_bytes, 104_857_600, 1..=1 << 40)?,
             retention_days: number("CLAWDFORGE_RETENTION_DAYS", self.retention_days, 90, 1..=36_500)?,
             drain: Duration::from_secs(number("CLAWDFORGE_DRAIN_SECS", self.drain_secs, 20, 0..=3600)?),
+            standby: number("CLAWDFORGE_STANDBY", self.standby, 2, 0..=1000)?,
             log: match given(self.log.as_deref()).unwrap_or("text") {
                 "text" => LogFormat::Text,
                 "json" => LogFormat::Json,

@@ -4,12 +4,11 @@
 //! dropped and nothing after its `.await` happens, so ending the processes, removing the folder and completing the row
 //! all live in the task.
 
-use std::collections::HashSet;
 use std::ffi::OsString;
 use std::io;
 use std::panic::AssertUnwindSafe;
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::FutureExt;
@@ -19,12 +18,14 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
+use crate::agent::Workshop;
 use crate::agent::claude::{self, Answer, Reader, Usage};
-use crate::agent::family;
-use crate::agent::folder::{self, Attachment, Folder};
-use crate::agent::process::{self, End, Talk};
+use crate::agent::desk::{Desk, Desks, NotStarted};
+use crate::agent::family::{self, Mark};
+use crate::agent::folder::{Attachment, blocking, clear};
+use crate::agent::process::{self, End, Talk, Waiting};
 use crate::agent::queue::{Place, Queue, Refused};
-use crate::agent::{Workshop, programs};
+use crate::agent::standby::{self, Hold, Pool, Want};
 use crate::clock;
 use crate::ledger::{self, Ledger, NewRun, RunEnd};
 
@@ -106,23 +107,23 @@ pub struct Runs {
 }
 
 struct Shared {
-    workshop: Workshop,
-    claude: OsString,
+    desks: Desks,
+    standby: Pool,
     ledger: Ledger,
     /// Ends every run, at the end of the drain.
     stop: CancellationToken,
-    live: Mutex<HashSet<String>>,
 }
 
 impl Runs {
     /// Runs with `places` at once and `most_waiting` in the queue.
-    pub fn new(workshop: Workshop, claude: OsString, ledger: Ledger, places: usize, most_waiting: usize) -> Self {
-        let shared = Arc::new(Shared { workshop, claude, ledger, stop: CancellationToken::new(), live: Mutex::default() });
+    pub fn new(desks: Desks, standby: Pool, ledger: Ledger, places: usize, most_waiting: usize) -> Self {
+        let shared = Arc::new(Shared { desks, standby, ledger, stop: CancellationToken::new() });
         Self { queue: Queue::new(places, most_waiting), tasks: TaskTracker::new(), shared }
     }
 
     /// Waits for a place and runs. A caller that stops waiting cancels the run.
     pub async fn run(&self, request: Request) -> Result<Outcome, NoRun> {
+        let hold = self.shared.standby.hold();
         let place = self.queue.enter().await.map_err(|refused| match refused {
             Refused::Full => NoRun::Full,
             Refused::Closed => NoRun::Closed,
@@ -131,7 +132,7 @@ impl Runs {
         let guard = cancel.clone().drop_guard();
         let (answer, answered) = oneshot::channel();
         let shared = self.shared.clone();
-        self.tasks.spawn(async move { shared.carry_out(request, place, &cancel, answer).await });
+        self.tasks.spawn(async move { shared.carry_out(request, place, hold, &cancel, answer).await });
         let outcome = answered.await.map_err(|_| NoRun::Died)?;
         guard.disarm();
         outcome
@@ -154,36 +155,36 @@ impl Runs {
 
     /// Removes the folders of runs that are over, where that failed at their end.
     pub async fn sweep(&self) -> io::Result<usize> {
-        let shared = self.shared.clone();
-        blocking(move || clear(&shared.workshop.folder, |id| shared.live().contains(id))).await
+        self.shared.desks.sweep().await
     }
 }
 
 impl Shared {
-    fn live(&self) -> std::sync::MutexGuard<'_, HashSet<String>> {
-        self.live.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    async fn carry_out(&self, request: Request, place: Place, cancel: &CancellationToken, answer: oneshot::Sender<Result<Outcome, NoRun>>) {
+    async fn carry_out(
+        &self,
+        request: Request,
+        place: Place,
+        hold: Hold,
+        cancel: &CancellationToken,
+        answer: oneshot::Sender<Result<Outcome, NoRun>>,
+    ) {
         let run_id = &request.row.run_id;
-        self.live().insert(run_id.clone());
         let (begun, prepared) = tokio::join!(self.ledger.begin_run(request.row.clone()), self.prepare(&request));
         if let Err(error) = begun {
             if let Ok(prepared) = prepared {
-                self.clear_away(&request, prepared.folder).await;
+                clear_away(prepared).await;
             }
-            self.live().remove(run_id);
             let _ = answer.send(Err(error.into()));
             return;
         }
-        let (outcome, usage, folder) = match prepared {
+        let (outcome, usage, left) = match prepared {
             Ok(prepared) => {
-                let conversation = AssertUnwindSafe(self.converse(&request, &prepared, cancel)).catch_unwind();
-                let (outcome, usage) = match conversation.await {
+                let mark = prepared.desk.mark();
+                let conversation = AssertUnwindSafe(self.converse(&request, prepared, hold, cancel)).catch_unwind();
+                match conversation.await {
                     Ok(done) => done,
-                    Err(_) => self.after_a_panic(run_id).await,
-                };
-                (outcome, usage, Some(prepared.folder))
+                    Err(_) => after_a_panic(&mark).await,
+                }
             }
             Err(error) => {
                 (Outcome { ending: Ending::Unprepared(error), stderr: String::new(), duration: Duration::ZERO }, Usage::default(), None)
@@ -191,12 +192,11 @@ impl Shared {
         };
         let end = row_end(&outcome, usage);
         let cleared = async {
-            if let Some(folder) = folder {
-                self.clear_away(&request, folder).await;
+            if let Some(desk) = left {
+                desk.clear_away().await;
             }
         };
         let (written, ()) = tokio::join!(self.ledger.finish_run(run_id, end.clone()), cleared);
-        self.live().remove(run_id);
         drop(place);
         tracing::info!(
             run_id,
@@ -207,6 +207,9 @@ impl Shared {
             duration_ms = end.duration_ms,
             "run"
         );
+        if !matches!(outcome.ending, Ending::NotInstalled(_) | Ending::Unprepared(_)) {
+            self.standby.used(Want::Run { model: request.row.model.clone(), system: request.system });
+        }
         // The answer is paid for: the caller gets it also while the ledger can't take it.
         let _ = answer.send(Ok(outcome));
         if let Err(error) = written {
@@ -215,71 +218,89 @@ impl Shared {
         }
     }
 
-    /// A defect must not cost more than its own run.
-    async fn after_a_panic(&self, run_id: &str) -> (Outcome, Usage) {
-        family::end(&self.workshop.mark.run(run_id)).await;
-        let ending = Ending::Failed("the server met a defect; its operator finds it in its log".to_owned());
-        (Outcome { ending, stderr: String::new(), duration: Duration::ZERO }, Usage::default())
-    }
-
-    /// Makes the run's folder and puts into it what the run needs.
+    /// A desk with what the run needs: one at which claude waits already, or a new one.
     async fn prepare(&self, request: &Request) -> io::Result<Prepared> {
-        let (parent, run_id) = (self.workshop.folder.clone(), request.row.run_id.clone());
-        let (system, files) = (request.system.clone(), request.files.clone());
-        blocking(move || {
-            let folder = Folder::create(&parent, &run_id)?;
-            let filled = system.map(|text| folder.write_system_prompt(&text)).transpose();
-            match filled.and_then(|system_file| Ok((system_file, folder.attach(&files)?))) {
-                Ok((system_file, files)) => Ok(Prepared { folder, system_file, files }),
-                Err(error) => folder.remove().and(Err(error)),
+        match self.standby.take_run(&request.row.model, request.system.as_deref()) {
+            Some((desk, waiting)) => {
+                let (desk, files) = desk.attach(request.files.clone()).await?;
+                Ok(Prepared { desk, files, waiting: Some(waiting) })
             }
-        })
-        .await
-    }
-
-    async fn clear_away(&self, request: &Request, folder: Folder) {
-        let (session_id, environment) = (request.uuid.to_string(), self.workshop.environment.clone());
-        if let Err(error) = blocking(move || folder.remove().and(claude::clean_up(&session_id, &environment))).await {
-            tracing::warn!(run_id = request.row.run_id, %error, "the run's folder was not removed; the sweeper tries again");
+            None => self.prepare_cold(request, request.uuid).await,
         }
     }
 
-    async fn converse(&self, request: &Request, prepared: &Prepared, cancel: &CancellationToken) -> (Outcome, Usage) {
-        let Prepared { folder, system_file, files } = prepared;
+    async fn prepare_cold(&self, request: &Request, uuid: Uuid) -> io::Result<Prepared> {
+        let (desk, files) = self.desks.set_up(uuid, request.system.clone(), request.files.clone()).await?;
+        Ok(Prepared { desk, files, waiting: None })
+    }
+
+    async fn converse(
+        &self,
+        request: &Request,
+        prepared: Prepared,
+        hold: Hold,
+        cancel: &CancellationToken,
+    ) -> (Outcome, Usage, Option<Desk>) {
         let started = Instant::now();
+        let deadline = started + request.timeout;
         let ended = |ending, stderr| Outcome { ending, stderr, duration: started.elapsed() };
-        let Some(program) = programs::find(&self.claude, &self.workshop.environment) else {
-            return (ended(Ending::NotInstalled(self.claude.clone()), String::new()), Usage::default());
-        };
-        let mut command = self.workshop.command(&program, folder.path());
-        claude::prepare(&mut command, request.uuid, &request.row.model, system_file.as_deref(), &folder.temporary());
-        let input = claude::input(&request.row.prompt, files);
-        let mark = self.workshop.mark.run(&request.row.run_id);
-        let mut reader = Reader::default();
-        let talk = Talk { input, hold_input: true, deadline: started + request.timeout, cancel };
-        let finished = process::converse(&mut command, &mark, talk, |line| reader.line(line)).await;
-        let finished = match finished {
-            Ok(finished) => finished,
-            Err(error) => {
-                let why = format!("{} could not be started ({error}); check that it is a program of this machine", program.display());
-                return (ended(Ending::Failed(why), String::new()), Usage::default());
+        let mut hold = Some(hold);
+        let Prepared { mut desk, mut files, waiting: mut standby } = prepared;
+        loop {
+            let is_standby = standby.is_some();
+            let waiting = match standby.take().map_or_else(|| desk.start(&request.row.model), Ok) {
+                Ok(waiting) => waiting,
+                Err(NotStarted::NotInstalled(program)) => {
+                    return (ended(Ending::NotInstalled(program), String::new()), Usage::default(), Some(desk));
+                }
+                Err(NotStarted::Failed(why)) => return (ended(Ending::Failed(why), String::new()), Usage::default(), Some(desk)),
+            };
+            let input = claude::input(&request.row.prompt, &files);
+            let patience = is_standby.then_some(standby::PATIENCE);
+            let mut reader = Reader::default();
+            let read = |line: process::Line<'_>| {
+                hold.take();
+                reader.line(line)
+            };
+            let talk = Talk { input, hold_input: true, deadline, cancel, patience };
+            let finished = process::converse_with(waiting, &desk.mark(), talk, read).await;
+            if is_standby && !finished.spoke && matches!(finished.end, End::Exited(_) | End::Lingered | End::Silent) {
+                // It can't have asked the model: it says something before that.
+                tracing::info!(run_id = request.row.run_id, end = ?finished.end, "a standby was of no use; starting cold");
+                desk.clear_away().await;
+                Prepared { desk, files, .. } = match self.prepare_cold(request, Uuid::now_v7()).await {
+                    Ok(prepared) => prepared,
+                    Err(error) => return (ended(Ending::Unprepared(error), String::new()), Usage::default(), None),
+                };
+                continue;
             }
-        };
-        let ending = ending(finished.end, &mut reader, self.stop.is_cancelled(), request.timeout);
-        (ended(ending, finished.stderr), reader.usage())
+            let ending = ending(finished.end, &mut reader, self.stop.is_cancelled(), request.timeout);
+            return (ended(ending, finished.stderr), reader.usage(), Some(desk));
+        }
     }
 }
 
-/// A run's folder with what was put into it.
-struct Prepared {
-    folder: Folder,
-    system_file: Option<PathBuf>,
-    files: Vec<PathBuf>,
+/// A defect must not cost more than its own run.
+async fn after_a_panic(mark: &Mark) -> (Outcome, Usage, Option<Desk>) {
+    family::end(mark).await;
+    let ending = Ending::Failed("the server met a defect; its operator finds it in its log".to_owned());
+    (Outcome { ending, stderr: String::new(), duration: Duration::ZERO }, Usage::default(), None)
 }
 
-/// Does work that waits for the disk on a thread for such.
-pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
-    tokio::task::spawn_blocking(work).await.unwrap_or_else(|died| Err(io::Error::other(died)))
+/// A desk with what was put onto it.
+struct Prepared {
+    desk: Desk,
+    files: Vec<PathBuf>,
+    /// The claude that waits there already.
+    waiting: Option<Waiting>,
+}
+
+async fn clear_away(prepared: Prepared) {
+    let Prepared { desk, waiting, .. } = prepared;
+    if let Some(waiting) = waiting {
+        waiting.end().await;
+    }
+    desk.clear_away().await;
 }
 
 /// What the end of the process and what it said make of the run. A whole reply is one, however its process ended.
@@ -297,7 +318,7 @@ fn ending(end: End, reader: &mut Reader, stopping: bool, timeout: Duration) -> E
         (Some(Answer::Failure(message)), _) => Ending::Failed(message),
         (None, End::Exited(status)) => Ending::Failed(with_trouble(format!("claude ended ({status}) without an answer"))),
         (None, End::Lingered) => Ending::Failed(with_trouble("claude closed its output without an answer".to_owned())),
-        (None, End::Stopped) => Ending::Failed(with_trouble("claude gave no answer".to_owned())),
+        (None, End::Stopped | End::Silent) => Ending::Failed(with_trouble("claude gave no answer".to_owned())),
     }
 }
 
@@ -351,20 +372,4 @@ pub(crate) async fn finish_later<T, F: Future<Output = Result<T, ledger::Error>>
             Err(_) => {}
         }
     }
-}
-
-/// Removes what `folder` holds, but for what is to be kept. What can't be removed is logged, and left.
-pub(crate) fn clear(folder: &Path, keep: impl Fn(&str) -> bool) -> io::Result<usize> {
-    let mut removed = 0;
-    for entry in std::fs::read_dir(folder)? {
-        let entry = entry?;
-        if keep(&entry.file_name().to_string_lossy()) {
-            continue;
-        }
-        match folder::remove_tree(&entry.path()) {
-            Ok(()) => removed += 1,
-            Err(error) => tracing::warn!(path = %entry.path().display(), %error, "not removed"),
-        }
-    }
-    Ok(removed)
 }

@@ -31,8 +31,11 @@ use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 use tower_http::catch_panic::CatchPanicLayer;
 
+use crate::agent::acpx::Acpx;
+use crate::agent::desk::Desks;
 use crate::agent::family::{self, Mark};
 use crate::agent::programs::Cli;
+use crate::agent::standby::Pool;
 use crate::agent::{Environment, Workshop, claude};
 use crate::api;
 use crate::config::Settings;
@@ -104,6 +107,7 @@ pub struct Stop {
 pub struct Server {
     app: Arc<App>,
     workshop: Workshop,
+    standby: Pool,
     max_connections: usize,
     sweep_every: Duration,
     retention_days: u32,
@@ -130,7 +134,10 @@ impl Server {
         runs::recover(&workshop, &ledger).await.context("what an earlier end left can't be cleared away")?;
 
         let session_workshop = Workshop { folder: folder("sessions")?, ..workshop.clone() };
-        let sessions = Sessions::new(session_workshop, settings.acpx_bin.clone(), ledger.clone(), settings.sessions);
+        let acpx = Acpx { program: settings.acpx_bin.clone(), workshop: session_workshop };
+        let desks = Desks::new(workshop.clone(), settings.claude_bin.clone());
+        let standby = Pool::new(settings.standby, desks.clone(), acpx.clone());
+        let sessions = Sessions::new(acpx, standby.clone(), ledger.clone(), settings.sessions);
         let turns = sessions.recover().await.context("what an earlier end left can't be cleared away")?;
         if turns > 0 {
             tracing::warn!(turns, "settled turns that an earlier end interrupted");
@@ -138,10 +145,10 @@ impl Server {
 
         let environment = &workshop.environment;
         let app = App {
-            claude: Arc::new(Cli::new(settings.claude_bin.clone(), environment)),
+            claude: Arc::new(Cli::new(settings.claude_bin, environment)),
             acpx: Arc::new(Cli::new(settings.acpx_bin, environment)),
             access: Access { allow: settings.allow, trusted_proxies: settings.trusted_proxies, admin: settings.admin },
-            runs: Runs::new(workshop.clone(), settings.claude_bin, ledger.clone(), settings.max_runs, settings.max_queued_runs),
+            runs: Runs::new(desks, standby.clone(), ledger.clone(), settings.max_runs, settings.max_queued_runs),
             sessions,
             agents: settings.agents,
             ledger,
@@ -150,6 +157,7 @@ impl Server {
         Ok(Self {
             app: Arc::new(app),
             workshop,
+            standby,
             max_connections: settings.max_runs + settings.max_queued_runs + SPARE_CONNECTIONS,
             sweep_every: settings.sweep_every,
             retention_days: settings.retention_days,
@@ -182,7 +190,7 @@ impl Server {
         };
         drop(listener);
         tracing::info!(drain_secs = self.drain.as_secs(), "stopping: running work may finish");
-        self.drain(&stop, graceful).await;
+        tokio::join!(self.drain(&stop, graceful), self.standby.finish());
         cut.cancel();
         background.shutdown().await;
         family::end(&self.workshop.mark).await;
@@ -227,6 +235,8 @@ impl Server {
         let mut tasks = JoinSet::new();
         let (app, period, days) = (self.app.clone(), self.sweep_every, self.retention_days);
         tasks.spawn(async move { sweeper::sweep(period, days, &app).await });
+        let standby = self.standby.clone();
+        tasks.spawn(async move { standby.keep().await });
         for cli in [self.app.claude.clone(), self.app.acpx.clone()] {
             let workshop = self.workshop.clone();
             tasks.spawn(async move { cli.watch(&workshop).await });

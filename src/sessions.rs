@@ -16,11 +16,12 @@ use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::agent::acpx::{self, Acpx, Target, Turn};
+use crate::agent::acpx::{self, Acpx, Heard, Target, Turn};
 use crate::agent::events::{Event, Events, TurnEnd};
 use crate::agent::family;
-use crate::agent::folder::{Attachment, Folder, remove_tree};
-use crate::agent::{Workshop, claude, process};
+use crate::agent::folder::{Attachment, Folder, blocking, clear, remove_tree};
+use crate::agent::standby::{Pool, Want};
+use crate::agent::{claude, process};
 use crate::ledger::{self, Ledger, NewSession, RunEnd, Session, TurnBegun, TurnRow};
 use crate::{clock, runs};
 
@@ -129,6 +130,7 @@ pub struct Sessions {
 
 struct Shared {
     acpx: Acpx,
+    standby: Pool,
     ledger: Ledger,
     limits: Limits,
     tasks: TaskTracker,
@@ -188,11 +190,11 @@ impl Shared {
 }
 
 impl Sessions {
-    /// Sessions in the workshop's folder.
-    pub fn new(workshop: Workshop, program: OsString, ledger: Ledger, limits: Limits) -> Self {
-        let acpx = Acpx { program, workshop };
+    /// Sessions in the folder of acpx's workshop.
+    pub fn new(acpx: Acpx, standby: Pool, ledger: Ledger, limits: Limits) -> Self {
         let shared = Shared {
             acpx,
+            standby,
             ledger,
             limits,
             tasks: TaskTracker::new(),
@@ -318,7 +320,7 @@ impl Sessions {
         // The files of turns that a crash cut short. One that can't be removed must not stop the start.
         if turns > 0 {
             for session in self.shared.acpx.workshop.folder.read_dir()?.flatten() {
-                if let Err(error) = runs::clear(&session.path(), |name| !name.starts_with(FILES)) {
+                if let Err(error) = clear(&session.path(), |name| !name.starts_with(FILES)) {
                     tracing::warn!(path = %session.path().display(), %error, "the files of a turn may be left");
                 }
             }
@@ -334,7 +336,7 @@ impl Sessions {
         let forgotten = async {
             let open = self.shared.ledger.idle_sessions(i64::MAX).await?;
             let ids = open.into_iter().filter_map(|session| session.acpx_record_id).collect::<Vec<_>>();
-            Ok::<_, Refused>(runs::blocking(move || acpx::forget_owners(&environment, &ids)).await?)
+            Ok::<_, Refused>(blocking(move || acpx::forget_owners(&environment, &ids)).await?)
         };
         if let Err(error) = forgotten.await {
             tracing::warn!(%error, "locks and sockets of acpx may be left");
@@ -359,6 +361,7 @@ impl Shared {
         match self.create_on_disk(new, cancel).await {
             Ok(record_id) => {
                 tracing::info!(session_id = new.session_id, app = new.app_name, agent = new.agent, model = new.model, "session created");
+                self.standby.used(Want::Turn(target(new)));
                 let new = new.clone();
                 Ok(Session {
                     new,
@@ -379,7 +382,7 @@ impl Shared {
 
     async fn create_on_disk(&self, new: &NewSession, cancel: &CancellationToken) -> Result<String, Refused> {
         let (parent, id) = (self.acpx.workshop.folder.clone(), new.session_id.clone());
-        runs::blocking(move || Folder::create(&parent, &id)).await?;
+        blocking(move || Folder::create(&parent, &id)).await?;
         let record_id = self.acpx.create(&target(new), cancel).await?;
         self.ledger.finish_session_create(&new.session_id, record_id.clone()).await?;
         Ok(record_id)
@@ -421,10 +424,17 @@ impl Shared {
         let talking = self.tasks.spawn({
             let (shared, target, stopped) = (self.clone(), target(&session.new), stopped.clone());
             let (folder, files, prompt) = (files_folder.clone(), request.files, request.row.prompt);
+            let (hold, closing) = (self.standby.hold(), place.lane.closing.clone());
             async move {
-                let files = runs::blocking(move || if files.is_empty() { Ok(Vec::new()) } else { attach(&folder, &files) }).await?;
+                let files = blocking(move || if files.is_empty() { Ok(Vec::new()) } else { attach(&folder, &files) }).await?;
                 let prompt = claude::prompt_text(&prompt, &files);
-                Ok::<_, Refused>(shared.acpx.turn(&target, &prompt, deadline, &stopped, |turn| drop(over.send(turn))).await?)
+                let heard = Heard { begun: Some(|| drop(hold)), over: Some(|turn| drop(over.send(turn))) };
+                let standby = shared.standby.take_turn(&target);
+                let finished = shared.acpx.turn(&target, &prompt, standby, deadline, &stopped, heard).await?;
+                if !closing.is_cancelled() {
+                    shared.standby.used(Want::Turn(target));
+                }
+                Ok::<_, Refused>(finished)
             }
         });
         let turn = tokio::select! {
@@ -450,7 +460,7 @@ impl Shared {
                 let ending = Ending::Failed(error.to_string());
                 let end = row_end(&ending, &turn.events, duration);
                 let (_, turn_index) =
-                    tokio::join!(runs::blocking(move || remove_tree(&files_folder)), self.finish_turn(&session, begun, end, None));
+                    tokio::join!(blocking(move || remove_tree(&files_folder)), self.finish_turn(&session, begun, end, None));
                 return match error {
                     Refused::Failed(_) => Ok(Outcome { ending, turn_index, events: Vec::new(), text: String::new(), stderr, duration }),
                     other => Err(other),
@@ -462,7 +472,7 @@ impl Shared {
         let duration = started.elapsed();
         let acp_session_id = turn.events.session_id().map(str::to_owned);
         let (_, turn_index) = tokio::join!(
-            runs::blocking(move || remove_tree(&files_folder)),
+            blocking(move || remove_tree(&files_folder)),
             self.finish_turn(&session, begun, row_end(&ending, &turn.events, duration), acp_session_id)
         );
         let text = turn.events.text().to_owned();
@@ -516,6 +526,7 @@ impl Shared {
         }
         place.lane.closing.cancel();
         self.count_open().await;
+        self.standby.forget_session(session_id);
         self.acpx.close(&target(&session.new)).await;
         tracing::info!(session_id, how, "session closed");
         Ok(true)
@@ -523,6 +534,7 @@ impl Shared {
 
     /// Takes away all that there is of a closed session.
     async fn delete(&self, session: &Session) -> Result<(), Refused> {
+        self.standby.forget_session(&session.new.session_id);
         family::end(&self.acpx.mark(&session.new.session_id)).await;
         self.remove_files(&session.new, session.acpx_record_id.clone(), session.acp_session_id.clone()).await?;
         self.ledger.delete_session(&session.new.session_id).await?;
@@ -532,7 +544,7 @@ impl Shared {
 
     async fn remove_files(&self, new: &NewSession, record_id: Option<String>, acp_session_id: Option<String>) -> std::io::Result<()> {
         let (environment, folder) = (self.acpx.workshop.environment.clone(), PathBuf::from(&new.cwd));
-        runs::blocking(move || {
+        blocking(move || {
             acpx::clean_up(&environment, &folder, record_id.as_deref(), acp_session_id.as_deref())?;
             remove_tree(&folder)
         })

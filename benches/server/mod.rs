@@ -4,8 +4,12 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
+
+use clawdforge::agent::Environment;
+use clawdforge::demo::install::Clis;
 
 const ADMIN: &str = "admin-token-of-the-benchmark";
 
@@ -20,6 +24,58 @@ pub fn ms(duration: Duration) -> f64 {
 pub fn median(mut times: Vec<Duration>) -> Duration {
     times.sort();
     times[times.len() / 2]
+}
+
+pub fn time(work: impl FnOnce()) -> Duration {
+    let begun = Instant::now();
+    work();
+    begun.elapsed()
+}
+
+/// A server with the real CLIs, and these settings.
+pub fn start_real(environment: &Environment, clis: &Clis, settings: &[(&str, &str)]) -> Server {
+    let text = |value: &std::ffi::OsStr| value.to_str().unwrap().to_owned();
+    let inherited: Vec<_> = environment.iter().map(|(name, value)| (text(name), text(value))).collect();
+    let mut variables: Vec<(&str, &str)> = inherited.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+    variables.extend([
+        ("CLAWDFORGE_CLAUDE_BIN", clis.claude.to_str().unwrap()),
+        ("CLAWDFORGE_ACPX_BIN", clis.acpx.to_str().unwrap()),
+        ("CLAWDFORGE_SWEEP_SECS", "1"),
+        ("CLAWDFORGE_DRAIN_SECS", "1"),
+    ]);
+    variables.extend(settings);
+    Server::start(&variables)
+}
+
+/// A bare acpx.
+pub fn acpx(environment: &Environment, clis: &Clis, folder: &Path, arguments: &[&str]) -> Command {
+    let mut command = Command::new(&clis.acpx);
+    command.args(["--format", "json", "--json-strict", "--approve-all", "claude"]).args(arguments).current_dir(folder);
+    command.env_clear().envs(environment.iter()).stdin(Stdio::piped()).stdout(Stdio::piped());
+    command
+}
+
+/// How long a bare `acpx prompt` takes to its `stopReason` line. It ends a second later, which is waited for.
+pub fn bare_turn(mut command: Command) -> Duration {
+    let begun = Instant::now();
+    let mut child = command.spawn().unwrap();
+    child.stdin.take().unwrap().write_all(b"Hello.").unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    assert!(lines.any(|line| line.unwrap().contains("\"stopReason\"")));
+    let answered = begun.elapsed();
+    child.wait().unwrap();
+    answered
+}
+
+/// Creates a session; gives its id.
+pub fn create(server: &Server, token: &str) -> String {
+    let answer = server.ask("POST", "/sessions", token, "{}");
+    answer.split("\"session_id\":\"").nth(1).and_then(|rest| rest.split('"').next()).unwrap().to_owned()
+}
+
+pub fn take_turn(server: &Server, token: &str, session: &str) {
+    let answer = server.ask("POST", &format!("/sessions/{session}/turn"), token, r#"{"prompt": "Hello."}"#);
+    assert!(answer.contains("\"stop_reason\":\"end_turn\""), "{answer}");
 }
 
 pub struct Server {

@@ -17,8 +17,8 @@ use tokio_util::sync::CancellationToken;
 use super::events::{Events, TurnEnd};
 use super::family::{self, Mark, Started};
 use super::folder::remove_tree;
-use super::process::{self, End, How, Line, Next, Talk};
-use super::{Environment, Workshop, claude, programs};
+use super::process::{self, End, How, Line, Next, Talk, Waiting};
+use super::{Environment, Workshop, claude, programs, standby};
 
 /// How long `sessions new` may take: it may have to fetch the adapter.
 const CREATE_TIMEOUT: Duration = Duration::from_mins(1);
@@ -36,7 +36,7 @@ pub const PERMISSIONS: &[(&str, &str)] =
     &[("approve-all", "--approve-all"), ("approve-reads", "--approve-reads"), ("deny-all", "--deny-all")];
 
 /// A session, as acpx is told of it.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Target {
     /// Its name, which is its id.
     pub name: String,
@@ -66,6 +66,15 @@ pub struct Turn {
     pub events: Events,
     /// How it ended, where acpx said so.
     pub end: Option<TurnEnd>,
+}
+
+/// What is told of a turn while it goes on, each once.
+pub struct Heard<B: FnOnce(), O: FnOnce(Turn)> {
+    /// Called at the first message.
+    pub begun: Option<B>,
+    /// Gets the turn when acpx says that it ended, which is a second before its process does, or when there is nothing more
+    /// to wait for.
+    pub over: Option<O>,
 }
 
 /// The program, and where and with what it works.
@@ -133,15 +142,15 @@ impl Acpx {
     /// Runs a command that answers at once. Its processes stay: they may be the session's own.
     async fn control(&self, mut command: Command, target: &Target, within: Duration, cancel: &CancellationToken) -> Result<String, Error> {
         let mut printed = String::new();
-        let talk = Talk { input: Vec::new(), hold_input: false, deadline: Instant::now() + within, cancel };
+        let talk = Talk { input: Vec::new(), hold_input: false, deadline: Instant::now() + within, cancel, patience: None };
         let read = |line: Line<'_>| {
             let Line::Whole(line) = line else { return Next::Stop };
             printed.push_str(&String::from_utf8_lossy(line));
             printed.push('\n');
             if printed.len() > 1 << 20 { Next::Stop } else { Next::More }
         };
-        let finished = process::converse_and(&mut command, &self.mark(&target.name), talk, read, end_alone).await;
-        let finished = finished.map_err(|error| Error::Failed(format!("{} could not be started ({error})", self.program.display())))?;
+        let waiting = self.start(&mut command, target)?;
+        let finished = process::converse_and(waiting, talk, read, end_alone).await;
         match finished.end {
             End::Exited(status) if status.success() => Ok(printed),
             End::Exited(status) => {
@@ -149,55 +158,78 @@ impl Acpx {
             }
             End::TimedOut => Err(Error::Failed(format!("acpx did not answer within {} s", within.as_secs()))),
             End::Cancelled => Err(Error::Failed("it was not waited for".to_owned())),
-            End::Lingered | End::Stopped => Err(Error::Failed("acpx gave no answer".to_owned())),
+            End::Lingered | End::Stopped | End::Silent => Err(Error::Failed("acpx gave no answer".to_owned())),
         }
     }
 
-    /// Sends a prompt. `over` gets the turn when acpx says that it ended, which is a second before its process does, or
-    /// when there is nothing more to wait for. Gives how the process ended, with its standard error.
+    fn start(&self, command: &mut Command, target: &Target) -> Result<Waiting, Error> {
+        process::start(command, &self.mark(&target.name))
+            .map_err(|error| Error::Failed(format!("{} could not be started ({error})", self.program.display())))
+    }
+
+    /// Starts an acpx that waits for the prompt of a turn.
+    pub fn start_prompt(&self, target: &Target) -> Result<Waiting, Error> {
+        let mut command = self.command(target, ["prompt", "-s", &target.name, "--file", "-"])?;
+        self.start(&mut command, target)
+    }
+
+    /// Sends a prompt, by `standby` if there is one. Gives how the process ended, with its standard error.
     pub async fn turn(
         &self,
         target: &Target,
         prompt: &str,
+        standby: Option<Waiting>,
         deadline: Instant,
         cancel: &CancellationToken,
-        over: impl FnOnce(Turn),
+        heard: Heard<impl FnOnce(), impl FnOnce(Turn)>,
     ) -> Result<process::Finished, Error> {
-        let mut command = self.command(target, ["prompt", "-s", &target.name, "--file", "-"])?;
+        let Heard { mut begun, mut over } = heard;
         // As content blocks: acpx trims a bare text, and takes one that looks like blocks for blocks.
         let input = serde_json::json!([{"type": "text", "text": prompt}]).to_string().into_bytes();
         // The prompt comes back among the messages.
         let most = MAX_TURN + input.len();
-        let mut events = Some(Events::default());
-        let mut over = Some(over);
-        let mut bytes = 0;
-        let read = |line: Line<'_>| {
-            let Some(turn) = events.as_mut() else { return Next::More };
-            let Line::Whole(line) = line else { return Next::Stop };
-            bytes += line.len();
-            if bytes > most {
-                return Next::Stop;
+        let mut standby = standby;
+        loop {
+            let is_standby = standby.is_some();
+            let waiting = standby.take().map_or_else(|| self.start_prompt(target), Ok)?;
+            let mut events = Some(Events::default());
+            let mut bytes = 0;
+            let read = |line: Line<'_>| {
+                if let Some(begun) = begun.take() {
+                    begun();
+                }
+                let Some(turn) = events.as_mut() else { return Next::More };
+                let Line::Whole(line) = line else { return Next::Stop };
+                bytes += line.len();
+                if bytes > most {
+                    return Next::Stop;
+                }
+                let Some(end) = turn.line(line) else { return Next::More };
+                if let (Some(over), Some(events)) = (over.take(), events.take()) {
+                    over(Turn { events, end: Some(end) });
+                }
+                Next::Answered
+            };
+            let patience = is_standby.then_some(standby::PATIENCE);
+            let talk = Talk { input: input.clone(), hold_input: false, deadline, cancel, patience };
+            let wind_down = async |agent: &mut Started, how: &How| {
+                match how {
+                    How { answered: true, .. } => end_alone(agent, how).await,
+                    // Its turn may go on in the owner, where nothing tells any more when it ends.
+                    How { end: End::Exited(_) | End::Silent, .. } => drop(family::end(&self.mark(&target.name)).await),
+                    _ => self.stop_turn(target, agent).await,
+                }
+            };
+            let finished = process::converse_and(waiting, talk, read, wind_down).await;
+            if is_standby && !finished.spoke && matches!(finished.end, End::Exited(_) | End::Lingered | End::Silent) {
+                tracing::info!(session_id = target.name, end = ?finished.end, "a standby was of no use; starting cold");
+                continue;
             }
-            let Some(end) = turn.line(line) else { return Next::More };
-            if let (Some(over), Some(events)) = (over.take(), events.take()) {
-                over(Turn { events, end: Some(end) });
+            if let (Some(over), Some(events)) = (over, events) {
+                over(Turn { events, end: None });
             }
-            Next::Answered
-        };
-        let talk = Talk { input, hold_input: false, deadline, cancel };
-        let wind_down = async |agent: &mut Started, how: &How| {
-            match how {
-                How { answered: true, .. } => end_alone(agent, how).await,
-                // Its turn may go on in the owner, where nothing tells any more when it ends.
-                How { end: End::Exited(_), .. } => drop(family::end(&self.mark(&target.name)).await),
-                _ => self.stop_turn(target, agent).await,
-            }
-        };
-        let finished = process::converse_and(&mut command, &self.mark(&target.name), talk, read, wind_down).await;
-        if let (Some(over), Some(events)) = (over, events) {
-            over(Turn { events, end: None });
+            return Ok(finished);
         }
-        finished.map_err(|error| Error::Failed(format!("{} could not be started ({error})", self.program.display())))
     }
 
     /// Cancels the turn that goes on, and sees that it ended; else ends the session's family.

@@ -23,8 +23,10 @@ const VARIABLE: &str = "AGENT_RUN";
 /// How long processes may take to die of SIGKILL before they are reported as stuck.
 const STUCK_AFTER: Duration = Duration::from_secs(5);
 
+/// Whether a child was given nothing to do yet, and so started nothing.
+type Idle = bool;
 /// Children that tokio waits for; any other child of this process was adopted. A fact of the whole process, so a static.
-static STARTED: Mutex<BTreeSet<u32>> = Mutex::new(BTreeSet::new());
+static STARTED: Mutex<BTreeMap<u32, Idle>> = Mutex::new(BTreeMap::new());
 static ADOPTS: AtomicBool = AtomicBool::new(false);
 
 /// What marks the family of one run, or of every run of a server.
@@ -77,6 +79,13 @@ pub struct Started {
     pid: u32,
 }
 
+impl Started {
+    /// Notes whether it was given nothing to do yet.
+    pub fn set_idle(&self, idle: bool) {
+        started().insert(self.pid, idle);
+    }
+}
+
 impl Drop for Started {
     fn drop(&mut self) {
         started().remove(&self.pid);
@@ -90,11 +99,11 @@ pub fn start(command: &mut Command, mark: &Mark) -> io::Result<Started> {
     let mut known = started();
     let child = command.spawn()?;
     let pid = child.id().expect("a child that was not waited for has an id");
-    known.insert(pid);
+    known.insert(pid, false);
     Ok(Started { child, pid })
 }
 
-fn started() -> MutexGuard<'static, BTreeSet<u32>> {
+fn started() -> MutexGuard<'static, BTreeMap<u32, Idle>> {
     STARTED.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -117,7 +126,7 @@ pub async fn reap() -> io::Result<()> {
 fn reap_adopted() {
     let known = started();
     for pid in own_children().unwrap_or_default() {
-        if !known.contains(&pid.cast_unsigned()) {
+        if !known.contains_key(&pid.cast_unsigned()) {
             // Waits only for one that is dead already.
             let _ = waitpid(Pid::from_raw(pid), WaitOptions::NOHANG);
         }
@@ -149,7 +158,7 @@ fn surely_gone(mark: &Mark) -> bool {
     children.into_iter().filter_map(Process::read).all(|child| {
         let environ = child.environ();
         // The idle processes of a session were adopted too, and carry its own mark.
-        (known.contains(&child.pid.cast_unsigned()) || mark.is_of_this_server(&environ)) && !mark.is_in(&environ)
+        (known.contains_key(&child.pid.cast_unsigned()) || mark.is_of_this_server(&environ)) && !mark.is_in(&environ)
     })
 }
 
@@ -243,10 +252,10 @@ fn members(mark: &Mark) -> Vec<Process> {
     if ADOPTS.load(Ordering::Relaxed) {
         // Looked up after the list was made: a child that was being started then is known by now.
         let known = started();
-        let others = known.iter().map(|pid| pid.cast_signed()).filter(|pid| !family.contains(pid));
+        let others = known.iter().filter(|(_, idle)| !**idle).map(|(pid, _)| pid.cast_signed()).filter(|pid| !family.contains(pid));
         let oldest_other = others.filter_map(|pid| everyone.get(&pid)).map(|process| process.started).min();
         // A stray may be another run's only if that run began before it. Then it is left to the end of that run.
-        let strays = adopted.iter().filter(|stray| !known.contains(&stray.pid.cast_unsigned()));
+        let strays = adopted.iter().filter(|stray| !known.contains_key(&stray.pid.cast_unsigned()));
         family.extend(strays.filter(|stray| oldest_other.is_none_or(|oldest| stray.started < oldest)).map(|stray| stray.pid));
     }
     family.remove(&own_pid);

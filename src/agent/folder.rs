@@ -82,6 +82,27 @@ pub fn remove_tree(path: &Path) -> io::Result<()> {
     }
 }
 
+/// Removes what `folder` holds, but for what is to be kept. What can't be removed is logged, and left.
+pub fn clear(folder: &Path, keep: impl Fn(&str) -> bool) -> io::Result<usize> {
+    let mut removed = 0;
+    for entry in std::fs::read_dir(folder)? {
+        let entry = entry?;
+        if keep(&entry.file_name().to_string_lossy()) {
+            continue;
+        }
+        match remove_tree(&entry.path()) {
+            Ok(()) => removed += 1,
+            Err(error) => tracing::warn!(path = %entry.path().display(), %error, "not removed"),
+        }
+    }
+    Ok(removed)
+}
+
+/// Does work that waits for the disk on a thread for such.
+pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|died| Err(io::Error::other(died)))
+}
+
 fn open_up(folder: &Path) -> io::Result<()> {
     fs::set_permissions(folder, Permissions::from_mode(0o700))?;
     for entry in fs::read_dir(folder)? {

@@ -4,6 +4,7 @@
 
 pub mod acpx;
 pub mod claude;
+pub mod desk;
 pub mod events;
 pub mod family;
 pub mod folder;
@@ -11,6 +12,7 @@ pub mod process;
 pub mod programs;
 pub mod queue;
 pub mod reply;
+pub mod standby;
 
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};

@@ -1,7 +1,7 @@
 //! One agent process, from its start to the end of everything it started.
 //!
-//! [`converse_and`] owns the child: it writes its input, reads its output line by line, drains its standard error, and
-//! ends it in one of the ways that [`End`] names.
+//! [`start`] starts it, and it may wait for its input as long as one likes. [`converse_and`] owns it from then on: it writes
+//! the input, reads the output line by line, drains the standard error, and ends it in one of the ways that [`End`] names.
 
 use std::io;
 use std::process::{ExitStatus, Stdio};
@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
-use tokio::process::Command;
+use tokio::process::{ChildStderr, ChildStdin, ChildStdout, Command};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
@@ -19,6 +19,8 @@ use super::family::{self, Mark, Started};
 pub const MAX_LINE: usize = 32 << 20;
 /// How long an agent may take to end after SIGINT. `claude` needs 0.13 s, in which it ends its tools' commands too.
 const INTERRUPT_GRACE: Duration = Duration::from_secs(2);
+/// How long an agent that was given nothing to do may take to end when its input is closed. `claude` needs 0.03 s.
+const CLOSED_GRACE: Duration = Duration::from_millis(500);
 /// How long an agent may go on after its answer, or after it closed its output.
 const LINGER: Duration = Duration::from_secs(3);
 /// How long the pipes may stay open when nothing is left that could write to them.
@@ -61,6 +63,8 @@ pub enum End {
     TimedOut,
     /// It was ended because nobody wants its answer any more.
     Cancelled,
+    /// It was ended because it said nothing at all for as long as it had patience.
+    Silent,
 }
 
 /// An agent process that is over.
@@ -70,6 +74,8 @@ pub struct Finished {
     pub end: End,
     /// The last 4,000 characters of its standard error.
     pub stderr: String,
+    /// Whether it printed a line.
+    pub spoke: bool,
 }
 
 /// What is said to an agent, and for how long it is listened to.
@@ -82,11 +88,61 @@ pub struct Talk<'a> {
     pub deadline: Instant,
     /// When nobody wants its answer any more.
     pub cancel: &'a CancellationToken,
+    /// How long it may say nothing at all; `None` for as long as it likes.
+    pub patience: Option<Duration>,
 }
 
-/// Starts `command` and talks to it as [`converse_and`] does. When this returns, nothing of its family is alive.
+/// An agent process that waits for its input.
+#[derive(Debug)]
+pub struct Waiting {
+    agent: Started,
+    stdin: ChildStdin,
+    stdout: ChildStdout,
+    stderr: ChildStderr,
+}
+
+/// Starts `command`. An error means that the program could not be started.
+pub fn start(command: &mut Command, mark: &Mark) -> io::Result<Waiting> {
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut agent = family::start(command, mark)?;
+    let stdin = agent.child.stdin.take().expect("stdin is piped");
+    let stdout = agent.child.stdout.take().expect("stdout is piped");
+    let stderr = agent.child.stderr.take().expect("stderr is piped");
+    Ok(Waiting { agent, stdin, stdout, stderr })
+}
+
+impl Waiting {
+    /// Notes that it has been given nothing to do yet, or that it is about to be.
+    pub fn set_idle(&self, idle: bool) {
+        self.agent.set_idle(idle);
+    }
+
+    /// Whether it is alive and has printed nothing.
+    pub fn is_ready(&mut self) -> bool {
+        let silent = |unread: rustix::io::Result<u64>| unread.is_ok_and(|bytes| bytes == 0);
+        matches!(self.agent.child.try_wait(), Ok(None))
+            && silent(rustix::io::ioctl_fionread(&self.stdout))
+            && silent(rustix::io::ioctl_fionread(&self.stderr))
+    }
+
+    /// Ends it, and nothing that it started. At the end of its input it ends by itself.
+    pub async fn end(self) {
+        let Self { mut agent, stdin, .. } = self;
+        drop(stdin);
+        if timeout(CLOSED_GRACE, agent.child.wait()).await.is_err() {
+            let _ = agent.child.kill().await;
+        }
+    }
+}
+
+/// Starts `command` and talks to it as [`converse_with`] does.
 pub async fn converse(command: &mut Command, mark: &Mark, talk: Talk<'_>, read: impl FnMut(Line<'_>) -> Next) -> io::Result<Finished> {
-    converse_and(command, mark, talk, read, async |agent, how| {
+    Ok(converse_with(start(command, mark)?, mark, talk, read).await)
+}
+
+/// Talks to a process as [`converse_and`] does. When this returns, nothing of its family is alive.
+pub async fn converse_with(waiting: Waiting, mark: &Mark, talk: Talk<'_>, read: impl FnMut(Line<'_>) -> Next) -> Finished {
+    converse_and(waiting, talk, read, async |agent, how| {
         if !matches!(how.end, End::Exited(_)) {
             interrupt(agent).await;
         }
@@ -107,22 +163,18 @@ pub struct How {
     pub answered: bool,
 }
 
-/// Starts `command`, writes the input to it and hands each line of its output to `read`, until it ends, its time is up
-/// or it is cancelled. Then `wind_down` ends what is to be ended. An error means that the program could not be started.
+/// Writes the input to a process and hands each line of its output to `read`, until it ends, its time is up or it is
+/// cancelled. Then `wind_down` ends what is to be ended.
 pub async fn converse_and(
-    command: &mut Command,
-    mark: &Mark,
+    waiting: Waiting,
     talk: Talk<'_>,
     mut read: impl FnMut(Line<'_>) -> Next,
     wind_down: impl AsyncFnOnce(&mut Started, &How),
-) -> io::Result<Finished> {
-    let Talk { input, hold_input, deadline, cancel } = talk;
-    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut agent = family::start(command, mark)?;
-    let mut stdin = agent.child.stdin.take().expect("stdin is piped");
-    let stdout = agent.child.stdout.take().expect("stdout is piped");
-    let stderr = agent.child.stderr.take().expect("stderr is piped");
-    let [answered, stop, closed, over] = std::array::from_fn(|_| CancellationToken::new());
+) -> Finished {
+    let Talk { input, hold_input, deadline, cancel, patience } = talk;
+    let Waiting { mut agent, mut stdin, stdout, stderr } = waiting;
+    agent.set_idle(false);
+    let [spoke, answered, stop, closed, over] = std::array::from_fn(|_| CancellationToken::new());
 
     let feed = async {
         // An agent that closes its input early says why in its output.
@@ -134,16 +186,25 @@ pub async fn converse_and(
         drop(stdin);
     };
     let listen = async {
-        each_line(stdout, |line| match read(line) {
-            Next::More => {}
-            Next::Answered => answered.cancel(),
-            Next::Stop => stop.cancel(),
+        each_line(stdout, |line| {
+            spoke.cancel();
+            match read(line) {
+                Next::More => {}
+                Next::Answered => answered.cancel(),
+                Next::Stop => stop.cancel(),
+            }
         })
         .await;
         closed.cancel();
     };
     let mut tail = Vec::new();
     let streams = async { tokio::join!(feed, listen, keep_tail(stderr, &mut tail)) };
+    let silence = async {
+        match patience {
+            Some(patience) if timeout(patience, spoke.cancelled()).await.is_err() => {}
+            _ => std::future::pending().await,
+        }
+    };
     let supervise = async {
         let end = tokio::select! {
             biased;
@@ -153,6 +214,7 @@ pub async fn converse_and(
             () = async { closed.cancelled().await; sleep(LINGER).await } => End::Lingered,
             () = cancel.cancelled() => End::Cancelled,
             () = sleep_until(deadline) => End::TimedOut,
+            () = silence => End::Silent,
         };
         // What it wrote last may still be on its way through the pipe.
         if matches!(end, End::Exited(_)) && !answered.is_cancelled() {
@@ -170,7 +232,7 @@ pub async fn converse_and(
             () = async { over.cancelled().await; sleep(PIPE_GRACE).await } => {}
         }
     });
-    Ok(Finished { end, stderr: last_characters(&String::from_utf8_lossy(&tail)) })
+    Finished { end, stderr: last_characters(&String::from_utf8_lossy(&tail)), spoke: spoke.is_cancelled() }
 }
 
 /// The last 4,000 characters.

@@ -43,7 +43,7 @@ pub async fn version(program: &Path, workshop: &Workshop) -> Option<String> {
         version = version.take().or_else(|| version_in(&String::from_utf8_lossy(line)));
         if version.is_some() { Next::Answered } else { Next::More }
     };
-    let talk = Talk { input: Vec::new(), hold_input: false, deadline, cancel: &CancellationToken::new() };
+    let talk = Talk { input: Vec::new(), hold_input: false, deadline, cancel: &CancellationToken::new(), patience: None };
     process::converse(command.arg("--version"), &mark, talk, read).await.ok().and(version)
 }
 

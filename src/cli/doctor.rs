@@ -124,7 +124,7 @@ async fn examine_sign_in(claude: &Path, workshop: &Workshop) -> Finding {
     };
     let mut command = workshop.command(claude, &workshop.folder);
     let deadline = Instant::now() + Duration::from_secs(15);
-    let talk = Talk { input: Vec::new(), hold_input: false, deadline, cancel: &CancellationToken::new() };
+    let talk = Talk { input: Vec::new(), hold_input: false, deadline, cancel: &CancellationToken::new(), patience: None };
     let mark = workshop.mark.run("doctor");
     let _ = process::converse(command.args(["auth", "status"]), &mark, talk, read).await;
     match serde_json::from_slice::<AuthStatus>(&printed) {

@@ -7,6 +7,7 @@ mod demo;
 mod harness;
 mod run;
 mod sessions;
+mod standby;
 
 use std::io::Write;
 use std::sync::OnceLock;

@@ -67,7 +67,12 @@ impl Server {
             command.env("PATH", "/usr/local/bin:/usr/bin:/bin").env("HOME", folder.path());
         }
         command.envs(options.environment.iter().cloned());
-        command.env("CLAWDFORGE_LOG", "json").env("CLAWDFORGE_ADMIN_TOKEN", ADMIN).env("CLAWDFORGE_DATA_DIR", folder.path().join("data"));
+        // Tests count processes; those of standbys ask for some.
+        command
+            .env("CLAWDFORGE_LOG", "json")
+            .env("CLAWDFORGE_STANDBY", "0")
+            .env("CLAWDFORGE_ADMIN_TOKEN", ADMIN)
+            .env("CLAWDFORGE_DATA_DIR", folder.path().join("data"));
         command.envs(options.settings.iter().cloned());
         let mut process = command.spawn().unwrap();
 

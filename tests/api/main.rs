@@ -9,4 +9,5 @@ mod harness;
 mod operator;
 mod run;
 mod sessions;
+mod standby;
 mod stop;

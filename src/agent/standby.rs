@@ -1,0 +1,293 @@
+//! Standbys: agents that are started before they are needed, so that a caller waits for the model and for nothing else.
+//!
+//! One pool holds `claude` processes for runs and `acpx prompt` processes for turns. It learns from traffic: what was asked
+//! for last is likely next. A standby serves one run or turn; its successor is started when that has ended, and while
+//! nobody waits for a place or for an agent to start. One that died, printed something, or was started with another program
+//! or sign-in than there is now is thrown away, and the run starts cold.
+
+use std::collections::VecDeque;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use tokio::time::{Instant, sleep, timeout};
+use tokio_util::task::TaskTracker;
+use uuid::Uuid;
+
+use super::acpx::{Acpx, Target};
+use super::desk::{Desk, Desks};
+use super::process::Waiting;
+use super::{claude, programs};
+
+/// How long what was asked for is expected to be asked for again. Shorter than acpx's owners live without a turn (300 s).
+const EXPECTED: Duration = Duration::from_mins(4);
+/// How long a start may take of the processors for itself, before the next one.
+const SETTLE: Duration = Duration::from_secs(1);
+/// How often standbys are looked after.
+const LOOK: Duration = Duration::from_secs(2);
+/// How many uses are remembered.
+const USES: usize = 16;
+/// How long a standby that was given its input may say nothing. `claude` and acpx say something within 0.03 s.
+pub const PATIENCE: Duration = Duration::from_secs(10);
+
+/// What is asked for: all that must be known when the agent is started.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Want {
+    /// A run.
+    Run {
+        /// Its model.
+        model: String,
+        /// Its system prompt.
+        system: Option<String>,
+    },
+    /// A session's next turn.
+    Turn(Target),
+}
+
+/// The pool. Clones share it.
+#[derive(Clone)]
+pub struct Pool(Arc<Shared>);
+
+struct Shared {
+    most: usize,
+    desks: Desks,
+    acpx: Acpx,
+    state: Mutex<State>,
+    wake: Notify,
+    /// Held while one is being started.
+    starting: tokio::sync::Mutex<()>,
+    ending: TaskTracker,
+}
+
+#[derive(Default)]
+struct State {
+    /// The newest first.
+    uses: VecDeque<(Want, Instant)>,
+    ready: Vec<Standby>,
+    holds: usize,
+    finished: bool,
+}
+
+struct Standby {
+    want: Want,
+    /// Of a run.
+    desk: Option<Desk>,
+    process: Waiting,
+    print: Fingerprint,
+}
+
+/// While there is one, nothing is started ahead: somebody waits for a place, or for an agent to start.
+pub struct Hold(Pool);
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        self.0.state().holds -= 1;
+        self.0.0.wake.notify_one();
+    }
+}
+
+impl Pool {
+    /// A pool of at most `most` processes.
+    pub fn new(most: usize, desks: Desks, acpx: Acpx) -> Self {
+        let shared = Shared {
+            most,
+            desks,
+            acpx,
+            state: Mutex::default(),
+            wake: Notify::new(),
+            starting: tokio::sync::Mutex::default(),
+            ending: TaskTracker::new(),
+        };
+        Self(Arc::new(shared))
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Keeps the pool from starting anything until the guard is dropped.
+    pub fn hold(&self) -> Hold {
+        self.state().holds += 1;
+        Hold(self.clone())
+    }
+
+    /// A desk at which claude waits for the prompt of such a run.
+    pub fn take_run(&self, model: &str, system: Option<&str>) -> Option<(Desk, Waiting)> {
+        let is_it = |want: &Want| matches!(want, Want::Run { model: m, system: s } if m == model && s.as_deref() == system);
+        let Standby { desk, process, .. } = self.take(is_it)?;
+        Some((desk?, process))
+    }
+
+    /// An acpx that waits for the prompt of the session's next turn.
+    pub fn take_turn(&self, target: &Target) -> Option<Waiting> {
+        Some(self.take(|want| matches!(want, Want::Turn(other) if other == target))?.process)
+    }
+
+    fn take(&self, is_it: impl Fn(&Want) -> bool) -> Option<Standby> {
+        if self.0.most == 0 {
+            return None;
+        }
+        let mut state = self.state();
+        while let Some(at) = state.ready.iter().position(|standby| is_it(&standby.want)) {
+            let mut standby = state.ready.remove(at);
+            if standby.process.is_ready() && standby.print == self.fingerprint(&standby.want) {
+                return Some(standby);
+            }
+            tracing::info!("a standby was thrown away: it had ended, or its program or sign-in has changed");
+            self.end(standby);
+        }
+        None
+    }
+
+    /// Notes that this was asked for, and is over.
+    pub fn used(&self, want: Want) {
+        if self.0.most == 0 {
+            return;
+        }
+        let mut state = self.state();
+        state.uses.push_front((want, Instant::now()));
+        state.uses.truncate(USES);
+        self.0.wake.notify_one();
+    }
+
+    /// Expects no further turn of a session, and ends what waits for one.
+    pub fn forget_session(&self, name: &str) {
+        let is_it = |want: &Want| matches!(want, Want::Turn(target) if target.name == name);
+        let mut state = self.state();
+        state.uses.retain(|(want, _)| !is_it(want));
+        while let Some(at) = state.ready.iter().position(|standby| is_it(&standby.want)) {
+            self.end(state.ready.remove(at));
+        }
+    }
+
+    /// Starts what is missing and ends what is not expected any more, for ever.
+    pub async fn keep(&self) {
+        loop {
+            let next = self.look_after();
+            match next {
+                Some(want) => {
+                    self.start(want).await;
+                    sleep(SETTLE).await;
+                }
+                None if self.state().ready.is_empty() => self.0.wake.notified().await,
+                None => drop(timeout(LOOK, self.0.wake.notified()).await),
+            }
+        }
+    }
+
+    /// Ends what is dead or not expected. Gives what is to be started.
+    fn look_after(&self) -> Option<Want> {
+        let mut state = self.state();
+        state.uses.retain(|(_, at)| at.elapsed() < EXPECTED);
+        let mut missing = expected(&state.uses, self.0.most);
+        for mut standby in std::mem::take(&mut state.ready) {
+            let wanted = missing.iter().position(|want| *want == standby.want);
+            if !standby.process.is_ready() {
+                // What does not last is not started again and again, but after the next use.
+                tracing::info!("a standby ended by itself");
+                state.uses.retain(|(want, _)| *want != standby.want);
+                missing.retain(|want| *want != standby.want);
+                self.end(standby);
+            } else if let Some(at) = wanted {
+                missing.remove(at);
+                state.ready.push(standby);
+            } else {
+                self.end(standby);
+            }
+        }
+        (state.holds == 0 && !state.finished).then(|| missing.into_iter().next()).flatten()
+    }
+
+    async fn start(&self, want: Want) {
+        let _starting = self.0.starting.lock().await;
+        let print = self.fingerprint(&want);
+        let started = match &want {
+            Want::Run { model, system } => match self.0.desks.set_up(Uuid::now_v7(), system.clone(), Vec::new()).await {
+                Ok((desk, _)) => match desk.start(model) {
+                    Ok(process) => Ok((Some(desk), process)),
+                    Err(error) => {
+                        desk.clear_away().await;
+                        Err(format!("{error:?}"))
+                    }
+                },
+                Err(error) => Err(error.to_string()),
+            },
+            Want::Turn(target) => self.0.acpx.start_prompt(target).map(|process| (None, process)).map_err(|error| format!("{error:?}")),
+        };
+        let mut state = self.state();
+        match started {
+            Ok((desk, process)) => {
+                process.set_idle(true);
+                let still_expected = !state.finished && state.uses.iter().any(|(use_, _)| *use_ == want);
+                let standby = Standby { want, desk, process, print };
+                if still_expected {
+                    state.ready.push(standby);
+                } else {
+                    self.end(standby);
+                }
+            }
+            Err(error) => {
+                tracing::info!(error, "a standby was not started");
+                state.uses.retain(|(use_, _)| *use_ != want);
+            }
+        }
+    }
+
+    fn end(&self, standby: Standby) {
+        let Standby { desk, process, .. } = standby;
+        self.0.ending.spawn(async move {
+            process.end().await;
+            if let Some(desk) = desk {
+                super::family::end(&desk.mark()).await;
+                desk.clear_away().await;
+            }
+        });
+    }
+
+    /// Starts nothing any more, and ends all that there are.
+    pub async fn finish(&self) {
+        self.state().finished = true;
+        let _starting = self.0.starting.lock().await;
+        for standby in std::mem::take(&mut self.state().ready) {
+            self.end(standby);
+        }
+        self.0.ending.close();
+        self.0.ending.wait().await;
+    }
+
+    fn fingerprint(&self, want: &Want) -> Fingerprint {
+        let Desks { workshop, claude, .. } = &self.0.desks;
+        let (program, files): (_, &[&str]) = match want {
+            // What claude reads when it starts.
+            Want::Run { .. } => (claude, &[".credentials.json", "settings.json", "CLAUDE.md"]),
+            // The rest is read by the session's own agent.
+            Want::Turn(_) => (&self.0.acpx.program, &[]),
+        };
+        let config = claude::config_folder(&workshop.environment).unwrap_or_default();
+        fingerprint(programs::find(program, &workshop.environment), files.iter().map(|file| config.join(file)))
+    }
+}
+
+/// What is expected next, the likeliest first. A session has one turn at a time.
+fn expected(uses: &VecDeque<(Want, Instant)>, most: usize) -> Vec<Want> {
+    let mut expected: Vec<Want> = Vec::new();
+    for (want, _) in uses {
+        if expected.len() < most && !(matches!(want, Want::Turn(_)) && expected.contains(want)) {
+            expected.push(want.clone());
+        }
+    }
+    expected
+}
+
+/// Files as they were: device, inode, size and time of change of each that was there.
+type Fingerprint = Vec<Option<(u64, u64, u64, i64, i64)>>;
+
+fn fingerprint(program: Option<PathBuf>, files: impl Iterator<Item = PathBuf>) -> Fingerprint {
+    let as_it_is = |path: &Path| {
+        let file = path.metadata().ok()?;
+        Some((file.dev(), file.ino(), file.size(), file.ctime(), file.ctime_nsec()))
+    };
+    program.into_iter().chain(files).map(|path| as_it_is(&path)).collect()
+}
