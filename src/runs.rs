@@ -21,7 +21,7 @@ use uuid::Uuid;
 use crate::agent::Workshop;
 use crate::agent::claude::{self, Answer, Reader, Usage};
 use crate::agent::desk::{Desk, Desks, NotStarted};
-use crate::agent::family::{self, Mark};
+use crate::agent::family;
 use crate::agent::folder::{Attachment, blocking, clear};
 use crate::agent::process::{self, End, Talk, Waiting};
 use crate::agent::queue::{Place, Queue, Refused};
@@ -168,36 +168,38 @@ impl Shared {
         cancel: &CancellationToken,
         answer: oneshot::Sender<Result<Outcome, NoRun>>,
     ) {
-        let run_id = &request.row.run_id;
         let (begun, prepared) = tokio::join!(self.ledger.begin_run(request.row.clone()), self.prepare(&request));
         if let Err(error) = begun {
-            if let Ok(prepared) = prepared {
-                clear_away(prepared).await;
+            if let Ok(Prepared { desk, waiting, .. }) = prepared {
+                desk.leave(waiting).await;
             }
             let _ = answer.send(Err(error.into()));
             return;
         }
-        let (outcome, usage, left) = match prepared {
-            Ok(prepared) => {
-                let mark = prepared.desk.mark();
-                let conversation = AssertUnwindSafe(self.converse(&request, prepared, hold, cancel)).catch_unwind();
-                match conversation.await {
-                    Ok(done) => done,
-                    Err(_) => after_a_panic(&mark).await,
-                }
-            }
-            Err(error) => {
-                (Outcome { ending: Ending::Unprepared(error), stderr: String::new(), duration: Duration::ZERO }, Usage::default(), None)
+        let (said, saying) = oneshot::channel();
+        let working = async {
+            match prepared {
+                Ok(prepared) => self.work(&request, prepared, hold, cancel, said).await,
+                Err(error) => drop(said.send((failed(Ending::Unprepared(error)), Usage::default()))),
             }
         };
-        let end = row_end(&outcome, usage);
-        let cleared = async {
-            if let Some(desk) = left {
-                desk.clear_away().await;
-            }
-        };
-        let (written, ()) = tokio::join!(self.ledger.finish_run(run_id, end.clone()), cleared);
+        // The caller has its answer while the agent ends and its desk is cleared away. The place is held until then.
+        tokio::join!(working, self.settle(&request, saying, answer));
         drop(place);
+    }
+
+    /// Completes the row and answers.
+    async fn settle(
+        &self,
+        request: &Request,
+        saying: oneshot::Receiver<(Outcome, Usage)>,
+        answer: oneshot::Sender<Result<Outcome, NoRun>>,
+    ) {
+        let run_id = &request.row.run_id;
+        let defect = || (failed(Ending::Failed("the server met a defect; its operator finds it in its log".to_owned())), Usage::default());
+        let (outcome, usage) = saying.await.unwrap_or_else(|_| defect());
+        let end = row_end(&outcome, usage);
+        let written = self.ledger.finish_run(run_id, end.clone()).await;
         tracing::info!(
             run_id,
             app = request.row.app_name,
@@ -207,8 +209,8 @@ impl Shared {
             duration_ms = end.duration_ms,
             "run"
         );
-        if !matches!(outcome.ending, Ending::NotInstalled(_) | Ending::Unprepared(_)) {
-            self.standby.used(Want::Run { model: request.row.model.clone(), system: request.system });
+        if end.ok {
+            self.standby.used(Want::Run { model: request.row.model.clone(), system: request.system.clone() });
         }
         // The answer is paid for: the caller gets it also while the ledger can't take it.
         let _ = answer.send(Ok(outcome));
@@ -218,12 +220,36 @@ impl Shared {
         }
     }
 
+    /// Has the agent work, and clears its desk away. A defect must not cost more than its own run.
+    async fn work(
+        &self,
+        request: &Request,
+        prepared: Prepared,
+        hold: Hold,
+        cancel: &CancellationToken,
+        said: oneshot::Sender<(Outcome, Usage)>,
+    ) {
+        let mark = prepared.desk.mark();
+        let conversation = AssertUnwindSafe(self.converse(request, prepared, hold, cancel, said)).catch_unwind();
+        match conversation.await {
+            Ok(Some(desk)) => desk.clear_away().await,
+            Ok(None) => {}
+            Err(_) => drop(family::end(&mark).await),
+        }
+    }
+
     /// A desk with what the run needs: one at which claude waits already, or a new one.
     async fn prepare(&self, request: &Request) -> io::Result<Prepared> {
         match self.standby.take_run(&request.row.model, request.system.as_deref()) {
             Some((desk, waiting)) => {
-                let (desk, files) = desk.attach(request.files.clone()).await?;
-                Ok(Prepared { desk, files, waiting: Some(waiting) })
+                let (desk, attached) = desk.attach(request.files.clone()).await;
+                match attached {
+                    Ok(files) => Ok(Prepared { desk, files, waiting: Some(waiting) }),
+                    Err(error) => {
+                        desk.leave(Some(waiting)).await;
+                        Err(error)
+                    }
+                }
             }
             None => self.prepare_cold(request, request.uuid).await,
         }
@@ -234,57 +260,77 @@ impl Shared {
         Ok(Prepared { desk, files, waiting: None })
     }
 
+    /// Says how the run ended: at claude's reply, or when there is nothing more to wait for. Gives the desk when all that
+    /// worked there has ended.
     async fn converse(
         &self,
         request: &Request,
         prepared: Prepared,
         hold: Hold,
         cancel: &CancellationToken,
-    ) -> (Outcome, Usage, Option<Desk>) {
-        let started = Instant::now();
-        let deadline = started + request.timeout;
-        let ended = |ending, stderr| Outcome { ending, stderr, duration: started.elapsed() };
-        let mut hold = Some(hold);
+        said: oneshot::Sender<(Outcome, Usage)>,
+    ) -> Option<Desk> {
+        let (mut hold, mut said) = (Some(hold), Some(said));
         let Prepared { mut desk, mut files, waiting: mut standby } = prepared;
         loop {
+            let started = Instant::now();
+            let ended = |ending, stderr| Outcome { ending, stderr, duration: started.elapsed() };
             let is_standby = standby.is_some();
             let waiting = match standby.take().map_or_else(|| desk.start(&request.row.model), Ok) {
                 Ok(waiting) => waiting,
-                Err(NotStarted::NotInstalled(program)) => {
-                    return (ended(Ending::NotInstalled(program), String::new()), Usage::default(), Some(desk));
+                Err(error) => {
+                    let ending = match error {
+                        NotStarted::NotInstalled(program) => Ending::NotInstalled(program),
+                        NotStarted::Failed(why) => Ending::Failed(why),
+                    };
+                    say(&mut said, ended(ending, String::new()), Usage::default());
+                    return Some(desk);
                 }
-                Err(NotStarted::Failed(why)) => return (ended(Ending::Failed(why), String::new()), Usage::default(), Some(desk)),
             };
             let input = claude::input(&request.row.prompt, &files);
-            let patience = is_standby.then_some(standby::PATIENCE);
+            let patience = is_standby.then(|| standby::patience_with_claude(request.timeout));
             let mut reader = Reader::default();
             let read = |line: process::Line<'_>| {
                 hold.take();
-                reader.line(line)
+                let next = reader.line(line);
+                // A failure waits for the end of standard error.
+                if let Some((text, stop_reason)) = reader.take_reply() {
+                    say(&mut said, ended(Ending::Replied { text, stop_reason }, String::new()), reader.usage());
+                }
+                next
             };
-            let talk = Talk { input, hold_input: true, deadline, cancel, patience };
+            let talk = Talk { input, hold_input: true, deadline: started + request.timeout, cancel, patience };
             let finished = process::converse_with(waiting, &desk.mark(), talk, read).await;
             if is_standby && !finished.spoke && matches!(finished.end, End::Exited(_) | End::Lingered | End::Silent) {
                 // It can't have asked the model: it says something before that.
                 tracing::info!(run_id = request.row.run_id, end = ?finished.end, "a standby was of no use; starting cold");
                 desk.clear_away().await;
-                Prepared { desk, files, .. } = match self.prepare_cold(request, Uuid::now_v7()).await {
-                    Ok(prepared) => prepared,
-                    Err(error) => return (ended(Ending::Unprepared(error), String::new()), Usage::default(), None),
-                };
+                match self.prepare_cold(request, Uuid::now_v7()).await {
+                    Ok(prepared) => Prepared { desk, files, .. } = prepared,
+                    Err(error) => {
+                        say(&mut said, failed(Ending::Unprepared(error)), Usage::default());
+                        return None;
+                    }
+                }
                 continue;
             }
             let ending = ending(finished.end, &mut reader, self.stop.is_cancelled(), request.timeout);
-            return (ended(ending, finished.stderr), reader.usage(), Some(desk));
+            say(&mut said, ended(ending, finished.stderr), reader.usage());
+            return Some(desk);
         }
     }
 }
 
-/// A defect must not cost more than its own run.
-async fn after_a_panic(mark: &Mark) -> (Outcome, Usage, Option<Desk>) {
-    family::end(mark).await;
-    let ending = Ending::Failed("the server met a defect; its operator finds it in its log".to_owned());
-    (Outcome { ending, stderr: String::new(), duration: Duration::ZERO }, Usage::default(), None)
+/// Says how a run ended, unless that was said.
+fn say(said: &mut Option<oneshot::Sender<(Outcome, Usage)>>, outcome: Outcome, usage: Usage) {
+    if let Some(said) = said.take() {
+        let _ = said.send((outcome, usage));
+    }
+}
+
+/// A run that took no time.
+fn failed(ending: Ending) -> Outcome {
+    Outcome { ending, stderr: String::new(), duration: Duration::ZERO }
 }
 
 /// A desk with what was put onto it.
@@ -293,14 +339,6 @@ struct Prepared {
     files: Vec<PathBuf>,
     /// The claude that waits there already.
     waiting: Option<Waiting>,
-}
-
-async fn clear_away(prepared: Prepared) {
-    let Prepared { desk, waiting, .. } = prepared;
-    if let Some(waiting) = waiting {
-        waiting.end().await;
-    }
-    desk.clear_away().await;
 }
 
 /// What the end of the process and what it said make of the run. A whole reply is one, however its process ended.

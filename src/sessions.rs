@@ -381,6 +381,7 @@ impl Shared {
     }
 
     async fn create_on_disk(&self, new: &NewSession, cancel: &CancellationToken) -> Result<String, Refused> {
+        let _hold = self.standby.hold();
         let (parent, id) = (self.acpx.workshop.folder.clone(), new.session_id.clone());
         blocking(move || Folder::create(&parent, &id)).await?;
         let record_id = self.acpx.create(&target(new), cancel).await?;
@@ -424,17 +425,13 @@ impl Shared {
         let talking = self.tasks.spawn({
             let (shared, target, stopped) = (self.clone(), target(&session.new), stopped.clone());
             let (folder, files, prompt) = (files_folder.clone(), request.files, request.row.prompt);
-            let (hold, closing) = (self.standby.hold(), place.lane.closing.clone());
+            let hold = self.standby.hold();
             async move {
                 let files = blocking(move || if files.is_empty() { Ok(Vec::new()) } else { attach(&folder, &files) }).await?;
                 let prompt = claude::prompt_text(&prompt, &files);
                 let heard = Heard { begun: Some(|| drop(hold)), over: Some(|turn| drop(over.send(turn))) };
                 let standby = shared.standby.take_turn(&target);
-                let finished = shared.acpx.turn(&target, &prompt, standby, deadline, &stopped, heard).await?;
-                if !closing.is_cancelled() {
-                    shared.standby.used(Want::Turn(target));
-                }
-                Ok::<_, Refused>(finished)
+                Ok::<_, Refused>(shared.acpx.turn(&target, &prompt, standby, deadline, &stopped, heard).await?)
             }
         });
         let turn = tokio::select! {
@@ -475,6 +472,10 @@ impl Shared {
             blocking(move || remove_tree(&files_folder)),
             self.finish_turn(&session, begun, row_end(&ending, &turn.events, duration), acp_session_id)
         );
+        if matches!(ending, Ending::Completed(_)) && !place.lane.closing.is_cancelled() {
+            // In the lane: a close comes after it, and expects no further turn.
+            self.standby.used(Want::Turn(target(&session.new)));
+        }
         let text = turn.events.text().to_owned();
         let stderr = finished.map(|finished| finished.stderr).unwrap_or_default();
         Ok(Outcome { ending, turn_index, events: turn.events.into_events(), text, stderr, duration })

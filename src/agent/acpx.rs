@@ -70,7 +70,7 @@ pub struct Turn {
 
 /// What is told of a turn while it goes on, each once.
 pub struct Heard<B: FnOnce(), O: FnOnce(Turn)> {
-    /// Called at the first message.
+    /// Called when the agent has started.
     pub begun: Option<B>,
     /// Gets the turn when acpx says that it ended, which is a second before its process does, or when there is nothing more
     /// to wait for.
@@ -195,11 +195,12 @@ impl Acpx {
             let mut events = Some(Events::default());
             let mut bytes = 0;
             let read = |line: Line<'_>| {
-                if let Some(begun) = begun.take() {
-                    begun();
-                }
                 let Some(turn) = events.as_mut() else { return Next::More };
                 let Line::Whole(line) = line else { return Next::Stop };
+                // Said when the agent has started, and the prompt goes to it.
+                if let Some(begun) = begun.take_if(|_| line.windows(16).any(|part| part == b"\"session/prompt\"")) {
+                    begun();
+                }
                 bytes += line.len();
                 if bytes > most {
                     return Next::Stop;
@@ -210,7 +211,7 @@ impl Acpx {
                 }
                 Next::Answered
             };
-            let patience = is_standby.then_some(standby::PATIENCE);
+            let patience = is_standby.then(|| standby::patience_with_acpx(deadline - Instant::now()));
             let talk = Talk { input: input.clone(), hold_input: false, deadline, cancel, patience };
             let wind_down = async |agent: &mut Started, how: &How| {
                 match how {

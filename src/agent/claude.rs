@@ -8,7 +8,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::process::Command;
 use uuid::Uuid;
 
@@ -38,6 +38,21 @@ pub fn prepare(command: &mut Command, run_id: Uuid, model: &str, system_file: Op
 pub fn config_folder(environment: &Environment) -> Option<PathBuf> {
     let home = || environment.get("HOME").map(|home| Path::new(home).join(".claude"));
     environment.get("CLAUDE_CONFIG_DIR").map(PathBuf::from).or_else(home)
+}
+
+/// What of its files the CLI reads when it starts, and not again for a run.
+pub fn read_at_start(environment: &Environment) -> Vec<PathBuf> {
+    let config = config_folder(environment).unwrap_or_default();
+    let own = [".credentials.json", "settings.json", "CLAUDE.md", "agents", "skills", "rules"];
+    own.iter().map(|file| config.join(file)).chain([PathBuf::from("/etc/claude-code/managed-settings.json")]).collect()
+}
+
+/// What of `.claude.json`, which every process of the CLI writes to, is a sign-in or a setting.
+pub fn kept_in_its_state(environment: &Environment) -> String {
+    let folder = environment.get("CLAUDE_CONFIG_DIR").or_else(|| environment.get("HOME")).unwrap_or_default();
+    let state = std::fs::read(Path::new(folder).join(".claude.json")).unwrap_or_default();
+    let all: Value = serde_json::from_slice(&state).unwrap_or_default();
+    ["primaryApiKey", "oauthAccount", "mcpServers"].map(|key| all[key].to_string()).concat()
 }
 
 /// Removes what the CLI keeps of a run under the user's home although it was told to keep nothing.
@@ -175,6 +190,17 @@ impl Reader {
     /// The answer, if one came.
     pub fn take_answer(&mut self) -> Option<Answer> {
         self.answer.take()
+    }
+
+    /// The answer's text and stop reason, if it is a reply.
+    pub fn take_reply(&mut self) -> Option<(String, String)> {
+        match self.answer.take() {
+            Some(Answer::Reply { text, stop_reason }) => Some((text, stop_reason)),
+            other => {
+                self.answer = other;
+                None
+            }
+        }
     }
 
     /// Tokens and cost, as far as they are known.

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use uuid::Uuid;
 
-use super::family::Mark;
+use super::family::{self, Mark};
 use super::folder::{Attachment, Folder, blocking, clear};
 use super::process::{self, Waiting};
 use super::{Workshop, claude, programs};
@@ -102,15 +102,24 @@ impl Desk {
     }
 
     /// Puts files onto the desk. Gives their paths.
-    pub async fn attach(self, files: Vec<Attachment>) -> io::Result<(Self, Vec<PathBuf>)> {
+    pub async fn attach(self, files: Vec<Attachment>) -> (Self, io::Result<Vec<PathBuf>>) {
         if files.is_empty() {
-            return Ok((self, Vec::new()));
+            return (self, Ok(Vec::new()));
         }
-        blocking(move || match self.folder.attach(&files) {
-            Ok(paths) => Ok((self, paths)),
-            Err(error) => self.remove().and(Err(error)),
-        })
-        .await
+        let attaching = tokio::task::spawn_blocking(move || {
+            let attached = self.folder.attach(&files);
+            (self, attached)
+        });
+        attaching.await.expect("copying files neither panics nor is cancelled")
+    }
+
+    /// Ends what works at the desk, and clears it away.
+    pub async fn leave(self, waiting: Option<Waiting>) {
+        if let Some(waiting) = waiting {
+            waiting.end().await;
+            family::end(&self.mark()).await;
+        }
+        self.clear_away().await;
     }
 
     /// The mark of the family of processes that works at the desk.

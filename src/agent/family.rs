@@ -23,7 +23,7 @@ const VARIABLE: &str = "AGENT_RUN";
 /// How long processes may take to die of SIGKILL before they are reported as stuck.
 const STUCK_AFTER: Duration = Duration::from_secs(5);
 
-/// Whether a child was given nothing to do yet, and so started nothing.
+/// Whether a child was given nothing to do yet, and so started nothing on an app's behalf.
 type Idle = bool;
 /// Children that tokio waits for; any other child of this process was adopted. A fact of the whole process, so a static.
 static STARTED: Mutex<BTreeMap<u32, Idle>> = Mutex::new(BTreeMap::new());

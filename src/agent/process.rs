@@ -117,12 +117,9 @@ impl Waiting {
         self.agent.set_idle(idle);
     }
 
-    /// Whether it is alive and has printed nothing.
+    /// Whether it is alive and has printed nothing. Warnings on standard error don't count.
     pub fn is_ready(&mut self) -> bool {
-        let silent = |unread: rustix::io::Result<u64>| unread.is_ok_and(|bytes| bytes == 0);
-        matches!(self.agent.child.try_wait(), Ok(None))
-            && silent(rustix::io::ioctl_fionread(&self.stdout))
-            && silent(rustix::io::ioctl_fionread(&self.stderr))
+        matches!(self.agent.child.try_wait(), Ok(None)) && rustix::io::ioctl_fionread(&self.stdout).is_ok_and(|unread| unread == 0)
     }
 
     /// Ends it, and nothing that it started. At the end of its input it ends by itself.
@@ -130,7 +127,8 @@ impl Waiting {
         let Self { mut agent, stdin, .. } = self;
         drop(stdin);
         if timeout(CLOSED_GRACE, agent.child.wait()).await.is_err() {
-            let _ = agent.child.kill().await;
+            let _ = agent.child.start_kill();
+            let _ = timeout(INTERRUPT_GRACE, agent.child.wait()).await;
         }
     }
 }
@@ -177,8 +175,11 @@ pub async fn converse_and(
     let [spoke, answered, stop, closed, over] = std::array::from_fn(|_| CancellationToken::new());
 
     let feed = async {
-        // An agent that closes its input early says why in its output.
-        let _ = stdin.write_all(&input).await;
+        // Whoever left before this is not to pay for it.
+        if !cancel.is_cancelled() {
+            // An agent that closes its input early says why in its output.
+            let _ = stdin.write_all(&input).await;
+        }
         drop(input);
         if hold_input {
             tokio::select! { () = answered.cancelled() => {}, () = closed.cancelled() => {} }

@@ -1,13 +1,13 @@
 //! Standbys: agents that are started before they are needed, so that a caller waits for the model and for nothing else.
 //!
 //! One pool holds `claude` processes for runs and `acpx prompt` processes for turns. It learns from traffic: what was asked
-//! for last is likely next. A standby serves one run or turn; its successor is started when that has ended, and while
-//! nobody waits for a place or for an agent to start. One that died, printed something, or was started with another program
-//! or sign-in than there is now is thrown away, and the run starts cold.
+//! for last is likely next. A standby serves one run or turn; its successor is started when that has its answer, and while
+//! nobody waits for a place or for an agent to start. One that died, printed something, or was started with another program,
+//! sign-in or setting than there is now is thrown away, and the run starts cold.
 
 use std::collections::VecDeque;
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ use uuid::Uuid;
 use super::acpx::{Acpx, Target};
 use super::desk::{Desk, Desks};
 use super::process::Waiting;
-use super::{claude, programs};
+use super::{Workshop, claude, programs};
 
 /// How long what was asked for is expected to be asked for again. Shorter than acpx's owners live without a turn (300 s).
 const EXPECTED: Duration = Duration::from_mins(4);
@@ -27,10 +27,22 @@ const EXPECTED: Duration = Duration::from_mins(4);
 const SETTLE: Duration = Duration::from_secs(1);
 /// How often standbys are looked after.
 const LOOK: Duration = Duration::from_secs(2);
-/// How many uses are remembered.
+/// How many uses are remembered, at least.
 const USES: usize = 16;
-/// How long a standby that was given its input may say nothing. `claude` and acpx say something within 0.03 s.
-pub const PATIENCE: Duration = Duration::from_secs(10);
+/// The longest system prompt, in bytes, that something is started ahead for.
+const LONGEST_SYSTEM: usize = 64 << 10;
+/// How long a standby may take to end when it is ended.
+const END_GRACE: Duration = Duration::from_secs(10);
+
+/// How long a claude that was given its prompt may say nothing, of the time that it has. It says something within 0.03 s.
+pub fn patience_with_claude(timeout: Duration) -> Duration {
+    Duration::from_secs(3).min(timeout / 4)
+}
+
+/// The same of an acpx. It may have to start the session's agent again, which takes 1.5 s.
+pub fn patience_with_acpx(timeout: Duration) -> Duration {
+    Duration::from_secs(10).min(timeout / 4)
+}
 
 /// What is asked for: all that must be known when the agent is started.
 #[derive(Clone, Debug, PartialEq)]
@@ -130,6 +142,10 @@ impl Pool {
             return None;
         }
         let mut state = self.state();
+        // Noted again when it is over: until then its successor has time.
+        if let Some(at) = state.uses.iter().position(|(want, _)| is_it(want)) {
+            state.uses.remove(at);
+        }
         while let Some(at) = state.ready.iter().position(|standby| is_it(&standby.want)) {
             let mut standby = state.ready.remove(at);
             if standby.process.is_ready() && standby.print == self.fingerprint(&standby.want) {
@@ -141,14 +157,18 @@ impl Pool {
         None
     }
 
-    /// Notes that this was asked for, and is over.
+    /// Notes that this was asked for, and went well.
     pub fn used(&self, want: Want) {
-        if self.0.most == 0 {
+        let too_long = matches!(&want, Want::Run { system: Some(system), .. } if system.len() > LONGEST_SYSTEM);
+        if self.0.most == 0 || too_long {
             return;
         }
         let mut state = self.state();
+        if matches!(want, Want::Turn(_)) {
+            state.uses.retain(|(use_, _)| *use_ != want);
+        }
         state.uses.push_front((want, Instant::now()));
-        state.uses.truncate(USES);
+        state.uses.truncate(USES.max(self.0.most));
         self.0.wake.notify_one();
     }
 
@@ -186,9 +206,9 @@ impl Pool {
             let wanted = missing.iter().position(|want| *want == standby.want);
             if !standby.process.is_ready() {
                 // What does not last is not started again and again, but after the next use.
-                tracing::info!("a standby ended by itself");
-                state.uses.retain(|(want, _)| *want != standby.want);
-                missing.retain(|want| *want != standby.want);
+                tracing::info!("a standby was thrown away: it ended by itself, or printed something");
+                state.uses.iter().position(|(want, _)| *want == standby.want).map(|at| state.uses.remove(at));
+                wanted.map(|at| missing.remove(at));
                 self.end(standby);
             } else if let Some(at) = wanted {
                 missing.remove(at);
@@ -202,6 +222,9 @@ impl Pool {
 
     async fn start(&self, want: Want) {
         let _starting = self.0.starting.lock().await;
+        if self.state().finished {
+            return;
+        }
         let print = self.fingerprint(&want);
         let started = match &want {
             Want::Run { model, system } => match self.0.desks.set_up(Uuid::now_v7(), system.clone(), Vec::new()).await {
@@ -238,10 +261,10 @@ impl Pool {
     fn end(&self, standby: Standby) {
         let Standby { desk, process, .. } = standby;
         self.0.ending.spawn(async move {
-            process.end().await;
-            if let Some(desk) = desk {
-                super::family::end(&desk.mark()).await;
-                desk.clear_away().await;
+            match desk {
+                Some(desk) => desk.leave(Some(process)).await,
+                // What else is marked as the session's is the session's.
+                None => process.end().await,
             }
         });
     }
@@ -254,19 +277,22 @@ impl Pool {
             self.end(standby);
         }
         self.0.ending.close();
-        self.0.ending.wait().await;
+        if timeout(END_GRACE, self.0.ending.wait()).await.is_err() {
+            tracing::error!("standbys did not end in time");
+        }
     }
 
     fn fingerprint(&self, want: &Want) -> Fingerprint {
-        let Desks { workshop, claude, .. } = &self.0.desks;
-        let (program, files): (_, &[&str]) = match want {
-            // What claude reads when it starts.
-            Want::Run { .. } => (claude, &[".credentials.json", "settings.json", "CLAUDE.md"]),
-            // The rest is read by the session's own agent.
-            Want::Turn(_) => (&self.0.acpx.program, &[]),
+        let Desks { workshop: Workshop { environment, .. }, claude, .. } = &self.0.desks;
+        let home = environment.get("HOME").map(PathBuf::from).unwrap_or_default();
+        let (program, files, settings) = match want {
+            Want::Run { .. } => (claude, claude::read_at_start(environment), claude::kept_in_its_state(environment)),
+            // What the session's own agent read is its own affair.
+            Want::Turn(target) => {
+                (&self.0.acpx.program, vec![home.join(".acpx/config.json"), target.folder.join(".acpxrc.json")], String::new())
+            }
         };
-        let config = claude::config_folder(&workshop.environment).unwrap_or_default();
-        fingerprint(programs::find(program, &workshop.environment), files.iter().map(|file| config.join(file)))
+        Fingerprint { files: programs::find(program, environment).into_iter().chain(files).map(as_it_is).collect(), settings }
     }
 }
 
@@ -281,13 +307,17 @@ fn expected(uses: &VecDeque<(Want, Instant)>, most: usize) -> Vec<Want> {
     expected
 }
 
-/// Files as they were: device, inode, size and time of change of each that was there.
-type Fingerprint = Vec<Option<(u64, u64, u64, i64, i64)>>;
+/// What a process was started with, as far as it stands in files.
+#[derive(PartialEq)]
+struct Fingerprint {
+    files: Vec<Option<FileAsItIs>>,
+    settings: String,
+}
 
-fn fingerprint(program: Option<PathBuf>, files: impl Iterator<Item = PathBuf>) -> Fingerprint {
-    let as_it_is = |path: &Path| {
-        let file = path.metadata().ok()?;
-        Some((file.dev(), file.ino(), file.size(), file.ctime(), file.ctime_nsec()))
-    };
-    program.into_iter().chain(files).map(|path| as_it_is(&path)).collect()
+/// Device, inode, size and time of change.
+type FileAsItIs = (u64, u64, u64, i64, i64);
+
+fn as_it_is(path: PathBuf) -> Option<FileAsItIs> {
+    let file = path.metadata().ok()?;
+    Some((file.dev(), file.ino(), file.size(), file.ctime(), file.ctime_nsec()))
 }

@@ -27,8 +27,10 @@ async fn a_run_and_a_turn_are_served_by_what_was_started_before() {
     let claude = waiting(server, "-p");
     let (answer, ()) = tokio::join!(server.run(token, slow), async {
         until("the run", || server.query::<i64>("SELECT count(*) FROM runs") == 2).await;
+        tokio::time::sleep(std::time::Duration::from_millis(500)).await;
         assert_eq!(waiting(server, "-p"), claude);
     });
+    until("its end: it serves one run", || !waiting(server, "-p").contains(&claude[0])).await;
     assert_eq!(answer.json["result"], "The model stub read a prompt of 24 characters.");
     until("a successor", || waiting(server, "-p").iter().any(|pid| !claude.contains(pid))).await;
     let body = json!({"prompt": "stub: {\"echo\": true}", "files": [file]});
@@ -42,9 +44,9 @@ async fn a_run_and_a_turn_are_served_by_what_was_started_before() {
         let acpx = waiting(server, &session);
         let body = json!({"prompt": prompt});
         let (answer, ()) = tokio::join!(server.post(&turns, token, &body), async {
-            let begun = format!("SELECT count(*) FROM session_events WHERE event = 'turn' AND id > {index}");
-            until("the turn", || server.query::<i64>(&begun) > 0).await;
-            assert!(waiting(server, &session).iter().all(|pid| acpx.contains(pid)));
+            let turns = || server.query::<i64>("SELECT count(*) FROM session_events WHERE event = 'turn'");
+            until("the turn", || turns() == i64::try_from(index).unwrap() + 1).await;
+            assert!(waiting(server, &session).contains(&acpx[0]));
         });
         assert_eq!((answer.status, &answer.json["turn_index"]), (StatusCode::OK, &json!(index + 1)), "{answer:?}");
         if index == 2 {
@@ -59,8 +61,8 @@ async fn a_run_and_a_turn_are_served_by_what_was_started_before() {
     kill_process(Pid::from_raw(waiting(server, &session)[0].cast_signed()).unwrap(), Signal::KILL).unwrap();
     let answer = server.post(&turns, token, &json!({"prompt": "And now?"})).await;
     assert_eq!((answer.status, &answer.json["turn_index"]), (StatusCode::OK, &json!(4)), "{answer:?}");
-    until("an acpx that waits", || waiting(server, &session).len() == 1).await;
     let close = server.request(reqwest::Method::DELETE, &format!("/sessions/{session}"), token).send().await.unwrap();
     assert_eq!(close.status(), StatusCode::OK);
+    tokio::time::sleep(std::time::Duration::from_secs(2)).await;
     assert_eq!(waiting(server, &session), [0; 0], "a closed session expects no turn");
 }
