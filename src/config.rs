@@ -109,9 +109,23 @@ pub struct Flags {
     /// Idle processes that are kept started ahead of need; 0 for none [default: 2]
     #[arg(long, env = "CLAWDFORGE_STANDBY", value_name = "N", hide_env_values = true)]
     standby: Option<String>,
+    /// Whether agents are shut out of the data folder: required, auto or off [default: auto]
+    #[arg(long, env = "CLAWDFORGE_SANDBOX", value_name = "WHEN", hide_env_values = true)]
+    sandbox: Option<String>,
     /// How log lines look: text or json [default: text]
     #[arg(long, env = "CLAWDFORGE_LOG", value_name = "FORMAT", hide_env_values = true)]
     log: Option<String>,
+}
+
+/// Whether agents are shut out of the data folder.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sandbox {
+    /// Or the server does not start.
+    Required,
+    /// Where it can be.
+    Auto,
+    /// They are not.
+    Off,
 }
 
 /// How log lines look.
@@ -158,6 +172,8 @@ pub struct Settings {
     pub drain: Duration,
     /// Idle processes that are kept started ahead of need.
     pub standby: usize,
+    /// Whether agents are shut out of the data folder.
+    pub sandbox: Sandbox,
     /// How log lines look.
     pub log: LogFormat,
 }
@@ -228,6 +244,14 @@ impl Flags {
             retention_days: number("CLAWDFORGE_RETENTION_DAYS", self.retention_days, 90, 1..=36_500)?,
             drain: Duration::from_secs(number("CLAWDFORGE_DRAIN_SECS", self.drain_secs, 20, 0..=3600)?),
             standby: number("CLAWDFORGE_STANDBY", self.standby, 2, 0..=1000)?,
+            sandbox: match given(self.sandbox.as_deref()).unwrap_or("auto") {
+                "required" => Sandbox::Required,
+                "auto" => Sandbox::Auto,
+                "off" => Sandbox::Off,
+                other => {
+                    return Err(BadSetting::new("CLAWDFORGE_SANDBOX", format!("is \"{other}\", which is neither required, auto nor off")));
+                }
+            },
             log: match given(self.log.as_deref()).unwrap_or("text") {
                 "text" => LogFormat::Text,
                 "json" => LogFormat::Json,

@@ -1,9 +1,11 @@
 //! The command line: parses it, dispatches, and decides the exit code.
 
+use std::path::Path;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use clawdforge::cli::{backup, demo, doctor, healthcheck, serve, token};
+use clawdforge::agent::sandbox::IN_SCOPE;
+use clawdforge::cli::{backup, confine, demo, doctor, healthcheck, serve, token};
 
 /// Runs the real claude CLI for the apps on your network.
 #[derive(Parser)]
@@ -22,10 +24,15 @@ enum Command {
     Doctor(doctor::Args),
     Healthcheck(healthcheck::Args),
     Demo(demo::Args),
+    Confine(confine::Args),
 }
 
 fn main() -> ExitCode {
-    let done = match Args::parse().command {
+    let name = std::env::args_os().next().unwrap_or_default();
+    if Path::new(&name).file_name().is_some_and(|name| name == IN_SCOPE) {
+        return finish(confine::run_in_scope());
+    }
+    finish(match Args::parse().command {
         Command::Serve(args) => serve::run(args),
         Command::Token(args) => token::run(args),
         Command::Backup(args) => backup::backup(args),
@@ -33,7 +40,11 @@ fn main() -> ExitCode {
         Command::Doctor(args) => doctor::run(args),
         Command::Healthcheck(args) => healthcheck::run(args),
         Command::Demo(args) => demo::run(args),
-    };
+        Command::Confine(args) => confine::run(args),
+    })
+}
+
+fn finish(done: anyhow::Result<ExitCode>) -> ExitCode {
     match done {
         Ok(code) => code,
         Err(error) => {

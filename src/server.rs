@@ -35,10 +35,11 @@ use crate::agent::acpx::Acpx;
 use crate::agent::desk::Desks;
 use crate::agent::family::{self, Mark};
 use crate::agent::programs::Cli;
+use crate::agent::sandbox::Confinement;
 use crate::agent::standby::Pool;
-use crate::agent::{Environment, Workshop, claude};
+use crate::agent::{Environment, Workshop, claude, sandbox};
 use crate::api;
-use crate::config::Settings;
+use crate::config::{Sandbox, Settings};
 use crate::ledger::Ledger;
 use crate::network::Networks;
 use crate::runs::{self, Runs};
@@ -73,6 +74,8 @@ pub struct App {
     pub sessions: Sessions,
     /// Agents that sessions may name.
     pub agents: Vec<String>,
+    /// What shuts agents out of the data folder: `landlock`, or `off`.
+    pub sandbox: &'static str,
     /// The `claude` CLI.
     pub claude: Arc<Cli>,
     /// The `acpx` CLI.
@@ -130,10 +133,12 @@ impl Server {
         };
         let ledger = Ledger::open(&Settings::ledger_file(&data_dir))?;
         let uploads = Uploads::open(folder("files")?, settings.max_upload_bytes).context("the uploads can't be read")?;
-        let workshop = Workshop { folder: folder("runs")?, mark: Mark::server(&data_dir)?, environment };
+        let confinement = confinement(settings.sandbox, &data_dir, &environment)?;
+        let workshop = Workshop { folder: folder("runs")?, mark: Mark::server(&data_dir)?, environment, confinement };
         runs::recover(&workshop, &ledger).await.context("what an earlier end left can't be cleared away")?;
 
-        let session_workshop = Workshop { folder: folder("sessions")?, ..workshop.clone() };
+        let confinement = workshop.confinement.clone().map(|confinement| Confinement { in_scope: false, ..confinement });
+        let session_workshop = Workshop { folder: folder("sessions")?, confinement, ..workshop.clone() };
         let acpx = Acpx { program: settings.acpx_bin.clone(), workshop: session_workshop };
         let desks = Desks::new(workshop.clone(), settings.claude_bin.clone());
         let standby = Pool::new(settings.standby, desks.clone(), acpx.clone());
@@ -151,6 +156,7 @@ impl Server {
             runs: Runs::new(desks, standby.clone(), ledger.clone(), settings.max_runs, settings.max_queued_runs),
             sessions,
             agents: settings.agents,
+            sandbox: if workshop.confinement.is_some() { "landlock" } else { "off" },
             ledger,
             uploads,
         };
@@ -251,6 +257,27 @@ fn router(app: Arc<App>) -> Router {
         .layer(middleware::from_fn(api::body::guard))
         .layer(middleware::from_fn_with_state(app, api::auth::admit))
         .layer(CatchPanicLayer::custom(api::error::panicked))
+}
+
+/// How agents are to be confined, and can be.
+fn confinement(sandbox: Sandbox, data_dir: &Path, environment: &Environment) -> anyhow::Result<Option<Confinement>> {
+    if sandbox == Sandbox::Off {
+        return Ok(None);
+    }
+    match sandbox::check(data_dir, environment) {
+        Ok(()) => {
+            let in_scope = data_dir.join(sandbox::IN_SCOPE);
+            let _ = std::fs::remove_file(&in_scope);
+            std::os::unix::fs::symlink(std::env::current_exe()?, &in_scope)
+                .with_context(|| format!("{} can't be made", in_scope.display()))?;
+            Ok(Some(Confinement { hidden: data_dir.to_owned(), in_scope: true }))
+        }
+        Err(why) if sandbox == Sandbox::Required => Err(why).context("CLAWDFORGE_SANDBOX is \"required\""),
+        Err(why) => {
+            tracing::warn!("agents are not shut out of the data folder: {why}");
+            Ok(None)
+        }
+    }
 }
 
 /// Makes the data folder, for this user alone. Gives its path with links resolved. A folder that holds things but no

@@ -18,6 +18,7 @@ use super::events::{Events, TurnEnd};
 use super::family::{self, Mark, Started};
 use super::folder::remove_tree;
 use super::process::{self, End, How, Line, Next, Talk, Waiting};
+use super::sandbox::{self, Confinement};
 use super::{Environment, Workshop, claude, programs, standby};
 
 /// How long `sessions new` may take: it may have to fetch the adapter.
@@ -104,10 +105,16 @@ impl Acpx {
             command.env("ANTHROPIC_MODEL", model);
         }
         // The adapter would else look for a copy of its own, which installations leave out.
-        if self.workshop.environment.get("CLAUDE_CODE_EXECUTABLE").is_none()
-            && let Some(claude) = programs::find(OsStr::new("claude"), &self.workshop.environment)
-        {
-            command.env("CLAUDE_CODE_EXECUTABLE", claude);
+        let environment = &self.workshop.environment;
+        let claude =
+            environment.get("CLAUDE_CODE_EXECUTABLE").map(PathBuf::from).or_else(|| programs::find(OsStr::new("claude"), environment));
+        if let Some(claude) = claude {
+            match &self.workshop.confinement {
+                None => command.env("CLAUDE_CODE_EXECUTABLE", claude),
+                Some(Confinement { hidden, .. }) => {
+                    command.env(sandbox::IN_SCOPE_PROGRAM, claude).env("CLAUDE_CODE_EXECUTABLE", hidden.join(sandbox::IN_SCOPE))
+                }
+            };
         }
         Ok(command)
     }

@@ -12,6 +12,7 @@ pub mod process;
 pub mod programs;
 pub mod queue;
 pub mod reply;
+pub mod sandbox;
 pub mod standby;
 
 use std::ffi::{OsStr, OsString};
@@ -20,6 +21,7 @@ use std::path::{Path, PathBuf};
 use tokio::process::Command;
 
 use family::Mark;
+use sandbox::Confinement;
 
 /// Where and with what agents work.
 #[derive(Clone, Debug)]
@@ -30,12 +32,22 @@ pub struct Workshop {
     pub mark: Mark,
     /// What agents get of the environment.
     pub environment: Environment,
+    /// How agents are confined, if they are.
+    pub confinement: Option<Confinement>,
 }
 
 impl Workshop {
     /// A command that works in `folder`, with the agents' environment and no other.
     pub fn command(&self, program: &Path, folder: &Path) -> Command {
-        let mut command = Command::new(program);
+        let mut command = match &self.confinement {
+            None => Command::new(program),
+            Some(Confinement { hidden, in_scope }) => {
+                let mut command = Command::new("/proc/self/exe");
+                command.arg0("clawdforge").arg("confine").arg("--hidden").arg(hidden).arg("--own").arg(folder);
+                command.args(in_scope.then_some("--in-scope")).arg("--").arg(program);
+                command
+            }
+        };
         command.env_clear().envs(self.environment.iter()).current_dir(folder);
         command
     }

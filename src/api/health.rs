@@ -25,6 +25,8 @@ struct Health {
     #[schema(required)]
     acpx_version: Option<String>,
     open_sessions: u32,
+    /// What shuts agents out of the data folder: `landlock`, or `off`.
+    sandbox: &'static str,
 }
 
 /// Whether the server is well
@@ -42,6 +44,7 @@ async fn healthz(State(app): State<Arc<App>>) -> Json<Health> {
         acpx_present: acpx.present,
         acpx_version: acpx.version,
         open_sessions: app.sessions.open(),
+        sandbox: app.sandbox,
     })
 }
 

@@ -13,8 +13,8 @@ use tokio_util::sync::CancellationToken;
 use super::healthcheck;
 use crate::agent::family::Mark;
 use crate::agent::process::{self, Line, Next, Talk};
-use crate::agent::{Workshop, programs};
-use crate::config::{self, Flags, Settings};
+use crate::agent::{Environment, Workshop, programs, sandbox};
+use crate::config::{self, Flags, Sandbox, Settings};
 use crate::ledger::Ledger;
 
 /// Free space in the data folder below which the doctor warns, in bytes.
@@ -56,11 +56,16 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
 async fn examine(settings: &Settings) -> anyhow::Result<Vec<Finding>> {
     // The CLIs are tried in a folder of their own: the data folder may be what is wrong.
     let folder = tempfile::tempdir()?;
-    let workshop =
-        Workshop { folder: folder.path().to_owned(), mark: Mark::server(folder.path())?, environment: config::agents_environment()? };
+    let workshop = Workshop {
+        folder: folder.path().to_owned(),
+        mark: Mark::server(folder.path())?,
+        environment: config::agents_environment()?,
+        confinement: None,
+    };
     let mut findings = examine_clis(settings, &workshop).await;
     findings.extend(examine_data_dir(&settings.data_dir));
     findings.push(examine_port(settings).await);
+    findings.push(examine_sandbox(settings, &workshop.environment));
     findings.push(match settings.admin {
         Some(_) => Good("admin token: set".to_owned()),
         None => Warning(
@@ -160,6 +165,16 @@ fn examine_data_dir(folder: &Path) -> Vec<Finding> {
         Err(error) => Warning(format!("disk: its free space is not known ({error})")),
     };
     vec![ledger, space]
+}
+
+fn examine_sandbox(settings: &Settings, environment: &Environment) -> Finding {
+    let folder = settings.data_dir.canonicalize().unwrap_or_else(|_| std::path::absolute(&settings.data_dir).unwrap_or_default());
+    match (settings.sandbox, sandbox::check(&folder, environment)) {
+        (Sandbox::Off, _) => Warning("sandbox: off, so agents can read the ledger and other apps' files".to_owned()),
+        (_, Ok(())) => Good("sandbox: agents are shut out of the data folder".to_owned()),
+        (Sandbox::Required, Err(why)) => Bad(format!("sandbox: {why}")),
+        (Sandbox::Auto, Err(why)) => Warning(format!("sandbox: agents can read the ledger and other apps' files: {why}")),
+    }
 }
 
 async fn examine_port(settings: &Settings) -> Finding {

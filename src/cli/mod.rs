@@ -1,6 +1,7 @@
 //! The operator's commands, one file each.
 
 pub mod backup;
+pub mod confine;
 pub mod demo;
 pub mod doctor;
 pub mod healthcheck;

@@ -6,6 +6,7 @@ mod demo;
 #[path = "../api/harness.rs"]
 mod harness;
 mod run;
+mod sandbox;
 mod sessions;
 mod standby;
 
@@ -47,11 +48,15 @@ impl Forge {
     }
 
     async fn start_with(options: Options) -> Option<Self> {
+        Self::start_in(options, Options::start).await
+    }
+
+    async fn start_in(options: Options, start: fn(Options) -> Server) -> Option<Self> {
         let clis = clis()?;
         let (stub, home) = (Stub::start().await.unwrap(), tempfile::tempdir().unwrap());
         let environment = clawdforge::demo::environment(clis, &stub.url(), home.path());
         let options = options.set("CLAWDFORGE_CLAUDE_BIN", clis.claude.display()).set("CLAWDFORGE_ACPX_BIN", clis.acpx.display());
-        let server = options.environment(environment.iter()).start();
+        let server = start(options.environment(environment.iter()));
         let token = server.mint("app").await;
         Some(Self { server, token, home, _stub: stub })
     }

@@ -15,9 +15,13 @@ async fn health_is_for_anyone_and_says_what_the_contract_says() {
         }
         tokio::time::sleep(std::time::Duration::from_millis(10)).await;
     };
-    assert_eq!(answer.keys(), ["ok", "version", "claude_present", "claude_version", "acpx_present", "acpx_version", "open_sessions"]);
+    assert_eq!(
+        answer.keys(),
+        ["ok", "version", "claude_present", "claude_version", "acpx_present", "acpx_version", "open_sessions", "sandbox"]
+    );
     let expected = json!({"ok": true, "version": env!("CARGO_PKG_VERSION"), "claude_present": true, "claude_version": "0.0.1",
-        "acpx_present": false, "acpx_version": null, "open_sessions": 0});
+        "acpx_present": false, "acpx_version": null, "open_sessions": 0, "sandbox": answer.json["sandbox"]});
+    assert!(answer.json["sandbox"] == "off" || answer.json["sandbox"] == "landlock");
     assert_eq!(answer.json, expected);
 }
 

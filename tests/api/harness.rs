@@ -47,6 +47,11 @@ impl Options {
     pub fn start(self) -> Server {
         Server::start(self, tempfile::tempdir().unwrap())
     }
+
+    /// With a data folder where agents can be shut out of it.
+    pub fn start_outside_tmp(self) -> Server {
+        Server::start(self, tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap())
+    }
 }
 
 /// A server process with a folder of its own. Dropped, it is stopped, and must have left nothing.

@@ -110,7 +110,7 @@ session=$(value session_id)
 turn 'My name is Mio.'
 remembers "a session of two turns"
 poll 30 "it is not healthy" health healthy
-ok "it is healthy"
+ok "it is healthy, and its agents' sandbox is: $(curl -s "$url/healthz" | grep -o '"sandbox":"[a-z]*"')"
 
 inside() { dc exec -T clawdforge "$@"; }
 # shellcheck disable=SC2016

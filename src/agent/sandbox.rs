@@ -1,0 +1,109 @@
+//! The sandbox: an agent keeps everything that its user can reach, but for the server's data folder, of which only its own
+//! folder is its own.
+//!
+//! Landlock only allows, so all but the data folder is allowed by walking down to it and allowing every sibling on the way.
+//! A process that restricted itself passes the restriction on to all that it starts. So the server starts an agent as
+//! `clawdforge confine …`, which restricts itself and becomes the agent. Symbolic links are not followed on the way: what
+//! one names is allowed where it really is, or not at all.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use super::Environment;
+use landlock::{
+    ABI, Access, AccessFs, BitFlags, CompatLevel, Compatible, PathBeneath, PathFd, Ruleset, RulesetAttr, RulesetCreated,
+    RulesetCreatedAttr, RulesetError, Scope,
+};
+
+/// The newest interface of which the rights to files are made use of.
+const NEWEST: ABI = ABI::V5;
+
+/// Why an agent could not be restricted.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The kernel has no Landlock, or it is switched off.
+    #[error("this kernel can't restrict agents (Landlock: {0})")]
+    Unsupported(#[from] RulesetError),
+    /// A folder on the way to the data folder can't be read.
+    #[error("{0} can't be read ({1})")]
+    Unreadable(PathBuf, #[source] io::Error),
+}
+
+/// Why agents are not shut out of the data folder.
+#[derive(Debug, thiserror::Error)]
+pub enum Impossible {
+    /// The kernel has no Landlock, or it is switched off.
+    #[error("this kernel has no Landlock, or it is switched off; use Linux 5.13 or newer")]
+    Unsupported,
+    /// Whoever can't reach a folder can't make anything new beside it either.
+    #[error("the data folder is inside {}, where agents have to make files; move it, to /var/lib/clawdforge for instance", .0.display())]
+    InTheWay(PathBuf),
+}
+
+/// Whether agents can be shut out of the folder `hidden`, on this kernel and where it lies.
+pub fn check(hidden: &Path, environment: &Environment) -> Result<(), Impossible> {
+    ruleset(CompatLevel::HardRequirement, ABI::V1).map_err(|_| Impossible::Unsupported)?;
+    let home = environment.get("HOME").map(PathBuf::from);
+    let config = environment.get("CLAUDE_CONFIG_DIR").map(PathBuf::from);
+    // acpx's sockets are there, whatever TMPDIR says.
+    let places = [Some(PathBuf::from("/tmp")), home, config].into_iter().flatten();
+    let real = places.filter_map(|place| place.canonicalize().ok());
+    real.into_iter().find(|place| hidden.starts_with(place)).map_or(Ok(()), |place| Err(Impossible::InTheWay(place)))
+}
+
+fn ruleset(level: CompatLevel, abi: ABI) -> Result<RulesetCreated, RulesetError> {
+    Ruleset::default().set_compatibility(level).handle_access(AccessFs::from_all(abi))?.create()
+}
+
+/// The name by which this program starts an agent that can't send signals out. acpx's own processes have to reach each
+/// other, so they share no such restriction: only what they start as claude has it.
+pub const IN_SCOPE: &str = "claude-in-scope";
+/// The variable that names the program to start so.
+pub const IN_SCOPE_PROGRAM: &str = "AGENT_PROGRAM";
+
+/// How agents are confined.
+#[derive(Clone, Debug)]
+pub struct Confinement {
+    /// The folder that they are shut out of, but for the folder that each works in; absolute, without links.
+    pub hidden: PathBuf,
+    /// Whether they can't send signals to processes outside.
+    pub in_scope: bool,
+}
+
+/// Keeps this process, and all that it will start, from sending signals to processes outside, where the kernel can do that
+/// (Linux 6.12).
+pub fn restrict_signals() {
+    // Moving a file from one folder to another is denied by any rules that don't allow it.
+    let scoped = Ruleset::default().set_compatibility(CompatLevel::HardRequirement).scope(Scope::Signal);
+    let rules = scoped.and_then(|rules| rules.handle_access(AccessFs::Refer)?.create());
+    let _ = rules.and_then(|rules| allow_only(rules, Path::new("/"), AccessFs::Refer.into())?.restrict_self());
+}
+
+/// Restricts this process, and all that it will start, to what is not in `hidden`, and to `own` inside it. Both are
+/// absolute, without links.
+pub fn restrict(hidden: &Path, own: &Path) -> Result<(), Error> {
+    ruleset(CompatLevel::HardRequirement, ABI::V1)?;
+    let mut rules = ruleset(CompatLevel::BestEffort, NEWEST)?;
+    for folder in hidden.ancestors().skip(1) {
+        let entries = folder.read_dir().map_err(|error| Error::Unreadable(folder.to_owned(), error))?;
+        for entry in entries.flatten() {
+            let path = entry.path();
+            if !hidden.starts_with(&path) && !entry.file_type().is_ok_and(|kind| kind.is_symlink()) {
+                rules = allow(rules, &path)?;
+            }
+        }
+    }
+    allow(rules, own)?.restrict_self()?;
+    Ok(())
+}
+
+fn allow(rules: RulesetCreated, path: &Path) -> Result<RulesetCreated, RulesetError> {
+    let all = AccessFs::from_all(NEWEST);
+    allow_only(rules, path, if path.is_dir() { all } else { all & AccessFs::from_file(NEWEST) })
+}
+
+/// What can't be opened is gone, or closed to this user anyway.
+fn allow_only(rules: RulesetCreated, path: &Path, access: BitFlags<AccessFs>) -> Result<RulesetCreated, RulesetError> {
+    let Ok(opened) = PathFd::new(path) else { return Ok(rules) };
+    rules.add_rule(PathBeneath::new(opened, access))
+}

@@ -1,0 +1,95 @@
+//! What an agent with a shell can't do, with the real CLIs.
+
+use reqwest::StatusCode;
+use serde_json::{Value, json};
+
+use crate::Forge;
+use crate::harness::{Answer, Options, Server};
+
+async fn sandboxed() -> Option<Forge> {
+    let options = Options::default().set("CLAWDFORGE_SANDBOX", "required").set("CLAWDFORGE_STANDBY", 1);
+    Forge::start_in(options, Options::start_outside_tmp).await
+}
+
+async fn session(server: &Server, token: &str) -> Value {
+    server.post("/sessions", token, &json!({})).await.json
+}
+
+/// Has the session's agent run a command in its shell. Gives what the command printed.
+async fn shell(server: &Server, token: &str, session: &Value, command: &str) -> String {
+    let tool = json!({"tool": {"name": "Bash", "input": {"command": format!("({command}) 2>&1; true"), "description": "test"}}});
+    let path = format!("/sessions/{}/turn", session["session_id"].as_str().unwrap());
+    let answer: Answer = server.post(&path, token, &json!({"prompt": format!("stub: {tool}")})).await;
+    assert_eq!(answer.status, StatusCode::OK, "{answer:?}\n{}", server.log());
+    answer.json["text"].as_str().unwrap().to_owned()
+}
+
+#[tokio::test]
+async fn an_agent_with_a_shell_reaches_its_own_folder_and_no_other() {
+    let Some(forge) = sandboxed().await else { return };
+    let (server, token) = (&forge.server, &forge.token);
+    assert_eq!(server.get("/healthz", "").await.json["sandbox"], "landlock");
+    let other = server.mint("other").await;
+    server.upload(&other, "secret.txt", "the cellar door").await;
+    let victim = session(server, &other).await;
+    shell(server, &other, &victim, "echo quince > diary.txt").await;
+    let mine = session(server, token).await;
+    let data = server.data().display().to_string();
+    let diary = format!("{}/diary.txt", victim["cwd"].as_str().unwrap());
+
+    let own = shell(server, token, &mine, "echo own > a && mkdir b && mv a b/c && ln b/c d && cat d").await;
+    assert!(own.contains("own"), "{own}");
+    for (what, command) in [
+        ("read the ledger", format!("cat {data}/clawdforge.db {data}/clawdforge.db-wal")),
+        ("write to the ledger", format!("echo x >> {data}/clawdforge.db")),
+        ("list the data folder", format!("ls {data} {data}/files {data}/sessions {data}/runs")),
+        ("read another session's folder", format!("cat {diary}")),
+        ("write into another session's folder", format!("echo x > {diary}; echo x > {diary}.2")),
+        ("read another app's upload", format!("cat {data}/files/*")),
+        ("fill the data folder", format!("echo x > {data}/x; mkdir {data}/y; echo x > {data}/files/x")),
+        ("follow a link out", format!("ln -s {diary} link; cat link; ln {diary} hard; cat hard; mv {diary} moved")),
+        ("go round by /proc", format!("cat /proc/self/root{diary} /proc/self/cwd/../../clawdforge.db")),
+        ("read the server's environment", format!("cat /proc/{0}/environ /proc/{0}/mem; ls /proc/{0}/fd", server.pid())),
+        ("kill the server", format!("kill -9 {0}; kill -STOP {0}", server.pid())),
+    ] {
+        let told = shell(server, token, &mine, &command).await;
+        assert!(["denied", "not permitted", "cannot", "No such file"].iter().any(|no| told.contains(no)), "{what}: {told}");
+        for secret in ["quince", "cellar", "SQLite", "an-admin-token", "clawdforge.db\n"] {
+            assert!(!told.contains(secret), "{what}: {told}");
+        }
+    }
+    let left: Vec<_> = server.data().read_dir().unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    assert!(
+        left.iter()
+            .all(|name| name.starts_with("clawdforge.db") || ["claude-in-scope", "files", "lock", "runs", "sessions"].contains(&&**name)),
+        "{left:?}"
+    );
+    assert_eq!(std::fs::read_to_string(&diary).unwrap(), "quince\n");
+
+    // What it leaves behind ends with its session, and the next turn of the other goes on.
+    shell(server, token, &mine, "(setsid sleep 631 >/dev/null 2>&1 &)").await;
+    let close = server.request(reqwest::Method::DELETE, &format!("/sessions/{}", mine["session_id"].as_str().unwrap()), token);
+    assert_eq!(Answer::of(close).await.status, StatusCode::OK);
+    assert!(!server.running("sleep\x00631"));
+    assert!(shell(server, &other, &victim, "cat diary.txt").await.contains("quince"));
+}
+
+#[tokio::test]
+async fn runs_are_confined_and_sessions_resume_after_a_restart() {
+    let Some(forge) = sandboxed().await else { return };
+    let Forge { server, token, home, _stub } = forge;
+    std::fs::create_dir_all(home.path().join(".claude")).unwrap();
+    std::fs::write(home.path().join(".claude/settings.json"), r#"{"permissions": {"allow": ["Bash"]}}"#).unwrap();
+    let ledger = server.data().join("clawdforge.db");
+    let cat = json!({"tool": {"name": "Bash", "input": {"command": format!("cat {} || pwd", ledger.display()), "description": "test"}}});
+    for _ in 0..2 {
+        let file = server.upload(&token, "note.txt", "of its own").await;
+        let answer = server.post("/run", &token, &json!({"prompt": format!("stub: {cat}"), "files": [file]})).await;
+        let result = answer.json["result"].as_str().unwrap();
+        assert!(result.contains("denied") && result.contains("/runs/") && !result.contains("SQLite"), "{answer:?}");
+    }
+    let kept = session(&server, &token).await;
+    shell(&server, &token, &kept, "echo medlar > fruit").await;
+    let server = server.crash_and_restart();
+    assert!(shell(&server, &token, &kept, "cat fruit").await.contains("medlar"));
+}
