@@ -9,11 +9,12 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::Environment;
 use landlock::{
     ABI, Access, AccessFs, BitFlags, CompatLevel, Compatible, PathBeneath, PathFd, Ruleset, RulesetAttr, RulesetCreated,
     RulesetCreatedAttr, RulesetError, Scope,
 };
+
+use super::Environment;
 
 /// The newest interface of which the rights to files are made use of.
 const NEWEST: ABI = ABI::V5;
@@ -35,9 +36,12 @@ pub enum Impossible {
     /// The kernel has no Landlock, or it is switched off.
     #[error("this kernel has no Landlock, or it is switched off; use Linux 5.13 or newer")]
     Unsupported,
-    /// Whoever can't reach a folder can't make anything new beside it either.
-    #[error("the data folder is inside {}, where agents have to make files; move it, to /var/lib/clawdforge for instance", .0.display())]
+    /// Whoever can't reach a folder can't make anything new beside it either, nor in it.
+    #[error("agents have to make files in {}, and the data folder is in it or around it; move one of them, the data folder to /var/lib/clawdforge for instance", .0.display())]
     InTheWay(PathBuf),
+    /// What is beside the data folder, and so to be allowed, is not known.
+    #[error("{} can't be listed by this user, and it is above the data folder; move that, to /var/lib/clawdforge for instance", .0.display())]
+    Unlisted(PathBuf),
 }
 
 /// Whether agents can be shut out of the folder `hidden`, on this kernel and where it lies.
@@ -48,7 +52,13 @@ pub fn check(hidden: &Path, environment: &Environment) -> Result<(), Impossible>
     // acpx's sockets are there, whatever TMPDIR says.
     let places = [Some(PathBuf::from("/tmp")), home, config].into_iter().flatten();
     let real = places.filter_map(|place| place.canonicalize().ok());
-    real.into_iter().find(|place| hidden.starts_with(place)).map_or(Ok(()), |place| Err(Impossible::InTheWay(place)))
+    if let Some(place) = real.into_iter().find(|place| hidden.starts_with(place) || place.starts_with(hidden)) {
+        return Err(Impossible::InTheWay(place));
+    }
+    match hidden.ancestors().skip(1).find(|folder| folder.read_dir().is_err()) {
+        Some(folder) => Err(Impossible::Unlisted(folder.to_owned())),
+        None => Ok(()),
+    }
 }
 
 fn ruleset(level: CompatLevel, abi: ABI) -> Result<RulesetCreated, RulesetError> {
@@ -106,4 +116,19 @@ fn allow(rules: RulesetCreated, path: &Path) -> Result<RulesetCreated, RulesetEr
 fn allow_only(rules: RulesetCreated, path: &Path, access: BitFlags<AccessFs>) -> Result<RulesetCreated, RulesetError> {
     let Ok(opened) = PathFd::new(path) else { return Ok(rules) };
     rules.add_rule(PathBeneath::new(opened, access))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_data_folder_where_agents_make_files_can_not_be_shut() {
+        // Any folder that is there.
+        let environment = Environment::of([("HOME", "/usr")]);
+        let refused = |folder: &Path| matches!(check(folder, &environment), Err(Impossible::InTheWay(_)));
+        assert!(refused(Path::new("/tmp/x/data")));
+        assert!(refused(Path::new("/usr/x/data")));
+        assert!(!refused(Path::new("/var/lib/clawdforge/data")));
+    }
 }

@@ -61,6 +61,9 @@ fn a_start_that_can_not_be_right_is_one_sentence() {
         ("CLAWDFORGE_ALLOW_CIDRS", "10.0.0.0/8;192.168.0.0/16"),
         ("CLAWDFORGE_DATA_DIR", "/proc/nowhere"),
         ("CLAWDFORGE_LOG", "xml"),
+        ("CLAWDFORGE_SANDBOX", "maybe"),
+        // The data folder is in the home here, where it can't be closed.
+        ("CLAWDFORGE_SANDBOX", "required"),
     ] {
         let output = clawdforge(
             &["serve"],
