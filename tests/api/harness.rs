@@ -50,7 +50,10 @@ impl Options {
 
     /// With a data folder where agents can be shut out of it.
     pub fn start_outside_tmp(self) -> Server {
-        Server::start(self, tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap())
+        // The sources may be in /tmp themselves.
+        let target = Path::new(env!("CARGO_TARGET_TMPDIR"));
+        let folder = if target.starts_with("/tmp") { Path::new("/var/tmp") } else { target };
+        Server::start(self, tempfile::tempdir_in(folder).unwrap())
     }
 }
 
