@@ -260,6 +260,20 @@ pub async fn until(what: &str, mut look: impl FnMut() -> bool) {
     }
 }
 
+/// Polls until there are so many of these processes, and the same ones for a while: what ran before may still be ending.
+pub async fn settled(what: &str, count: usize, mut look: impl FnMut() -> Vec<u32>) -> Vec<u32> {
+    let (mut seen, mut since) = (Vec::new(), Instant::now());
+    until(what, || {
+        let now = look();
+        if now != seen {
+            (seen, since) = (now, Instant::now());
+        }
+        seen.len() == count && since.elapsed() > Duration::from_millis(400)
+    })
+    .await;
+    seen
+}
+
 /// An answer, read whole.
 #[derive(Debug)]
 pub struct Answer {

@@ -7,15 +7,14 @@ use reqwest::StatusCode;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 
-use crate::harness::{Options, Server, until};
+use crate::harness::{Options, Server, settled, until};
 
 fn with_standbys(most: u32) -> Server {
     Options::stand_in().set("CLAWDFORGE_STANDBY", most).start()
 }
 
 async fn standbys(server: &Server, count: usize) -> Vec<u32> {
-    until(&format!("{count} standbys"), || server.agents().len() == count).await;
-    server.agents()
+    settled(&format!("{count} standbys"), count, || server.agents()).await
 }
 
 /// A run that is to go well. Gives its result.
