@@ -141,20 +141,28 @@ impl Pool {
         if self.0.most == 0 {
             return None;
         }
-        let mut state = self.state();
-        // Noted again when it is over: until then its successor has time.
-        if let Some(at) = state.uses.iter().position(|(want, _)| is_it(want)) {
-            state.uses.remove(at);
+        {
+            let mut state = self.state();
+            // Noted again when it is over: until then its successor has time.
+            if let Some(at) = state.uses.iter().position(|(want, _)| is_it(want)) {
+                state.uses.remove(at);
+            }
         }
-        while let Some(at) = state.ready.iter().position(|standby| is_it(&standby.want)) {
-            let mut standby = state.ready.remove(at);
+        loop {
+            let mut standby = self.take_ready(&is_it)?;
+            // Looks at files, and so holds nobody else up.
             if standby.process.is_ready() && standby.print == self.fingerprint(&standby.want) {
                 return Some(standby);
             }
             tracing::info!("a standby was thrown away: it had ended, or its program or sign-in has changed");
             self.end(standby);
         }
-        None
+    }
+
+    fn take_ready(&self, is_it: impl Fn(&Want) -> bool) -> Option<Standby> {
+        let mut state = self.state();
+        let at = state.ready.iter().position(|standby| is_it(&standby.want))?;
+        Some(state.ready.remove(at))
     }
 
     /// Notes that this was asked for, and went well.
@@ -175,10 +183,9 @@ impl Pool {
     /// Expects no further turn of a session, and ends what waits for one.
     pub fn forget_session(&self, name: &str) {
         let is_it = |want: &Want| matches!(want, Want::Turn(target) if target.name == name);
-        let mut state = self.state();
-        state.uses.retain(|(want, _)| !is_it(want));
-        while let Some(at) = state.ready.iter().position(|standby| is_it(&standby.want)) {
-            self.end(state.ready.remove(at));
+        self.state().uses.retain(|(want, _)| !is_it(want));
+        while let Some(standby) = self.take_ready(is_it) {
+            self.end(standby);
         }
     }
 
