@@ -178,9 +178,17 @@ impl Shared {
         }
         let (said, saying) = oneshot::channel();
         let working = async {
-            match prepared {
-                Ok(prepared) => self.work(&request, prepared, hold, cancel, said).await,
-                Err(error) => drop(said.send((failed(Ending::Unprepared(error)), Usage::default()))),
+            let prepared = match prepared {
+                Ok(prepared) => prepared,
+                Err(error) => return drop(said.send((failed(Ending::Unprepared(error)), Usage::default()))),
+            };
+            // A defect must not cost more than its own run.
+            let mark = prepared.desk.mark();
+            let conversation = AssertUnwindSafe(self.converse(&request, prepared, hold, cancel, said)).catch_unwind();
+            match conversation.await {
+                Ok(Some(desk)) => desk.clear_away().await,
+                Ok(None) => {}
+                Err(_) => drop(family::end(&mark).await),
             }
         };
         // The caller has its answer while the agent ends and its desk is cleared away. The place is held until then.
@@ -217,24 +225,6 @@ impl Shared {
         if let Err(error) = written {
             tracing::error!(run_id, %error, "the run's row was not completed; trying again until it is, or the server stops");
             finish_later(run_id, &self.stop, || self.ledger.finish_run(run_id, end.clone())).await;
-        }
-    }
-
-    /// Has the agent work, and clears its desk away. A defect must not cost more than its own run.
-    async fn work(
-        &self,
-        request: &Request,
-        prepared: Prepared,
-        hold: Hold,
-        cancel: &CancellationToken,
-        said: oneshot::Sender<(Outcome, Usage)>,
-    ) {
-        let mark = prepared.desk.mark();
-        let conversation = AssertUnwindSafe(self.converse(request, prepared, hold, cancel, said)).catch_unwind();
-        match conversation.await {
-            Ok(Some(desk)) => desk.clear_away().await,
-            Ok(None) => {}
-            Err(_) => drop(family::end(&mark).await),
         }
     }
 
@@ -301,8 +291,7 @@ impl Shared {
             };
             let talk = Talk { input, hold_input: true, deadline: started + request.timeout, cancel, patience };
             let finished = process::converse_with(waiting, &desk.mark(), talk, read).await;
-            if is_standby && !finished.spoke && matches!(finished.end, End::Exited(_) | End::Lingered | End::Silent) {
-                // It can't have asked the model: it says something before that.
+            if is_standby && finished.never_spoke() {
                 tracing::info!(run_id = request.row.run_id, end = ?finished.end, "a standby was of no use; starting cold");
                 desk.clear_away().await;
                 match self.prepare_cold(request, Uuid::now_v7()).await {

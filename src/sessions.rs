@@ -429,7 +429,7 @@ impl Shared {
             async move {
                 let files = blocking(move || if files.is_empty() { Ok(Vec::new()) } else { attach(&folder, &files) }).await?;
                 let prompt = claude::prompt_text(&prompt, &files);
-                let heard = Heard { begun: Some(|| drop(hold)), over: Some(|turn| drop(over.send(turn))) };
+                let heard = Heard { begun: || drop(hold), over: |turn| drop(over.send(turn)) };
                 let standby = shared.standby.take_turn(&target);
                 Ok::<_, Refused>(shared.acpx.turn(&target, &prompt, standby, deadline, &stopped, heard).await?)
             }

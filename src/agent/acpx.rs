@@ -72,10 +72,10 @@ pub struct Turn {
 /// What is told of a turn while it goes on, each once.
 pub struct Heard<B: FnOnce(), O: FnOnce(Turn)> {
     /// Called when the agent has started.
-    pub begun: Option<B>,
+    pub begun: B,
     /// Gets the turn when acpx says that it ended, which is a second before its process does, or when there is nothing more
     /// to wait for.
-    pub over: Option<O>,
+    pub over: O,
 }
 
 /// The program, and where and with what it works.
@@ -190,7 +190,7 @@ impl Acpx {
         cancel: &CancellationToken,
         heard: Heard<impl FnOnce(), impl FnOnce(Turn)>,
     ) -> Result<process::Finished, Error> {
-        let Heard { mut begun, mut over } = heard;
+        let (mut begun, mut over) = (Some(heard.begun), Some(heard.over));
         // As content blocks: acpx trims a bare text, and takes one that looks like blocks for blocks.
         let input = serde_json::json!([{"type": "text", "text": prompt}]).to_string().into_bytes();
         // The prompt comes back among the messages.
@@ -229,7 +229,7 @@ impl Acpx {
                 }
             };
             let finished = process::converse_and(waiting, talk, read, wind_down).await;
-            if is_standby && !finished.spoke && matches!(finished.end, End::Exited(_) | End::Lingered | End::Silent) {
+            if is_standby && finished.never_spoke() {
                 tracing::info!(session_id = target.name, end = ?finished.end, "a standby was of no use; starting cold");
                 continue;
             }

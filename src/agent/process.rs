@@ -78,6 +78,13 @@ pub struct Finished {
     pub spoke: bool,
 }
 
+impl Finished {
+    /// Whether it ended without a word although somebody was still listening: then it can't have begun to work.
+    pub fn never_spoke(&self) -> bool {
+        !self.spoke && matches!(self.end, End::Exited(_) | End::Lingered | End::Silent)
+    }
+}
+
 /// What is said to an agent, and for how long it is listened to.
 pub struct Talk<'a> {
     /// What it reads first.
