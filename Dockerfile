@@ -39,7 +39,7 @@ RUN if [ "$UID" = 0 ]; then echo "CLAWDFORGE_UID is 0: agents must not be root; 
     && userdel --remove node \
     && groupadd --non-unique --gid "$GID" clawdforge \
     && useradd --no-log-init --uid "$UID" --gid "$GID" --create-home --shell /bin/bash clawdforge \
-    && install -d -m 0700 -o "$UID" -g "$GID" /data /home/clawdforge/.claude /home/clawdforge/.acpx
+    && install -d -m 0700 -o "$UID" -g "$GID" /data /home/clawdforge/.claude
 COPY --from=clis /opt/claude /opt/claude
 COPY --from=clis /opt/acpx /opt/acpx
 COPY --from=server /build/target/release/clawdforge /usr/local/bin/clawdforge
@@ -55,7 +55,7 @@ ENV PATH=/opt/claude/node_modules/.bin:/opt/acpx/node_modules/.bin:$PATH \
     CLAWDFORGE_DATA_DIR=/data
 USER $UID:$GID
 WORKDIR /home/clawdforge
-VOLUME ["/data", "/home/clawdforge/.claude", "/home/clawdforge/.acpx"]
+VOLUME ["/data", "/home/clawdforge/.claude"]
 EXPOSE 8800
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=30s --timeout=10s --start-period=10s --retries=3 CMD ["clawdforge", "healthcheck"]

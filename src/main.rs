@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use clawdforge::agent::sandbox::IN_SCOPE;
+use clawdforge::agent::acpx;
 use clawdforge::cli::{backup, confine, demo, doctor, healthcheck, serve, token};
 
 /// Runs the real claude CLI for the apps on your network.
@@ -29,8 +29,8 @@ enum Command {
 
 fn main() -> ExitCode {
     let name = std::env::args_os().next().unwrap_or_default();
-    if Path::new(&name).file_name().is_some_and(|name| name == IN_SCOPE) {
-        return finish(confine::run_in_scope());
+    if Path::new(&name).file_name().is_some_and(|name| name == acpx::CLAUDE) {
+        return finish(confine::run_as_claude());
     }
     finish(match Args::parse().command {
         Command::Serve(args) => serve::run(args),

@@ -14,7 +14,7 @@ pub struct TokenHash(String);
 impl TokenHash {
     /// The hash of a token's plaintext.
     pub fn of(plaintext: &str) -> Self {
-        Self(hex(&Sha256::digest(plaintext.as_bytes())))
+        Self(sha256_hex(plaintext.as_bytes()))
     }
 
     /// Takes a hash that [`TokenHash::as_str`] gave; `None` if it is not 64 hex digits.
@@ -60,6 +60,11 @@ fn random_hex<const N: usize>() -> String {
     let mut bytes = [0_u8; N];
     getrandom::fill(&mut bytes).expect("the kernel gives random bytes");
     hex(&bytes)
+}
+
+/// The SHA-256 of some bytes, in lower-case hex.
+pub fn sha256_hex(bytes: &[u8]) -> String {
+    hex(&Sha256::digest(bytes))
 }
 
 fn hex(bytes: &[u8]) -> String {

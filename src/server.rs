@@ -31,7 +31,7 @@ use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 use tower_http::catch_panic::CatchPanicLayer;
 
-use crate::agent::acpx::Acpx;
+use crate::agent::acpx::{self, Acpx};
 use crate::agent::desk::Desks;
 use crate::agent::family::{self, Mark};
 use crate::agent::programs::Cli;
@@ -137,9 +137,12 @@ impl Server {
         let workshop = Workshop { folder: folder("runs")?, mark: Mark::server(&data_dir)?, environment, confinement };
         runs::recover(&workshop, &ledger).await.context("what an earlier end left can't be cleared away")?;
 
-        let confinement = workshop.confinement.clone().map(|confinement| Confinement { in_scope: false, ..confinement });
+        let confinement = workshop.confinement.clone().map(|confinement| Confinement { cut_off: false, ..confinement });
         let session_workshop = Workshop { folder: folder("sessions")?, confinement, ..workshop.clone() };
-        let acpx = Acpx { program: settings.acpx_bin.clone(), workshop: session_workshop };
+        let claude = data_dir.join(acpx::CLAUDE);
+        let _ = std::fs::remove_file(&claude);
+        std::os::unix::fs::symlink(std::env::current_exe()?, &claude).with_context(|| format!("{} can't be made", claude.display()))?;
+        let acpx = Acpx { program: settings.acpx_bin.clone(), workshop: session_workshop, claude };
         let desks = Desks::new(workshop.clone(), settings.claude_bin.clone());
         let standby = Pool::new(settings.standby, desks.clone(), acpx.clone());
         let sessions = Sessions::new(acpx, standby.clone(), ledger.clone(), settings.sessions);
@@ -265,13 +268,7 @@ fn confinement(sandbox: Sandbox, data_dir: &Path, environment: &Environment) -> 
         return Ok(None);
     }
     match sandbox::check(data_dir, environment) {
-        Ok(()) => {
-            let in_scope = data_dir.join(sandbox::IN_SCOPE);
-            let _ = std::fs::remove_file(&in_scope);
-            std::os::unix::fs::symlink(std::env::current_exe()?, &in_scope)
-                .with_context(|| format!("{} can't be made", in_scope.display()))?;
-            Ok(Some(Confinement { hidden: data_dir.to_owned(), in_scope: true }))
-        }
+        Ok(()) => Ok(Some(Confinement { hidden: data_dir.to_owned(), cut_off: true })),
         Err(why) if sandbox == Sandbox::Required => Err(why).context("CLAWDFORGE_SANDBOX is \"required\""),
         Err(why) => {
             tracing::warn!("agents are not shut out of the data folder: {why}");
@@ -319,10 +316,9 @@ pub(crate) fn own_folder(path: &Path) -> anyhow::Result<PathBuf> {
     })
 }
 
-/// The folders of the CLIs: what is wrong with them would show in the first run.
+/// claude's folder: what is wrong with it would show in the first run.
 fn check_home(environment: &Environment) -> anyhow::Result<()> {
-    let acpx = environment.get("HOME").map(|home| Path::new(home).join(".acpx"));
-    claude::config_folder(environment).into_iter().chain(acpx).try_for_each(|folder| check_writable(&folder))
+    claude::config_folder(environment).map_or(Ok(()), |folder| check_writable(&folder))
 }
 
 /// Makes sure that a folder that is there can be written. A mount often belongs to someone else.

@@ -20,6 +20,7 @@ use crate::agent::acpx::{self, Acpx, Heard, Target, Turn};
 use crate::agent::events::{Event, Events, TurnEnd};
 use crate::agent::family;
 use crate::agent::folder::{Attachment, Folder, blocking, clear, remove_tree};
+use crate::agent::room::Room;
 use crate::agent::standby::{Pool, Want};
 use crate::agent::{claude, process};
 use crate::ledger::{self, Ledger, NewSession, RunEnd, Session, TurnBegun, TurnRow};
@@ -210,9 +211,9 @@ impl Sessions {
         self.shared.open.load(Ordering::Relaxed)
     }
 
-    /// Where a session of that id has its folder.
-    pub fn folder(&self, session_id: &str) -> PathBuf {
-        self.shared.acpx.workshop.folder.join(session_id)
+    /// Where the agent of a session of that id works.
+    pub fn cwd(&self, session_id: &str) -> PathBuf {
+        self.shared.room(session_id).work()
     }
 
     /// Creates a session. One that a caller stopped waiting for is taken away again.
@@ -320,7 +321,7 @@ impl Sessions {
         // The files of turns that a crash cut short. One that can't be removed must not stop the start.
         if turns > 0 {
             for session in self.shared.acpx.workshop.folder.read_dir()?.flatten() {
-                if let Err(error) = clear(&session.path(), |name| !name.starts_with(FILES)) {
+                if let Err(error) = clear(&Room::new(session.path()).work(), |name| !name.starts_with(FILES)) {
                     tracing::warn!(path = %session.path().display(), %error, "the files of a turn may be left");
                 }
             }
@@ -332,46 +333,38 @@ impl Sessions {
 
     /// Removes what acpx's owners leave when they are killed. Only for when none is alive.
     pub async fn forget_owners(&self) {
-        let environment = self.shared.acpx.workshop.environment.clone();
-        let forgotten = async {
-            let open = self.shared.ledger.idle_sessions(i64::MAX).await?;
-            let ids = open.into_iter().filter_map(|session| session.acpx_record_id).collect::<Vec<_>>();
-            Ok::<_, Refused>(blocking(move || acpx::forget_owners(&environment, &ids)).await?)
-        };
-        if let Err(error) = forgotten.await {
+        let folder = self.shared.acpx.workshop.folder.clone();
+        let forget = move || folder.read_dir()?.try_for_each(|session| Room::new(session?.path()).forget_owner());
+        if let Err(error) = blocking(forget).await {
             tracing::warn!(%error, "locks and sockets of acpx may be left");
         }
     }
 }
 
-fn target(new: &NewSession) -> Target {
-    Target {
-        name: new.session_id.clone(),
-        folder: PathBuf::from(&new.cwd),
-        agent: new.agent.clone(),
-        model: new.model.clone(),
-        permissions: new.permissions.clone(),
-    }
-}
-
 impl Shared {
+    fn room(&self, session_id: &str) -> Room {
+        Room::new(self.acpx.workshop.folder.join(session_id))
+    }
+
+    fn target(&self, new: &NewSession) -> Target {
+        Target {
+            name: new.session_id.clone(),
+            room: self.room(&new.session_id),
+            agent: new.agent.clone(),
+            model: new.model.clone(),
+            permissions: new.permissions.clone(),
+        }
+    }
+
     async fn create(self: &Arc<Self>, new: &NewSession, cancel: &CancellationToken) -> Result<Session, Refused> {
         let created_at = self.ledger.begin_session(new.clone(), self.limits.most_open).await?.ok_or(Refused::Full)?;
         self.count_open().await;
         match self.create_on_disk(new, cancel).await {
-            Ok(record_id) => {
+            Ok(()) => {
                 tracing::info!(session_id = new.session_id, app = new.app_name, agent = new.agent, model = new.model, "session created");
-                self.standby.used(Want::Turn(target(new)));
+                self.standby.used(Want::Turn(self.target(new)));
                 let new = new.clone();
-                Ok(Session {
-                    new,
-                    created_at,
-                    last_turn_at: None,
-                    turn_count: 0,
-                    closed_at: None,
-                    acpx_record_id: Some(record_id),
-                    acp_session_id: None,
-                })
+                Ok(Session { new, created_at, last_turn_at: None, turn_count: 0, closed_at: None })
             }
             Err(error) => {
                 self.forget(new).await;
@@ -380,19 +373,19 @@ impl Shared {
         }
     }
 
-    async fn create_on_disk(&self, new: &NewSession, cancel: &CancellationToken) -> Result<String, Refused> {
+    async fn create_on_disk(&self, new: &NewSession, cancel: &CancellationToken) -> Result<(), Refused> {
         let _hold = self.standby.hold();
-        let (parent, id) = (self.acpx.workshop.folder.clone(), new.session_id.clone());
-        blocking(move || Folder::create(&parent, &id)).await?;
-        let record_id = self.acpx.create(&target(new), cancel).await?;
-        self.ledger.finish_session_create(&new.session_id, record_id.clone()).await?;
-        Ok(record_id)
+        let (room, environment) = (self.room(&new.session_id), self.acpx.workshop.environment.clone());
+        blocking(move || room.make(&environment)).await?;
+        let record_id = self.acpx.create(&self.target(new), cancel).await?;
+        Ok(self.ledger.finish_session_create(&new.session_id, record_id).await?)
     }
 
     /// Takes back what there is of a session that does not come to exist.
     async fn forget(&self, new: &NewSession) {
         family::end(&self.acpx.mark(&new.session_id)).await;
-        if let Err(error) = self.remove_files(new, None, None).await {
+        let room = self.room(&new.session_id);
+        if let Err(error) = blocking(move || room.remove()).await {
             tracing::warn!(session_id = new.session_id, %error, "the folder of a session that was not created is left");
         }
         if let Err(error) = self.ledger.forget_session(&new.session_id).await {
@@ -423,7 +416,7 @@ impl Shared {
         let stopped = cancel.child_token();
         let (over, mut ended) = oneshot::channel();
         let talking = self.tasks.spawn({
-            let (shared, target, stopped) = (self.clone(), target(&session.new), stopped.clone());
+            let (shared, target, stopped) = (self.clone(), self.target(&session.new), stopped.clone());
             let (folder, files, prompt) = (files_folder.clone(), request.files, request.row.prompt);
             let hold = self.standby.hold();
             async move {
@@ -474,7 +467,7 @@ impl Shared {
         );
         if matches!(ending, Ending::Completed(_)) && !place.lane.closing.is_cancelled() {
             // In the lane: a close comes after it, and expects no further turn.
-            self.standby.used(Want::Turn(target(&session.new)));
+            self.standby.used(Want::Turn(self.target(&session.new)));
         }
         let text = turn.events.text().to_owned();
         let stderr = finished.map(|finished| finished.stderr).unwrap_or_default();
@@ -528,28 +521,25 @@ impl Shared {
         place.lane.closing.cancel();
         self.count_open().await;
         self.standby.forget_session(session_id);
-        self.acpx.close(&target(&session.new)).await;
+        self.acpx.close(&self.target(&session.new)).await;
+        let room = self.room(session_id);
+        if let Err(error) = blocking(move || room.forget_owner()).await {
+            tracing::warn!(session_id, %error, "a lock or a socket of acpx may be left until the session is deleted");
+        }
         tracing::info!(session_id, how, "session closed");
         Ok(true)
     }
 
     /// Takes away all that there is of a closed session.
     async fn delete(&self, session: &Session) -> Result<(), Refused> {
-        self.standby.forget_session(&session.new.session_id);
-        family::end(&self.acpx.mark(&session.new.session_id)).await;
-        self.remove_files(&session.new, session.acpx_record_id.clone(), session.acp_session_id.clone()).await?;
-        self.ledger.delete_session(&session.new.session_id).await?;
-        tracing::info!(session_id = session.new.session_id, "session deleted");
+        let session_id = &session.new.session_id;
+        self.standby.forget_session(session_id);
+        family::end(&self.acpx.mark(session_id)).await;
+        let room = self.room(session_id);
+        blocking(move || room.remove()).await?;
+        self.ledger.delete_session(session_id).await?;
+        tracing::info!(session_id, "session deleted");
         Ok(())
-    }
-
-    async fn remove_files(&self, new: &NewSession, record_id: Option<String>, acp_session_id: Option<String>) -> std::io::Result<()> {
-        let (environment, folder) = (self.acpx.workshop.environment.clone(), PathBuf::from(&new.cwd));
-        blocking(move || {
-            acpx::clean_up(&environment, &folder, record_id.as_deref(), acp_session_id.as_deref())?;
-            remove_tree(&folder)
-        })
-        .await
     }
 }
 

@@ -5,21 +5,21 @@
 //! does not help is the session's whole family ended. The conversation is on disk, and the next turn goes on from there.
 
 use std::ffi::{OsStr, OsString};
-use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::Deserialize;
+use serde_json::json;
 use tokio::process::Command;
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::events::{Events, TurnEnd};
 use super::family::{self, Mark, Started};
-use super::folder::remove_tree;
 use super::process::{self, End, How, Line, Next, Talk, Waiting};
+use super::room::Room;
 use super::sandbox::{self, Confinement};
-use super::{Environment, Workshop, claude, programs, standby};
+use super::{Workshop, claude, programs, standby};
 
 /// How long `sessions new` may take: it may have to fetch the adapter.
 const CREATE_TIMEOUT: Duration = Duration::from_mins(1);
@@ -32,6 +32,11 @@ const CANCELLED_GRACE: Duration = Duration::from_secs(4);
 /// Bytes of a turn's messages that are kept: they all stand in its answer.
 const MAX_TURN: usize = 16 << 20;
 
+/// The name by which this program starts the claude of a session.
+pub const CLAUDE: &str = "claude-of-session";
+/// The variable that tells it how, as a JSON array of arguments.
+pub const HOW_TO_START_CLAUDE: &str = "AGENT_CONFINE";
+
 /// The permissions that a session may be created with, and acpx's flag for each.
 pub const PERMISSIONS: &[(&str, &str)] =
     &[("approve-all", "--approve-all"), ("approve-reads", "--approve-reads"), ("deny-all", "--deny-all")];
@@ -41,8 +46,8 @@ pub const PERMISSIONS: &[(&str, &str)] =
 pub struct Target {
     /// Its name, which is its id.
     pub name: String,
-    /// Its folder.
-    pub folder: PathBuf,
+    /// Its folders.
+    pub room: Room,
     /// One of the configured agents.
     pub agent: String,
     /// The model of every turn.
@@ -85,6 +90,8 @@ pub struct Acpx {
     pub program: OsString,
     /// Where the sessions' folders are.
     pub workshop: Workshop,
+    /// This program, under the name [`CLAUDE`].
+    pub claude: PathBuf,
 }
 
 impl Acpx {
@@ -96,11 +103,11 @@ impl Acpx {
     fn command<A: AsRef<OsStr>>(&self, target: &Target, arguments: impl IntoIterator<Item = A>) -> Result<Command, Error> {
         let found = programs::find(&self.program, &self.workshop.environment);
         let program = found.ok_or_else(|| Error::NotInstalled(self.program.clone()))?;
-        let mut command = self.workshop.command(&program, &target.folder);
+        let mut command = self.workshop.command(&program, target.room.folder());
+        target.room.furnish(&mut command, &self.workshop.environment);
         let permissions = PERMISSIONS.iter().find(|(name, _)| *name == target.permissions).map_or("--deny-all", |(_, flag)| flag);
         command.args(["--format", "json", "--json-strict", "--non-interactive-permissions", "deny", permissions, &target.agent]);
         command.args(arguments).envs(claude::VARIABLES.iter().copied());
-        command.env("CLAUDE_CODE_TMPDIR", target.folder.join(".tmp"));
         if let Some(model) = &target.model {
             command.env("ANTHROPIC_MODEL", model);
         }
@@ -109,14 +116,24 @@ impl Acpx {
         let claude =
             environment.get("CLAUDE_CODE_EXECUTABLE").map(PathBuf::from).or_else(|| programs::find(OsStr::new("claude"), environment));
         if let Some(claude) = claude {
-            match &self.workshop.confinement {
-                None => command.env("CLAUDE_CODE_EXECUTABLE", claude),
-                Some(Confinement { hidden, .. }) => {
-                    command.env(sandbox::IN_SCOPE_PROGRAM, claude).env("CLAUDE_CODE_EXECUTABLE", hidden.join(sandbox::IN_SCOPE))
-                }
-            };
+            command.env("CLAUDE_CODE_EXECUTABLE", &self.claude).env(HOW_TO_START_CLAUDE, self.how_to_start(&claude, target)?);
         }
         Ok(command)
+    }
+
+    /// How this program is to start a session's claude: with its user's home, and shut out of acpx's.
+    fn how_to_start(&self, claude: &Path, target: &Target) -> Result<String, Error> {
+        let mut how = vec![OsString::from("confine")];
+        if let Some(Confinement { hidden, .. }) = &self.workshop.confinement {
+            // Listed here: what acpx starts can't see any more what is beside the data folder.
+            let beside = sandbox::beside(hidden).map_err(|error| Error::Failed(error.to_string()))?;
+            let reachable = beside.into_iter().chain(target.room.agents_own());
+            how.extend(reachable.flat_map(|path| ["--own".into(), path.into_os_string()]));
+            how.push("--cut-off".into());
+        }
+        how.extend(self.workshop.environment.get("HOME").into_iter().flat_map(|home| ["--home".into(), home.into()]));
+        how.extend(["--".into(), claude.into()]);
+        Ok(json!(how.iter().map(|part| part.to_string_lossy()).collect::<Vec<_>>()).to_string())
     }
 
     /// Creates the session. Gives what acpx calls it.
@@ -192,7 +209,7 @@ impl Acpx {
     ) -> Result<process::Finished, Error> {
         let (mut begun, mut over) = (Some(heard.begun), Some(heard.over));
         // As content blocks: acpx trims a bare text, and takes one that looks like blocks for blocks.
-        let input = serde_json::json!([{"type": "text", "text": prompt}]).to_string().into_bytes();
+        let input = json!([{"type": "text", "text": prompt}]).to_string().into_bytes();
         // The prompt comes back among the messages.
         let most = MAX_TURN + input.len();
         let mut standby = standby;
@@ -268,65 +285,4 @@ fn failure(printed: &str) -> Option<String> {
         TurnEnd::Failed(message) => Some(message),
         TurnEnd::Stopped(_) => None,
     })
-}
-
-/// Removes what acpx and claude keep of a session: the conversation, its event stream, what an owner that was killed
-/// left, and the transcript.
-pub fn clean_up(environment: &Environment, folder: &Path, record_id: Option<&str>, acp_session_id: Option<&str>) -> io::Result<()> {
-    let Some(home) = environment.get("HOME").map(Path::new) else { return Ok(()) };
-    let acpx = home.join(".acpx");
-    let found = record_id.map_or_else(|| record_of(&acpx.join("sessions"), folder), |id| Some(id.to_owned()));
-    if let Some(record_id) = &found {
-        for entry in acpx.join("sessions").read_dir().into_iter().flatten().flatten() {
-            // `<id>.json`, `<id>.stream.ndjson`, and its older segments.
-            if entry.file_name().to_string_lossy().split('.').next() == Some(record_id.as_str()) {
-                remove_tree(&entry.path())?;
-            }
-        }
-        forget_owners(environment, std::slice::from_ref(record_id))?;
-        // The agent that `sessions new` started went by this id.
-        claude::clean_up(record_id, environment)?;
-    }
-    if let Some(config) = claude::config_folder(environment) {
-        // The transcripts are filed by the working folder, in which all but letters and digits is a dash.
-        let project: String = folder.to_string_lossy().chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect();
-        remove_tree(&config.join("projects").join(project))?;
-    }
-    acp_session_id.map_or(Ok(()), |id| claude::clean_up(id, environment))
-}
-
-/// The record of the session that works in `folder`, for one whose creation was cut short.
-fn record_of(sessions: &Path, folder: &Path) -> Option<String> {
-    #[derive(Deserialize)]
-    struct Record {
-        acpx_record_id: String,
-        cwd: PathBuf,
-    }
-    let records =
-        sessions.read_dir().ok()?.flatten().filter_map(|entry| serde_json::from_slice::<Record>(&std::fs::read(entry.path()).ok()?).ok());
-    records.into_iter().find(|record| record.cwd == folder).map(|record| record.acpx_record_id)
-}
-
-/// Removes what the queue owners of these sessions leave when they are killed: locks, and the sockets that they name.
-pub fn forget_owners(environment: &Environment, record_ids: &[String]) -> io::Result<()> {
-    #[derive(Deserialize)]
-    #[serde(rename_all = "camelCase")]
-    struct Lock {
-        session_id: String,
-        socket_path: Option<PathBuf>,
-    }
-    let Some(home) = environment.get("HOME").map(Path::new) else { return Ok(()) };
-    for entry in home.join(".acpx/queues").read_dir().into_iter().flatten().flatten() {
-        let lock = std::fs::read(entry.path()).ok().and_then(|text| serde_json::from_slice::<Lock>(&text).ok());
-        if let Some(lock) = lock.filter(|lock| record_ids.contains(&lock.session_id)) {
-            // Only ever a socket in a folder of acpx's.
-            if let Some(socket) = lock.socket_path.filter(|path| path.extension() == Some(OsStr::new("sock"))) {
-                remove_tree(&socket)?;
-                // The folder of the home's sockets goes with the last.
-                let _ = socket.parent().map(std::fs::remove_dir);
-            }
-            remove_tree(&entry.path())?;
-        }
-    }
-    Ok(())
 }

@@ -12,6 +12,7 @@ pub mod process;
 pub mod programs;
 pub mod queue;
 pub mod reply;
+pub mod room;
 pub mod sandbox;
 pub mod standby;
 
@@ -37,14 +38,14 @@ pub struct Workshop {
 }
 
 impl Workshop {
-    /// A command that works in `folder`, with the agents' environment and no other.
+    /// A command that works in `folder`, which is its own, with the agents' environment and no other.
     pub fn command(&self, program: &Path, folder: &Path) -> Command {
         let mut command = match &self.confinement {
             None => Command::new(program),
-            Some(Confinement { hidden, in_scope }) => {
+            Some(Confinement { hidden, cut_off }) => {
                 let mut command = Command::new("/proc/self/exe");
                 command.arg0("clawdforge").arg("confine").arg("--hidden").arg(hidden).arg("--own").arg(folder);
-                command.args(in_scope.then_some("--in-scope")).arg("--").arg(program);
+                command.args(cut_off.then_some("--cut-off")).arg("--").arg(program);
                 command
             }
         };

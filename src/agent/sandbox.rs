@@ -14,6 +14,8 @@ use landlock::{
     RulesetCreatedAttr, RulesetError, Scope,
 };
 
+use seccompiler::{BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule};
+
 use super::Environment;
 
 /// The newest interface of which the rights to files are made use of.
@@ -25,6 +27,9 @@ pub enum Error {
     /// The kernel has no Landlock, or it is switched off.
     #[error("this kernel can't restrict agents (Landlock: {0})")]
     Unsupported(#[from] RulesetError),
+    /// The kernel has no filters of system calls, or this processor is not known.
+    #[error("this kernel can't restrict agents (seccomp: {0})")]
+    Unfiltered(#[from] seccompiler::Error),
     /// A folder on the way to the data folder can't be read.
     #[error("{0} can't be read ({1})")]
     Unreadable(PathBuf, #[source] io::Error),
@@ -65,45 +70,58 @@ fn ruleset(level: CompatLevel, abi: ABI) -> Result<RulesetCreated, RulesetError>
     Ruleset::default().set_compatibility(level).handle_access(AccessFs::from_all(abi))?.create()
 }
 
-/// The name by which this program starts an agent that can't send signals out. acpx's own processes have to reach each
-/// other, so they share no such restriction: only what they start as claude has it.
-pub const IN_SCOPE: &str = "claude-in-scope";
-/// The variable that names the program to start so.
-pub const IN_SCOPE_PROGRAM: &str = "AGENT_PROGRAM";
-
 /// How agents are confined.
 #[derive(Clone, Debug)]
 pub struct Confinement {
     /// The folder that they are shut out of, but for the folder that each works in; absolute, without links.
     pub hidden: PathBuf,
-    /// Whether they can't send signals to processes outside.
-    pub in_scope: bool,
+    /// Whether they are cut off from the processes outside.
+    pub cut_off: bool,
 }
 
-/// Keeps this process, and all that it will start, from sending signals to processes outside, where the kernel can do that
-/// (Linux 6.12).
-pub fn restrict_signals() {
+/// Cuts this process, and all that it will start, off from the processes outside: it can't send them signals, where the
+/// kernel can see to that (Linux 6.12), and it has no Unix sockets, by which it could have others do what it can't. acpx's
+/// own processes have to reach each other, so only what they start as claude is cut off.
+pub fn cut_off() -> Result<(), Error> {
     // Moving a file from one folder to another is denied by any rules that don't allow it.
     let scoped = Ruleset::default().set_compatibility(CompatLevel::HardRequirement).scope(Scope::Signal);
     let rules = scoped.and_then(|rules| rules.handle_access(AccessFs::Refer)?.create());
     let _ = rules.and_then(|rules| allow_only(rules, Path::new("/"), AccessFs::Refer.into())?.restrict_self());
+    Ok(seccompiler::apply_filter(&without_unix_sockets()?)?)
 }
 
-/// Restricts this process, and all that it will start, to what is not in `hidden`, and to `own` inside it. Both are
-/// absolute, without links.
-pub fn restrict(hidden: &Path, own: &Path) -> Result<(), Error> {
-    ruleset(CompatLevel::HardRequirement, ABI::V1)?;
-    let mut rules = ruleset(CompatLevel::BestEffort, NEWEST)?;
+/// A filter of system calls. Pairs of sockets, which programs use for pipes, stay.
+fn without_unix_sockets() -> Result<BpfProgram, seccompiler::Error> {
+    let family = SeccompCondition::new(0, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, libc::AF_UNIX as u64)?;
+    let rules = [
+        (libc::SYS_socket, vec![SeccompRule::new(vec![family])?]),
+        // It can make sockets too.
+        (libc::SYS_io_uring_setup, Vec::new()),
+    ];
+    let denied = SeccompAction::Errno(libc::EACCES as u32);
+    let filter = SeccompFilter::new(rules.into_iter().collect(), SeccompAction::Allow, denied, std::env::consts::ARCH.try_into()?)?;
+    Ok(filter.try_into()?)
+}
+
+/// All that is not in `hidden`, by listing what is beside the way to it. `hidden` is absolute, without links.
+pub fn beside(hidden: &Path) -> Result<Vec<PathBuf>, Error> {
+    let mut beside = Vec::new();
     for folder in hidden.ancestors().skip(1) {
-        let entries = folder.read_dir().map_err(|error| Error::Unreadable(folder.to_owned(), error))?;
-        for entry in entries.flatten() {
+        for entry in folder.read_dir().map_err(|error| Error::Unreadable(folder.to_owned(), error))?.flatten() {
             let path = entry.path();
             if !hidden.starts_with(&path) && !entry.file_type().is_ok_and(|kind| kind.is_symlink()) {
-                rules = allow(rules, &path)?;
+                beside.push(path);
             }
         }
     }
-    allow(rules, own)?.restrict_self()?;
+    Ok(beside)
+}
+
+/// Restricts this process, and all that it will start, to what is at these paths and below them.
+pub fn restrict(to: &[PathBuf]) -> Result<(), Error> {
+    ruleset(CompatLevel::HardRequirement, ABI::V1)?;
+    let rules = ruleset(CompatLevel::BestEffort, NEWEST)?;
+    to.iter().try_fold(rules, |rules, path| allow(rules, path))?.restrict_self()?;
     Ok(())
 }
 

@@ -291,13 +291,10 @@ impl Pool {
 
     fn fingerprint(&self, want: &Want) -> Fingerprint {
         let Desks { workshop: Workshop { environment, .. }, claude, .. } = &self.0.desks;
-        let home = environment.get("HOME").map(PathBuf::from).unwrap_or_default();
         let (program, files, settings) = match want {
             Want::Run { .. } => (claude, claude::read_at_start(environment), claude::kept_in_its_state(environment)),
             // What the session's own agent read is its own affair.
-            Want::Turn(target) => {
-                (&self.0.acpx.program, vec![home.join(".acpx/config.json"), target.folder.join(".acpxrc.json")], String::new())
-            }
+            Want::Turn(target) => (&self.0.acpx.program, target.room.read_at_start(), String::new()),
         };
         Fingerprint { files: programs::find(program, environment).into_iter().chain(files).map(as_it_is).collect(), settings }
     }

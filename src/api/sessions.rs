@@ -238,7 +238,7 @@ async fn create(
     }
     let session_id = Uuid::now_v7().simple().to_string();
     let new = NewSession {
-        cwd: app.sessions.folder(&session_id).display().to_string(),
+        cwd: app.sessions.cwd(&session_id).display().to_string(),
         session_id,
         app_name: caller.app,
         agent,

@@ -1,30 +1,34 @@
 //! `clawdforge confine`: restricts itself, and becomes an agent. For the server, which starts agents with it.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 
 use anyhow::Context;
+use clap::Parser;
 
-use crate::agent::sandbox;
+use crate::agent::{acpx, sandbox};
 
-/// Run a program that can't reach the data folder, but for a folder of its own
+/// Run a program that can't reach the data folder, but for folders of its own
 #[derive(clap::Args)]
 #[command(
     hide = true,
     after_help = "Example:\n  clawdforge confine --hidden /var/lib/clawdforge --own /var/lib/clawdforge/runs/1 -- claude -p"
 )]
 pub struct Args {
-    /// The data folder, absolute and without links
+    /// The data folder, absolute and without links: what is outside it can be reached
     #[arg(long, value_name = "DIR")]
-    hidden: PathBuf,
-    /// The folder in it that is the program's own
-    #[arg(long, value_name = "DIR")]
-    own: PathBuf,
-    /// Also keep it from sending signals to processes outside
+    hidden: Option<PathBuf>,
+    /// What else can be reached; without this and the data folder, everything
+    #[arg(long, value_name = "PATH")]
+    own: Vec<PathBuf>,
+    /// Also cut it off from the processes outside
     #[arg(long)]
-    in_scope: bool,
+    cut_off: bool,
+    /// Its home folder, where that is another than this process's
+    #[arg(long, value_name = "DIR")]
+    home: Option<PathBuf>,
     /// The program and its arguments
     #[arg(last = true, required = true)]
     command: Vec<OsString>,
@@ -32,22 +36,29 @@ pub struct Args {
 
 /// Returns only where that failed.
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
-    sandbox::restrict(&args.hidden, &args.own)?;
-    if args.in_scope {
-        sandbox::restrict_signals();
+    let beside = args.hidden.as_deref().map(sandbox::beside).transpose()?.unwrap_or_default();
+    let reachable = [beside, args.own].concat();
+    if !reachable.is_empty() {
+        sandbox::restrict(&reachable)?;
+    }
+    if args.cut_off {
+        sandbox::cut_off()?;
     }
     let (program, arguments) = args.command.split_first().context("no program is named")?;
-    become_program(program, arguments)
+    let mut command = Command::new(program);
+    command.args(arguments).envs(args.home.map(|home| ("HOME", home)));
+    Err(command.exec()).with_context(|| format!("{} can't be started", program.display()))
 }
 
-/// What this program is when it is called [`sandbox::IN_SCOPE`]. Returns only where that failed.
-pub fn run_in_scope() -> anyhow::Result<ExitCode> {
-    let program = std::env::var_os(sandbox::IN_SCOPE_PROGRAM).context("no program is named")?;
-    sandbox::restrict_signals();
-    become_program(&program, &std::env::args_os().skip(1).collect::<Vec<_>>())
-}
-
-fn become_program(program: &OsStr, arguments: &[OsString]) -> anyhow::Result<ExitCode> {
-    let error = Command::new(program).args(arguments).exec();
-    Err(error).with_context(|| format!("{} can't be started", program.display()))
+/// What this program is when it is called [`acpx::CLAUDE`]: the claude of a session, started as a variable says. Returns
+/// only where that failed.
+pub fn run_as_claude() -> anyhow::Result<ExitCode> {
+    #[derive(Parser)]
+    struct Alone {
+        #[command(flatten)]
+        args: Args,
+    }
+    let how = std::env::var(acpx::HOW_TO_START_CLAUDE).context(acpx::HOW_TO_START_CLAUDE)?;
+    let how: Vec<String> = serde_json::from_str(&how).context(acpx::HOW_TO_START_CLAUDE)?;
+    run(Alone::parse_from(how.into_iter().map(OsString::from).chain(std::env::args_os().skip(1))).args)
 }

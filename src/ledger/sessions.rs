@@ -37,10 +37,6 @@ pub struct Session {
     pub turn_count: i64,
     /// Unix seconds; `None` while it is open.
     pub closed_at: Option<i64>,
-    /// What acpx calls it.
-    pub acpx_record_id: Option<String>,
-    /// What the agent calls it.
-    pub acp_session_id: Option<String>,
 }
 
 /// A turn that is about to start.
@@ -64,7 +60,7 @@ pub struct TurnBegun {
 }
 
 const COLUMNS: &str = "session_id, app_name, agent, model, permissions, meta, cwd, created_at, last_turn_at, turn_count,
-    closed_at, acpx_record_id, acp_session_id";
+    closed_at";
 
 impl Ledger {
     /// Records a session that is about to be created, if fewer than `most` are open. Gives the time of its creation.
@@ -301,7 +297,5 @@ fn session(row: &Row<'_>) -> rusqlite::Result<Session> {
         last_turn_at: row.get(8)?,
         turn_count: row.get(9)?,
         closed_at: row.get(10)?,
-        acpx_record_id: row.get(11)?,
-        acp_session_id: row.get(12)?,
     })
 }

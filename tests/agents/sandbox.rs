@@ -12,13 +12,12 @@ use crate::Forge;
 use crate::harness::{Answer, Options, Server};
 
 /// Without Landlock the caller is to return: the test is skipped, which is said aloud.
-async fn sandboxed() -> Option<Forge> {
+async fn sandboxed(options: Options) -> Option<Forge> {
     if let Err(error @ Impossible::Unsupported) = sandbox::check(Path::new("/var/lib/clawdforge"), &Environment::of([("HOME", "/usr")])) {
         let _ = writeln!(std::io::stderr(), "SKIPPED: a test of the sandbox did not run: {error}");
         return None;
     }
-    let options = Options::default().set("CLAWDFORGE_SANDBOX", "required").set("CLAWDFORGE_STANDBY", 1);
-    Forge::start_in(options, Options::start_outside_tmp).await
+    Forge::start_in(options.set("CLAWDFORGE_SANDBOX", "required").set("CLAWDFORGE_STANDBY", 1), Options::start_outside_tmp).await
 }
 
 async fn session(server: &Server, token: &str) -> Value {
@@ -36,7 +35,7 @@ async fn shell(server: &Server, token: &str, session: &Value, command: &str) -> 
 
 #[tokio::test]
 async fn an_agent_with_a_shell_reaches_its_own_folder_and_no_other() {
-    let Some(forge) = sandboxed().await else { return };
+    let Some(forge) = sandboxed(Options::default()).await else { return };
     let (server, token) = (&forge.server, &forge.token);
     assert_eq!(server.get("/healthz", "").await.json["sandbox"], "landlock");
     let other = server.mint("other").await;
@@ -46,6 +45,12 @@ async fn an_agent_with_a_shell_reaches_its_own_folder_and_no_other() {
     let mine = session(server, token).await;
     let data = server.data().display().to_string();
     let diary = format!("{}/diary.txt", victim["cwd"].as_str().unwrap());
+    let room = Path::new(&diary).ancestors().nth(2).unwrap().display();
+    let home = forge.home.path().display();
+    // acpx's owner speaks with whoever reaches its socket.
+    let connect = "net=require('net'); fs=require('fs'); \
+        for (const path of fs.readFileSync('/proc/net/unix', 'utf8').match(/[/]tmp[/]acpx-.*sock$/gm)) \
+            net.connect(path).on('error', e => console.log(e.code, 'denied', path)).on('connect', () => console.log('quince'))";
 
     let own = shell(server, token, &mine, "echo own > a && mkdir b && mv a b/c && ln b/c d && cat d").await;
     assert!(own.contains("own"), "{own}");
@@ -54,6 +59,13 @@ async fn an_agent_with_a_shell_reaches_its_own_folder_and_no_other() {
         ("write to the ledger", format!("echo x >> {data}/clawdforge.db")),
         ("list the data folder", format!("ls {data} {data}/files {data}/sessions {data}/runs")),
         ("read another session's folder", format!("cat {diary}")),
+        ("read another session's transcript", format!("cat {room}/config/projects/*/*.jsonl {room}/*/*; ls {room} {room}/config")),
+        (
+            "read what acpx keeps of it",
+            format!("cat {room}/home/.acpx/sessions/*; ls {room}/home; grep -rs quince {home} || echo No such file"),
+        ),
+        ("speak with its agent", format!("node -e \"{connect}\"")),
+        ("have acpx start something else", "echo x > ../home/.acpx/config.json; ls ../home".to_owned()),
         ("write into another session's folder", format!("echo x > {diary}; echo x > {diary}.2")),
         ("read another app's upload", format!("cat {data}/files/*")),
         ("fill the data folder", format!("echo x > {data}/x; mkdir {data}/y; echo x > {data}/files/x")),
@@ -71,7 +83,7 @@ async fn an_agent_with_a_shell_reaches_its_own_folder_and_no_other() {
     let left: Vec<_> = server.data().read_dir().unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
     assert!(
         left.iter()
-            .all(|name| name.starts_with("clawdforge.db") || ["claude-in-scope", "files", "lock", "runs", "sessions"].contains(&&**name)),
+            .all(|name| name.starts_with("clawdforge.db") || ["claude-of-session", "files", "lock", "runs", "sessions"].contains(&&**name)),
         "{left:?}"
     );
     assert_eq!(std::fs::read_to_string(&diary).unwrap(), "quince\n");
@@ -86,7 +98,7 @@ async fn an_agent_with_a_shell_reaches_its_own_folder_and_no_other() {
 
 #[tokio::test]
 async fn runs_are_confined_and_sessions_resume_after_a_restart() {
-    let Some(forge) = sandboxed().await else { return };
+    let Some(forge) = sandboxed(Options::default()).await else { return };
     let Forge { server, token, home, _stub } = forge;
     std::fs::create_dir_all(home.path().join(".claude")).unwrap();
     std::fs::write(home.path().join(".claude/settings.json"), r#"{"permissions": {"allow": ["Bash"]}}"#).unwrap();
@@ -102,4 +114,38 @@ async fn runs_are_confined_and_sessions_resume_after_a_restart() {
     shell(&server, &token, &kept, "echo medlar > fruit").await;
     let server = server.crash_and_restart();
     assert!(shell(&server, &token, &kept, "cat fruit").await.contains("medlar"));
+    // The conversation goes on too, and is kept nowhere but with the session.
+    let path = format!("/sessions/{}/turn", kept["session_id"].as_str().unwrap());
+    let told = server.post(&path, &token, &json!({"prompt": "stub: {\"echo\": true}"})).await;
+    assert!(told.json["text"].as_str().unwrap().contains("echo medlar > fruit"), "{told:?}");
+    for place in [".acpx", ".claude/projects"] {
+        assert!(!home.path().join(place).exists(), "{place}");
+    }
+}
+
+#[tokio::test]
+async fn a_sign_in_is_shared_where_it_is() {
+    let Some(forge) = sandboxed(Options::default().set("ANTHROPIC_API_KEY", "")).await else { return };
+    let (server, token) = (&forge.server, &forge.token);
+    let config = forge.home.path().join(".claude");
+    std::fs::create_dir_all(&config).unwrap();
+    let sign_in = |key: &str| {
+        let oauth = json!({"accessToken": key, "refreshToken": "r", "expiresAt": 9_999_999_999_999_u64, "scopes": ["user:inference"]});
+        let _ = std::fs::remove_file(config.join(".credentials.json"));
+        std::fs::write(config.join(".credentials.json"), json!({"claudeAiOauth": oauth}).to_string()).unwrap();
+    };
+    sign_in("first");
+    let created = session(server, token).await;
+    let path = format!("/sessions/{}/turn", created["session_id"].as_str().unwrap());
+    let credential = async || server.post(&path, token, &json!({"prompt": "stub: {\"credential\": true}"})).await;
+    let told = credential().await;
+    assert!(told.json["text"].as_str().unwrap().contains("Bearer first"), "{told:?}");
+    // Another sign-in, of the operator or of a refresh, is the next agent's.
+    sign_in("second");
+    let told = shell(server, token, &created, "ls -A $CLAUDE_CONFIG_DIR; cat $CLAUDE_SECURESTORAGE_CONFIG_DIR/.credentials.json").await;
+    assert!(!told.lines().any(|line| line == ".credentials.json") && told.contains("second"), "{told}");
+    let another = session(server, token).await;
+    let path = format!("/sessions/{}/turn", another["session_id"].as_str().unwrap());
+    let told = server.post(&path, token, &json!({"prompt": "stub: {\"credential\": true}"})).await;
+    assert!(told.json["text"].as_str().unwrap().contains("Bearer second"), "{told:?}");
 }

@@ -239,10 +239,10 @@ async fn sessions_outlive_a_crash_in_the_middle_of_a_turn() {
 #[tokio::test]
 async fn a_stop_cancels_a_turn_past_the_drain_time() {
     let Some(forge) = Forge::start_with(Options::default().set("CLAWDFORGE_DRAIN_SECS", 1)).await else { return };
-    let Forge { mut server, token, home, _stub } = forge;
+    let Forge { mut server, token, home: _home, _stub } = forge;
     let id = create(&server, &token, &json!({})).await;
     let sleeps = bash("sleep 624");
-    let queues = home.path().join(".acpx/queues");
+    let queues = server.data().join("sessions").join(&id).join("home/.acpx/queues");
     let locks = || queues.read_dir().into_iter().flatten().flatten().map(|lock| std::fs::read(lock.path()).unwrap_or_default());
     let mut socket = None;
     let (answer, ()) = tokio::join!(turn(&server, &token, &id, &sleeps), async {

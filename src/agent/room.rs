@@ -1,0 +1,100 @@
+//! A session's room: the folder that its agent works in, claude's configuration and transcripts, and acpx's home.
+//!
+//! claude keeps conversations under `CLAUDE_CONFIG_DIR`, acpx under `HOME`. Each session has both to itself, so that its
+//! agent can be shut out of all others'. The sign-in stays where it is, and so does the lock under which it is refreshed:
+//! `CLAUDE_SECURESTORAGE_CONFIG_DIR` names its folder (seen in claude 2.1.197, which does not document it). What acpx keeps
+//! is out of the agent's reach, because acpx runs what stands there, and is less restricted than the agent.
+
+use std::fs::{DirBuilder, OpenOptions};
+use std::io::{self, ErrorKind, Write};
+use std::os::unix::fs::{DirBuilderExt, symlink};
+use std::path::{Path, PathBuf};
+
+use tokio::process::Command;
+
+use super::folder::{Folder, remove_tree};
+use super::{Environment, claude};
+use crate::secret::sha256_hex;
+
+/// Settings that every agent of the user has, by their names in claude's configuration.
+const SHARED: &[&str] = &["settings.json", "CLAUDE.md", "agents", "commands", "output-styles", "plugins", "rules", "skills"];
+const STATE: &str = ".claude.json";
+
+/// A session's folder.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Room(PathBuf);
+
+impl Room {
+    /// The room in this folder, which need not be there yet.
+    pub fn new(folder: PathBuf) -> Self {
+        Self(folder)
+    }
+
+    /// The whole room.
+    pub fn folder(&self) -> &Path {
+        &self.0
+    }
+
+    /// Where the agent works.
+    pub fn work(&self) -> PathBuf {
+        self.0.join("work")
+    }
+
+    /// What the agent reaches of the room.
+    pub fn agents_own(&self) -> [PathBuf; 2] {
+        [self.work(), self.config()]
+    }
+
+    fn config(&self) -> PathBuf {
+        self.0.join("config")
+    }
+
+    fn home(&self) -> PathBuf {
+        self.0.join("home")
+    }
+
+    /// Makes the room, with links to the user's settings.
+    pub fn make(&self, environment: &Environment) -> io::Result<()> {
+        let make = |folder: &Path| DirBuilder::new().mode(0o700).create(folder);
+        make(&self.0)?;
+        Folder::create(&self.0, "work")?;
+        for folder in [self.config(), self.home(), self.home().join(".acpx")] {
+            make(&folder)?;
+        }
+        let home = environment.get("HOME").map(PathBuf::from).unwrap_or_default();
+        symlink(home.join(".acpx/config.json"), self.home().join(".acpx/config.json"))?;
+        let config = claude::config_folder(environment).unwrap_or_default();
+        let state = environment.get("CLAUDE_CONFIG_DIR").map_or(home, PathBuf::from).join(STATE);
+        // claude would put a file of its own in the place of a link to nothing.
+        match OpenOptions::new().write(true).create_new(true).open(&state) {
+            Err(error) if error.kind() != ErrorKind::AlreadyExists => return Err(error),
+            made => made.ok().map_or(Ok(()), |mut file| file.write_all(b"{}"))?,
+        }
+        symlink(state, self.config().join(STATE))?;
+        SHARED.iter().try_for_each(|name| symlink(config.join(name), self.config().join(name)))
+    }
+
+    /// Has `command` work in the room, acpx at home in it.
+    pub fn furnish(&self, command: &mut Command, environment: &Environment) {
+        command.current_dir(self.work()).env("HOME", self.home()).env("CLAUDE_CONFIG_DIR", self.config());
+        command.env("CLAUDE_SECURESTORAGE_CONFIG_DIR", claude::config_folder(environment).unwrap_or_default());
+        command.env("CLAUDE_CODE_TMPDIR", self.work().join(".tmp"));
+    }
+
+    /// The files that acpx reads when it starts.
+    pub fn read_at_start(&self) -> Vec<PathBuf> {
+        vec![self.home().join(".acpx/config.json"), self.work().join(".acpxrc.json")]
+    }
+
+    /// Removes what acpx's owner leaves when it is killed: its socket, which is in `/tmp` whatever TMPDIR says, and its lock.
+    pub fn forget_owner(&self) -> io::Result<()> {
+        let home = self.home();
+        remove_tree(&Path::new("/tmp").join(format!("acpx-{}", &sha256_hex(home.as_os_str().as_encoded_bytes())[..10])))?;
+        remove_tree(&home.join(".acpx/queues"))
+    }
+
+    /// Takes the room away with all that is in it.
+    pub fn remove(&self) -> io::Result<()> {
+        self.forget_owner().and(remove_tree(&self.0))
+    }
+}
