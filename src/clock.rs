@@ -12,3 +12,16 @@ pub fn now() -> i64 {
 pub fn millis(duration: Duration) -> i64 {
     i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
 }
+
+/// The last midnight in UTC, as Unix time.
+pub fn midnight() -> i64 {
+    now().div_euclid(DAY) * DAY
+}
+
+/// Seconds until the next midnight in UTC; at least one.
+pub fn until_midnight() -> i64 {
+    midnight() + DAY - now()
+}
+
+/// Seconds of a day.
+pub const DAY: i64 = 86_400;

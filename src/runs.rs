@@ -24,10 +24,10 @@ use crate::agent::desk::{Desk, Desks, NotStarted};
 use crate::agent::family;
 use crate::agent::folder::{Attachment, blocking, clear};
 use crate::agent::process::{self, End, Talk, Waiting};
-use crate::agent::queue::{Place, Queue, Refused};
+use crate::agent::queue::{self, Place, Queue, Wanted};
 use crate::agent::standby::{self, Hold, Pool, Want};
 use crate::clock;
-use crate::ledger::{self, Ledger, NewRun, RunEnd};
+use crate::ledger::{self, Ledger, Limits, NewRun, RunEnd};
 
 /// How long the end of a run may take beyond its stop: two graces and the last look for its processes.
 const END_GRACE: Duration = Duration::from_secs(15);
@@ -45,6 +45,8 @@ pub struct Request {
     pub files: Vec<Attachment>,
     /// How long the CLI may take.
     pub timeout: Duration,
+    /// What its app may cost the others.
+    pub limits: Limits,
 }
 
 /// How a run ended.
@@ -88,6 +90,9 @@ pub enum NoRun {
     /// As many runs wait as may.
     #[error("all places are taken and the queue is full")]
     Full,
+    /// The app has spent what it may today.
+    #[error("the app has spent its budget")]
+    Spent,
     /// The server is stopping.
     #[error("the server is stopping")]
     Closed,
@@ -97,6 +102,15 @@ pub enum NoRun {
     /// Its task died of a defect.
     #[error("the run's task died")]
     Died,
+}
+
+impl From<queue::Refused> for NoRun {
+    fn from(refused: queue::Refused) -> Self {
+        match refused {
+            queue::Refused::Full => Self::Full,
+            queue::Refused::Closed => Self::Closed,
+        }
+    }
 }
 
 /// All runs of a server.
@@ -115,19 +129,20 @@ struct Shared {
 }
 
 impl Runs {
-    /// Runs with `places` at once and `most_waiting` in the queue.
-    pub fn new(desks: Desks, standby: Pool, ledger: Ledger, places: usize, most_waiting: usize) -> Self {
+    /// Runs that have their places from `queue`.
+    pub fn new(queue: Queue, desks: Desks, standby: Pool, ledger: Ledger) -> Self {
         let shared = Arc::new(Shared { desks, standby, ledger, stop: CancellationToken::new() });
-        Self { queue: Queue::new(places, most_waiting), tasks: TaskTracker::new(), shared }
+        Self { queue, tasks: TaskTracker::new(), shared }
     }
 
     /// Waits for a place and runs. A caller that stops waiting cancels the run.
     pub async fn run(&self, request: Request) -> Result<Outcome, NoRun> {
         let hold = self.shared.standby.hold();
-        let place = self.queue.enter().await.map_err(|refused| match refused {
-            Refused::Full => NoRun::Full,
-            Refused::Closed => NoRun::Closed,
-        })?;
+        let (app, limits) = (&request.row.app_name, request.limits);
+        check_budget(&self.shared.ledger, app, limits).await?;
+        let place = self.queue.enter(Wanted { app: app.clone(), most: limits.at_once(), run: true }).await?;
+        // Once more: what was going on while this one waited has cost something.
+        check_budget(&self.shared.ledger, app, limits).await?;
         let cancel = self.shared.stop.child_token();
         let guard = cancel.clone().drop_guard();
         let (answer, answered) = oneshot::channel();
@@ -371,6 +386,12 @@ fn row_end(outcome: &Outcome, usage: Usage) -> RunEnd {
         output_tokens: usage.output_tokens,
         cost_usd: usage.cost_usd,
     }
+}
+
+/// Refuses an app that has spent what it may today, in UTC. What is going on is not known yet, and goes on.
+pub(crate) async fn check_budget(ledger: &Ledger, app: &str, limits: Limits) -> Result<(), NoRun> {
+    let Some(daily_usd) = limits.daily_usd else { return Ok(()) };
+    if ledger.spent(app, clock::midnight()).await? < daily_usd { Ok(()) } else { Err(NoRun::Spent) }
 }
 
 /// Ends what a crash left running, removes its folders and settles its rows. Before the first run.

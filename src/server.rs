@@ -35,6 +35,7 @@ use crate::agent::acpx::{self, Acpx};
 use crate::agent::desk::Desks;
 use crate::agent::family::{self, Mark};
 use crate::agent::programs::Cli;
+use crate::agent::queue::Queue;
 use crate::agent::sandbox::Confinement;
 use crate::agent::standby::Pool;
 use crate::agent::{Environment, Workshop, claude, sandbox};
@@ -145,7 +146,8 @@ impl Server {
         let acpx = Acpx { program: settings.acpx_bin.clone(), workshop: session_workshop, claude };
         let desks = Desks::new(workshop.clone(), settings.claude_bin.clone());
         let standby = Pool::new(settings.standby, desks.clone(), acpx.clone());
-        let sessions = Sessions::new(acpx, standby.clone(), ledger.clone(), settings.sessions);
+        let queue = Queue::new(settings.max_runs, settings.max_queued_runs);
+        let sessions = Sessions::new(queue.clone(), acpx, standby.clone(), ledger.clone(), settings.sessions);
         let turns = sessions.recover().await.context("what an earlier end left can't be cleared away")?;
         if turns > 0 {
             tracing::warn!(turns, "settled turns that an earlier end interrupted");
@@ -156,7 +158,7 @@ impl Server {
             claude: Arc::new(Cli::new(settings.claude_bin, environment)),
             acpx: Arc::new(Cli::new(settings.acpx_bin, environment)),
             access: Access { allow: settings.allow, trusted_proxies: settings.trusted_proxies, admin: settings.admin },
-            runs: Runs::new(desks, standby.clone(), ledger.clone(), settings.max_runs, settings.max_queued_runs),
+            runs: Runs::new(queue, desks, standby.clone(), ledger.clone()),
             sessions,
             agents: settings.agents,
             sandbox: if workshop.confinement.is_some() { "landlock" } else { "off" },

@@ -20,11 +20,13 @@ use crate::agent::acpx::{self, Acpx, Heard, Target, Turn};
 use crate::agent::events::{Event, Events, TurnEnd};
 use crate::agent::family;
 use crate::agent::folder::{Attachment, Folder, blocking, clear, remove_tree};
+use crate::agent::queue::{Queue, Wanted};
 use crate::agent::room::Room;
 use crate::agent::standby::{Pool, Want};
 use crate::agent::{claude, process};
-use crate::ledger::{self, Ledger, NewSession, RunEnd, Session, TurnBegun, TurnRow};
-use crate::{clock, runs};
+use crate::clock;
+use crate::ledger::{self, AgentOfTurn, Ledger, Limits as AppLimits, NewSession, RunEnd, Session, TurnBegun, TurnRow};
+use crate::runs::{self, NoRun};
 
 /// How long the end of a turn may take beyond its stop: the cancel, its grace, and the last look for processes.
 const END_GRACE: Duration = Duration::from_secs(30);
@@ -52,6 +54,12 @@ pub enum Refused {
     /// The session is closed.
     #[error("the session is closed")]
     Closed,
+    /// As many runs and turns wait as may.
+    #[error("too much is waiting")]
+    Busy,
+    /// The app has spent what it may today.
+    #[error("the app has spent its budget")]
+    Spent,
     /// The server is stopping.
     #[error("the server is stopping")]
     Stopping,
@@ -72,6 +80,18 @@ pub enum Refused {
     Died,
 }
 
+impl From<NoRun> for Refused {
+    fn from(error: NoRun) -> Self {
+        match error {
+            NoRun::Full => Self::Busy,
+            NoRun::Spent => Self::Spent,
+            NoRun::Closed => Self::Stopping,
+            NoRun::Ledger(error) => Self::Ledger(error),
+            NoRun::Died => Self::Died,
+        }
+    }
+}
+
 impl From<acpx::Error> for Refused {
     fn from(error: acpx::Error) -> Self {
         match error {
@@ -90,6 +110,8 @@ pub struct TurnRequest {
     pub files: Vec<Attachment>,
     /// How long it may take, from its start.
     pub timeout: Duration,
+    /// What its app may cost the others.
+    pub limits: AppLimits,
 }
 
 /// How a turn ended.
@@ -130,6 +152,7 @@ pub struct Sessions {
 }
 
 struct Shared {
+    queue: Queue,
     acpx: Acpx,
     standby: Pool,
     ledger: Ledger,
@@ -192,8 +215,9 @@ impl Shared {
 
 impl Sessions {
     /// Sessions in the folder of acpx's workshop.
-    pub fn new(acpx: Acpx, standby: Pool, ledger: Ledger, limits: Limits) -> Self {
+    pub fn new(queue: Queue, acpx: Acpx, standby: Pool, ledger: Ledger, limits: Limits) -> Self {
         let shared = Shared {
+            queue,
             acpx,
             standby,
             ledger,
@@ -246,7 +270,15 @@ impl Sessions {
         }
         let place = self.shared.enter(&session.new.session_id);
         let closing = place.lane.closing.clone();
-        let turn = closing.run_until_cancelled(place.lane.turn.clone().lock_owned()).await.ok_or(Refused::Closed)?;
+        let wanted = Wanted { app: session.new.app_name.clone(), most: request.limits.at_once(), run: false };
+        let begin = async {
+            runs::check_budget(&self.shared.ledger, &session.new.app_name, request.limits).await?;
+            let turn = place.lane.turn.clone().lock_owned().await;
+            let place = self.shared.queue.enter(wanted).await.map_err(NoRun::from)?;
+            runs::check_budget(&self.shared.ledger, &session.new.app_name, request.limits).await?;
+            Ok::<_, Refused>((turn, place))
+        };
+        let held = closing.run_until_cancelled(begin).await.ok_or(Refused::Closed)??;
         // Once more: a stop may have begun while this turn waited.
         if self.shared.tasks.is_closed() {
             return Err(Refused::Stopping);
@@ -257,7 +289,7 @@ impl Sessions {
         let shared = self.shared.clone();
         self.shared.tasks.spawn(async move {
             // Held as long as the turn goes on. acpx's last second is not: it lets the next turn wait by itself.
-            let _turn = turn;
+            let _held = held;
             let _ = answer.send(shared.take_turn(session, request, place, cancel).await);
         });
         let outcome = answered.await.map_err(|_| Refused::Died)?;
@@ -449,8 +481,10 @@ impl Shared {
                 let (duration, stderr) = (started.elapsed(), String::new());
                 let ending = Ending::Failed(error.to_string());
                 let end = row_end(&ending, &turn.events, duration);
-                let (_, turn_index) =
-                    tokio::join!(blocking(move || remove_tree(&files_folder)), self.finish_turn(&session, begun, end, None));
+                let (_, turn_index) = tokio::join!(
+                    blocking(move || remove_tree(&files_folder)),
+                    self.finish_turn(&session, begun, end, AgentOfTurn::default())
+                );
                 return match error {
                     Refused::Failed(_) => Ok(Outcome { ending, turn_index, events: Vec::new(), text: String::new(), stderr, duration }),
                     other => Err(other),
@@ -460,10 +494,14 @@ impl Shared {
         let why = Why { late: Instant::now() >= deadline, stopping: self.stop.is_cancelled(), cancelled: stopped.is_cancelled() };
         let ending = ending(&turn, &why, finished.as_ref().map(|finished| &finished.end), request.timeout);
         let duration = started.elapsed();
-        let acp_session_id = turn.events.session_id().map(str::to_owned);
+        let agent = AgentOfTurn {
+            acp_session_id: turn.events.session_id().map(str::to_owned),
+            cost_usd: turn.events.cost_usd(),
+            began: turn.events.agent_began(),
+        };
         let (_, turn_index) = tokio::join!(
             blocking(move || remove_tree(&files_folder)),
-            self.finish_turn(&session, begun, row_end(&ending, &turn.events, duration), acp_session_id)
+            self.finish_turn(&session, begun, row_end(&ending, &turn.events, duration), agent)
         );
         if matches!(ending, Ending::Completed(_)) && !place.lane.closing.is_cancelled() {
             // In the lane: a close comes after it, and expects no further turn.
@@ -475,7 +513,7 @@ impl Shared {
     }
 
     /// Completes a turn's row, later where the ledger can't take it now. Gives the session's turns so far.
-    async fn finish_turn(self: &Arc<Self>, session: &Session, begun: TurnBegun, end: RunEnd, acp_session_id: Option<String>) -> i64 {
+    async fn finish_turn(self: &Arc<Self>, session: &Session, begun: TurnBegun, end: RunEnd, agent: AgentOfTurn) -> i64 {
         let session_id = session.new.session_id.clone();
         tracing::info!(
             session_id,
@@ -485,14 +523,14 @@ impl Shared {
             duration_ms = end.duration_ms,
             "turn"
         );
-        match self.ledger.finish_turn(&session_id, begun, end.clone(), acp_session_id.clone()).await {
+        match self.ledger.finish_turn(&session_id, begun, end.clone(), agent.clone()).await {
             Ok(count) => count,
             Err(error) => {
                 tracing::error!(session_id, %error, "the turn's row was not completed; trying again until it is, or the server stops");
                 let shared = self.clone();
                 let count = begun.turn_count + i64::from(end.ok);
                 self.tasks.spawn(async move {
-                    let finish = || shared.ledger.finish_turn(&session_id, begun, end.clone(), acp_session_id.clone());
+                    let finish = || shared.ledger.finish_turn(&session_id, begun, end.clone(), agent.clone());
                     runs::finish_later(&session_id, &shared.stop, finish).await;
                 });
                 count

@@ -82,6 +82,8 @@ pub struct Events {
     asked: Vec<Value>,
     session_id: Option<String>,
     usage: Option<(i64, i64)>,
+    cost_usd: Option<f64>,
+    agent_began: bool,
     last_error: Option<String>,
 }
 
@@ -118,6 +120,16 @@ impl Events {
         self.usage
     }
 
+    /// What the agent says the session has cost since it was started, in US dollars.
+    pub fn cost_usd(&self) -> Option<f64> {
+        self.cost_usd
+    }
+
+    /// Whether the agent was started for this turn.
+    pub fn agent_began(&self) -> bool {
+        self.agent_began
+    }
+
     /// The events, one for each message.
     pub fn into_events(self) -> Vec<Event> {
         self.events
@@ -136,6 +148,7 @@ impl Events {
                 return (self.update(update), None);
             }
             Some("session/prompt") => self.prompt_id = Some(message["id"].clone()),
+            Some("initialize") => self.agent_began = true,
             Some(method) if from_agent(method) && !message["id"].is_null() => self.asked.push(message["id"].clone()),
             _ => {}
         }
@@ -181,6 +194,10 @@ impl Events {
             }
             "agent_thought_chunk" => return with_content("thinking", content()),
             "tool_call" | "tool_call_update" => kind(name),
+            "usage_update" => {
+                self.cost_usd = update["cost"]["amount"].as_f64().filter(|_| update["cost"]["currency"] == "USD").or(self.cost_usd);
+                return kind(name);
+            }
             other => return kind(other),
         };
         let call = update["toolCallId"].as_str();

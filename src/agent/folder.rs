@@ -1,9 +1,11 @@
 //! The folder that a run works in: made for it alone, and gone with it.
 
-use std::fs::{self, DirBuilder, Permissions};
+use std::fs::{self, DirBuilder, File, Permissions};
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+
+use rustix::fs::{Mode, OFlags, open, openat};
 
 /// The file of the system prompt. An attached file can't have this name: theirs never begin with a dot.
 const SYSTEM_PROMPT: &str = ".system-prompt";
@@ -50,15 +52,18 @@ impl Folder {
 
     /// Puts the attached files into the folder under names that do not clash, and gives their paths in order.
     pub fn attach(&self, files: &[Attachment]) -> io::Result<Vec<PathBuf>> {
+        // An agent may be at work beside it. Whatever it puts in the way, nothing is written but new files in this folder.
+        let folder = open(&self.0, OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
+        let new = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         distinct(files.iter().map(|file| file.name.as_str()))
             .into_iter()
             .zip(files)
             .map(|(name, file)| {
-                let path = self.0.join(name);
                 // Not a link: what an agent writes must not change the upload. Where the file system can, it shares the
                 // blocks.
-                fs::copy(&file.source, &path)?;
-                Ok(path)
+                let mut to = File::from(openat(&folder, &name, new, Mode::RUSR | Mode::WUSR)?);
+                io::copy(&mut File::open(&file.source)?, &mut to)?;
+                Ok(self.0.join(name))
             })
             .collect()
     }
@@ -152,6 +157,23 @@ mod tests {
         fs::set_permissions(folder.path().join("a"), Permissions::from_mode(0o500)).unwrap();
         folder.remove().unwrap();
         assert_eq!(fs::read_dir(parent.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn nothing_is_written_through_a_link_in_the_way() {
+        let parent = tempfile::tempdir().unwrap();
+        let [source, precious] = ["upload", "precious"].map(|name| parent.path().join(name));
+        fs::write(&source, "content").unwrap();
+        fs::write(&precious, "precious").unwrap();
+        let files = [Attachment { source, name: "a".into() }];
+        let folder = Folder::create(parent.path(), "x").unwrap();
+        std::os::unix::fs::symlink(&precious, folder.path().join("a")).unwrap();
+        folder.attach(&files).unwrap_err();
+        let elsewhere = Folder::create(parent.path(), "y").unwrap();
+        std::os::unix::fs::symlink(elsewhere.path(), parent.path().join("z")).unwrap();
+        Folder(parent.path().join("z")).attach(&files).unwrap_err();
+        assert_eq!(fs::read_to_string(precious).unwrap(), "precious");
+        assert!(!elsewhere.path().join("a").exists());
     }
 
     #[test]

@@ -1,20 +1,75 @@
-//! Places for runs: so many at once, so many that wait, in the order that they came.
+//! Places for runs and turns: so many runs at once, so much of each app at once, and so many that wait.
+//!
+//! A place that becomes free goes to the app that has the fewest, of several the one that was served longest ago, and among
+//! its own to whoever came first. So an app with a hundred waiting runs does not keep another's single run waiting behind all of
+//! them; and where no more may wait, the last of those of the app with the most has to go.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::oneshot;
 
-/// The queue. Waiting ends when the future of [`Queue::enter`] is dropped.
+/// The queue. Clones share it. Waiting ends when the future of [`Queue::enter`] is dropped.
+#[derive(Clone, Debug)]
+pub struct Queue(Arc<Mutex<State>>);
+
 #[derive(Debug)]
-pub struct Queue {
-    places: Arc<Semaphore>,
-    waiting: AtomicUsize,
+struct State {
+    free: usize,
     most_waiting: usize,
+    /// The apps that have something, or wait.
+    apps: HashMap<String, InUse>,
+    /// In the order that they came.
+    waiting: Vec<Waiter>,
+    /// Of those who came and of places that were given out.
+    count: u64,
+    closed: bool,
 }
 
-/// A run's place, held until it is dropped.
-pub type Place = OwnedSemaphorePermit;
+#[derive(Debug, Default)]
+struct InUse {
+    runs: usize,
+    turns: usize,
+    /// Grows with each place that is given out.
+    served: u64,
+}
+
+#[derive(Debug)]
+struct Waiter {
+    id: u64,
+    wanted: Wanted,
+    told: oneshot::Sender<Result<Place, Refused>>,
+}
+
+/// What a place is wanted for.
+#[derive(Clone, Debug)]
+pub struct Wanted {
+    /// The app.
+    pub app: String,
+    /// Runs and turns that the app may have at once; `None` for as many as there are places.
+    pub most: Option<usize>,
+    /// Whether it is for a run. Turns are bounded only by their app's limit.
+    pub run: bool,
+}
+
+/// A place, held until it is dropped.
+#[derive(Debug)]
+pub struct Place {
+    queue: Queue,
+    app: String,
+    run: bool,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut state = self.queue.state();
+        if let Some(in_use) = state.apps.get_mut(&self.app) {
+            *(if self.run { &mut in_use.runs } else { &mut in_use.turns }) -= 1;
+        }
+        state.free += usize::from(self.run);
+        self.queue.serve(state);
+    }
+}
 
 /// Why there is no place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,63 +81,129 @@ pub enum Refused {
 }
 
 impl Queue {
-    /// A queue with `places` at once and `most_waiting` that wait.
+    /// A queue with places for `places` runs at once and for `most_waiting` runs and turns that wait.
     pub fn new(places: usize, most_waiting: usize) -> Self {
-        Self { places: Arc::new(Semaphore::new(places)), waiting: AtomicUsize::new(0), most_waiting }
+        let state = State { free: places, most_waiting, apps: HashMap::new(), waiting: Vec::new(), count: 0, closed: false };
+        Self(Arc::new(Mutex::new(state)))
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Waits for a place.
-    pub async fn enter(&self) -> Result<Place, Refused> {
-        use tokio::sync::TryAcquireError;
-        match self.places.clone().try_acquire_owned() {
-            Ok(place) => return Ok(place),
-            Err(TryAcquireError::Closed) => return Err(Refused::Closed),
-            Err(TryAcquireError::NoPermits) => {}
+    pub async fn enter(&self, wanted: Wanted) -> Result<Place, Refused> {
+        let (answer, _leaves) = self.join(wanted)?;
+        answer.await.unwrap_or(Err(Refused::Closed))
+    }
+
+    fn join(&self, wanted: Wanted) -> Result<(oneshot::Receiver<Result<Place, Refused>>, Leaves<'_>), Refused> {
+        let (told, answer) = oneshot::channel();
+        let mut state = self.state();
+        if state.closed {
+            return Err(Refused::Closed);
         }
-        let _waiting = Waiting::join(&self.waiting, self.most_waiting).ok_or(Refused::Full)?;
-        // The semaphore serves those who wait in the order that they came.
-        self.places.clone().acquire_owned().await.map_err(|_| Refused::Closed)
+        state.count += 1;
+        let id = state.count;
+        state.waiting.push(Waiter { id, wanted, told });
+        self.serve(state);
+        Ok((answer, Leaves { queue: self, id }))
+    }
+
+    /// Gives out what is free, and turns away who is too many.
+    fn serve(&self, mut state: MutexGuard<'_, State>) {
+        let mut answers = Vec::new();
+        while let Some(at) = state.next() {
+            let Waiter { wanted: Wanted { app, run, .. }, told, .. } = state.waiting.remove(at);
+            state.free -= usize::from(run);
+            state.count += 1;
+            let served = state.count;
+            let in_use = state.apps.entry(app.clone()).or_default();
+            in_use.served = served;
+            *(if run { &mut in_use.runs } else { &mut in_use.turns }) += 1;
+            answers.push((told, Ok(Place { queue: self.clone(), app, run })));
+        }
+        while state.waiting.len() > state.most_waiting {
+            let at = state.one_too_many();
+            answers.push((state.waiting.remove(at).told, Err(Refused::Full)));
+        }
+        let State { apps, waiting, .. } = &mut *state;
+        apps.retain(|app, in_use| in_use.runs + in_use.turns > 0 || waiting.iter().any(|waiter| waiter.wanted.app == *app));
+        // Whoever left meanwhile gives the place back, which needs the lock.
+        drop(state);
+        for (told, answer) in answers {
+            let _ = told.send(answer);
+        }
     }
 
     /// Refuses whoever waits, and whoever comes.
     pub fn close(&self) {
-        self.places.close();
+        let mut state = self.state();
+        state.closed = true;
+        // They are told by their ends of the channels.
+        state.waiting.clear();
     }
 }
 
-struct Waiting<'a>(&'a AtomicUsize);
+impl State {
+    /// Who is to have the next place, if there is one for somebody.
+    fn next(&self) -> Option<usize> {
+        let nothing = InUse::default();
+        let in_use = |wanted: &Wanted| self.apps.get(&wanted.app).unwrap_or(&nothing);
+        let can_have = |wanted: &Wanted| {
+            let InUse { runs, turns, .. } = in_use(wanted);
+            (!wanted.run || self.free > 0) && wanted.most.is_none_or(|most| runs + turns < most)
+        };
+        let served = self.waiting.iter().enumerate().filter(|(_, waiter)| can_have(&waiter.wanted));
+        let turn_of = |waiter: &Waiter| (in_use(&waiter.wanted).runs, in_use(&waiter.wanted).served, waiter.id);
+        served.min_by_key(|(_, waiter)| turn_of(waiter)).map(|(at, _)| at)
+    }
 
-impl<'a> Waiting<'a> {
-    fn join(count: &'a AtomicUsize, most: usize) -> Option<Self> {
-        count.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |now| (now < most).then_some(now + 1)).ok().map(|_| Self(count))
+    /// The last of those of the app with the most that wait.
+    fn one_too_many(&self) -> usize {
+        let mut count: HashMap<&str, usize> = HashMap::new();
+        for waiter in &self.waiting {
+            *count.entry(&waiter.wanted.app).or_default() += 1;
+        }
+        let last = self.waiting.iter().enumerate().max_by_key(|(_, waiter)| (count[waiter.wanted.app.as_str()], waiter.id));
+        last.map_or(0, |(at, _)| at)
     }
 }
 
-impl Drop for Waiting<'_> {
+/// Takes one that does not wait any more out of the queue.
+struct Leaves<'a> {
+    queue: &'a Queue,
+    id: u64,
+}
+
+impl Drop for Leaves<'_> {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
+        self.queue.state().waiting.retain(|waiter| waiter.id != self.id);
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::pin::pin;
+    use std::pin::{Pin, pin};
     use std::task::Poll;
 
-    async fn is_pending(future: std::pin::Pin<&mut impl Future>) -> bool {
-        let mut future = future;
+    async fn is_pending(mut future: Pin<&mut impl Future>) -> bool {
         std::future::poll_fn(|context| Poll::Ready(future.as_mut().poll(context).is_pending())).await
+    }
+
+    fn run(app: &str) -> Wanted {
+        Wanted { app: app.to_owned(), most: None, run: true }
     }
 
     #[tokio::test]
     async fn places_go_round_in_order_and_the_rest_is_refused() {
         let queue = Queue::new(1, 2);
-        let first = queue.enter().await.unwrap();
-        let (mut second, mut third) = (pin!(queue.enter()), pin!(queue.enter()));
+        let first = queue.enter(run("a")).await.unwrap();
+        let (mut second, mut third) = (pin!(queue.enter(run("a"))), pin!(queue.enter(run("a"))));
         assert!(is_pending(second.as_mut()).await);
         assert!(is_pending(third.as_mut()).await);
-        assert_eq!(queue.enter().await.unwrap_err(), Refused::Full);
+        assert_eq!(queue.enter(run("a")).await.unwrap_err(), Refused::Full);
         drop(first);
         assert!(is_pending(third.as_mut()).await, "the second comes before the third");
         drop(second.await.unwrap());
@@ -92,15 +213,57 @@ mod tests {
     #[tokio::test]
     async fn one_that_leaves_makes_room_and_closing_refuses_all() {
         let queue = Queue::new(1, 1);
-        let _place = queue.enter().await.unwrap();
+        let _place = queue.enter(run("a")).await.unwrap();
         {
-            let mut leaves = pin!(queue.enter());
+            let mut leaves = pin!(queue.enter(run("a")));
             assert!(is_pending(leaves.as_mut()).await);
         }
-        let mut waits = pin!(queue.enter());
+        let mut waits = pin!(queue.enter(run("a")));
         assert!(is_pending(waits.as_mut()).await);
         queue.close();
         assert_eq!(waits.await.unwrap_err(), Refused::Closed);
-        assert_eq!(queue.enter().await.unwrap_err(), Refused::Closed);
+        assert_eq!(queue.enter(run("a")).await.unwrap_err(), Refused::Closed);
+    }
+
+    #[tokio::test]
+    async fn one_that_leaves_as_its_place_comes_gives_it_back() {
+        let queue = Queue::new(1, 2);
+        let place = queue.enter(run("a")).await.unwrap();
+        let mut leaves = Box::pin(queue.enter(run("a")));
+        assert!(is_pending(leaves.as_mut()).await);
+        drop(place);
+        drop(leaves);
+        queue.enter(run("a")).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_busy_app_does_not_keep_another_waiting() {
+        let queue = Queue::new(2, 4);
+        let (first, second) = (queue.enter(run("busy")).await.unwrap(), queue.enter(run("busy")).await.unwrap());
+        let mut waiting: Vec<_> = (0..4).map(|_| Box::pin(queue.enter(run("busy")))).collect();
+        for waits in &mut waiting {
+            assert!(is_pending(waits.as_mut()).await);
+        }
+        // The queue is full, and room is made.
+        let mut single = pin!(queue.enter(run("single")));
+        assert!(is_pending(single.as_mut()).await);
+        assert_eq!(waiting.pop().unwrap().await.unwrap_err(), Refused::Full);
+        drop(first);
+        let single = single.await.unwrap();
+        assert!(is_pending(waiting[0].as_mut()).await, "the one with fewer places comes first");
+        drop((single, second));
+        drop((waiting.remove(0).await.unwrap(), waiting.remove(0).await.unwrap()));
+    }
+
+    #[tokio::test]
+    async fn an_app_has_at_most_what_it_may_of_runs_and_turns() {
+        let queue = Queue::new(4, 4);
+        let limited = |run: bool| Wanted { app: "a".to_owned(), most: Some(2), run };
+        let (run, turn) = (queue.enter(limited(true)).await.unwrap(), queue.enter(limited(false)).await.unwrap());
+        let mut third = pin!(queue.enter(limited(true)));
+        assert!(is_pending(third.as_mut()).await);
+        queue.enter(super::tests::run("b")).await.unwrap();
+        drop(turn);
+        drop((third.await.unwrap(), run));
     }
 }

@@ -10,6 +10,7 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
 use super::error::ApiError;
+use crate::ledger::Limits;
 use crate::network::caller_address;
 use crate::secret::TokenHash;
 use crate::server::{App, Peer};
@@ -21,6 +22,8 @@ pub struct Caller {
     pub app: String,
     /// The caller's address.
     pub address: IpAddr,
+    /// What the app may cost the others.
+    pub limits: Limits,
 }
 
 /// Whoever holds the admin token.
@@ -69,7 +72,7 @@ impl FromRequestParts<Arc<App>> for Caller {
             return Err(ApiError::Forbidden("Call from an address that this token is bound to."));
         }
         app.ledger.touch_token(&known.name);
-        Ok(Self { app: known.name, address })
+        Ok(Self { app: known.name, address, limits: known.limits })
     }
 }
 

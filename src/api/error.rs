@@ -10,6 +10,7 @@ use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use utoipa::ToSchema;
 
+use crate::clock;
 use crate::ledger::{self, NameTaken};
 use crate::runs::NoRun;
 use crate::sessions::Refused;
@@ -88,6 +89,8 @@ pub enum ApiError {
     NameTaken(NameTaken),
     /// Too much to do.
     Busy,
+    /// The app has spent what it may today.
+    Spent,
     /// The server is stopping.
     Stopping,
     /// The ledger failed.
@@ -123,6 +126,7 @@ impl From<NoRun> for ApiError {
     fn from(error: NoRun) -> Self {
         match error {
             NoRun::Full => Self::Busy,
+            NoRun::Spent => Self::Spent,
             NoRun::Closed => Self::Stopping,
             NoRun::Ledger(error) => Self::Ledger(error),
             NoRun::Died => Self::Defect,
@@ -134,6 +138,8 @@ impl From<Refused> for ApiError {
     fn from(refused: Refused) -> Self {
         match refused {
             Refused::Full => Self::SessionsFull,
+            Refused::Busy => Self::Busy,
+            Refused::Spent => Self::Spent,
             Refused::Closed => Self::Gone,
             Refused::Stopping => Self::Stopping,
             Refused::NotInstalled(program) => Self::AcpxMissing(program),
@@ -177,6 +183,10 @@ impl ApiError {
             }
             Self::NameTaken(taken) => return (StatusCode::CONFLICT, sentence(taken)),
             Self::Busy => (StatusCode::SERVICE_UNAVAILABLE, "The server is busy and its queue is full; try again later."),
+            Self::Spent => (
+                StatusCode::TOO_MANY_REQUESTS,
+                "This app has spent what it may in a day; try again after midnight UTC, or ask the server's operator.",
+            ),
             Self::Stopping => (StatusCode::SERVICE_UNAVAILABLE, "The server is stopping; try again when it is back."),
             Self::Ledger(error @ (ledger::Error::Locked | ledger::Error::Full(_))) => {
                 return (StatusCode::SERVICE_UNAVAILABLE, sentence(error));
@@ -218,6 +228,7 @@ impl IntoResponse for ApiError {
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
         match status {
             StatusCode::UNAUTHORIZED => drop(headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"))),
+            StatusCode::TOO_MANY_REQUESTS => drop(headers.insert(header::RETRY_AFTER, clock::until_midnight().into())),
             StatusCode::SERVICE_UNAVAILABLE => drop(headers.insert(header::RETRY_AFTER, HeaderValue::from_static(RETRY_AFTER))),
             _ => {}
         }

@@ -139,6 +139,7 @@ async fn run(State(app): State<Arc<App>>, caller: Caller, ValidJson(asked): Vali
         system: asked.system.filter(|system| !system.is_empty()),
         files: attachments(&app, &caller, asked.files.unwrap_or_default()).await?,
         timeout: Duration::from_secs(asked.timeout_secs.unwrap_or(120).cast_unsigned()),
+        limits: caller.limits,
     };
     let outcome = app.runs.run(request).await?;
     Ok(([(RUN_ID, run_id)], answer(outcome)).into_response())

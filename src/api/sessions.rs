@@ -275,6 +275,7 @@ async fn turn(
         row: TurnRow { session_id: session_id.clone(), client_ip: caller.address.to_string(), prompt: asked.prompt },
         files: attachments(&app, &caller, asked.files.unwrap_or_default()).await?,
         timeout: Duration::from_secs(asked.timeout_secs.unwrap_or(600).cast_unsigned()),
+        limits: caller.limits,
     };
     Ok(answer(session_id, app.sessions.turn(session, request).await?))
 }

@@ -11,9 +11,9 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::auth::Operator;
-use super::body::{ValidJson, Validate};
+use super::body::{ValidJson, Validate, whole_number};
 use super::error::{ApiError, FieldError, Problem};
-use crate::ledger::TokenRow;
+use crate::ledger::{Limits, TokenRow};
 use crate::network::Networks;
 use crate::secret::{self, TokenHash};
 use crate::server::App;
@@ -27,6 +27,19 @@ struct NewToken {
     /// Where the token may be used from; none means anywhere that the server answers.
     #[schema(example = json!(["172.24.0.0/16"]))]
     ip_cidrs: Option<Vec<String>>,
+    /// Runs and turns that the app may have at once; further ones wait. No limit by default.
+    #[serde(default, deserialize_with = "whole_number")]
+    #[schema(minimum = 1, maximum = 1_000_000)]
+    max_concurrent: Option<i64>,
+    /// US dollars a day (UTC) after which its runs and turns are refused with 429. No limit by default.
+    #[schema(minimum = 0, example = 2.5)]
+    daily_usd: Option<f64>,
+}
+
+impl NewToken {
+    fn limits(&self) -> Limits {
+        Limits { max_concurrent: self.max_concurrent.and_then(|most| u32::try_from(most).ok()), daily_usd: self.daily_usd }
+    }
 }
 
 impl Validate for NewToken {
@@ -39,6 +52,12 @@ impl Validate for NewToken {
             if let Err(error) = Networks::parse([cidr]) {
                 errors.push(FieldError::new(format!("/ip_cidrs/{index}"), error.to_string()));
             }
+        }
+        if self.max_concurrent.is_some_and(|most| !(1..=1_000_000).contains(&most)) {
+            errors.push(FieldError::new("/max_concurrent", "the runs and turns at once must be from 1 to 1000000"));
+        }
+        if self.daily_usd.is_some_and(|usd| usd < 0.0) {
+            errors.push(FieldError::new("/daily_usd", "the dollars a day must not be negative"));
         }
         errors
     }
@@ -74,12 +93,18 @@ struct ListedToken {
     last_used: Option<i64>,
     /// False once it is revoked.
     enabled: bool,
+    /// Runs and turns at once; null for no limit.
+    #[schema(required)]
+    max_concurrent: Option<u32>,
+    /// US dollars a day (UTC); null for no limit.
+    #[schema(required)]
+    daily_usd: Option<f64>,
 }
 
 impl From<TokenRow> for ListedToken {
     fn from(row: TokenRow) -> Self {
-        let TokenRow { name, ip_cidrs, created_at, last_used, enabled } = row;
-        Self { name, ip_cidrs, created_at, last_used, enabled }
+        let TokenRow { name, ip_cidrs, created_at, last_used, enabled, limits: Limits { max_concurrent, daily_usd } } = row;
+        Self { name, ip_cidrs, created_at, last_used, enabled, max_concurrent, daily_usd }
     }
 }
 
@@ -96,9 +121,9 @@ struct Revoked {
     (status = "default", body = Problem, content_type = "application/problem+json", description = "The request was refused"),
 ))]
 async fn create(State(app): State<Arc<App>>, _: Operator, ValidJson(asked): ValidJson<NewToken>) -> Result<Json<MintedToken>, ApiError> {
-    let networks = Networks::parse(asked.ip_cidrs.unwrap_or_default()).map_err(|_| ApiError::Defect)?;
-    let token = secret::app_token();
-    let created = app.ledger.create_token(&asked.name, &TokenHash::of(&token), &networks).await?;
+    let networks = Networks::parse(asked.ip_cidrs.clone().unwrap_or_default()).map_err(|_| ApiError::Defect)?;
+    let (token, limits) = (secret::app_token(), asked.limits());
+    let created = app.ledger.create_token(&asked.name, &TokenHash::of(&token), &networks, limits).await?;
     let created_at = created.map_err(ApiError::NameTaken)?;
     tracing::info!(name = asked.name, "token minted");
     Ok(Json(MintedToken { name: asked.name, token, ip_cidrs: networks.to_strings(), created_at }))

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use anyhow::{Context, ensure};
 
 use crate::config::{DataFlags, Settings};
-use crate::ledger::Ledger;
+use crate::ledger::{Ledger, Limits};
 use crate::network::Networks;
 use crate::secret::{self, TokenHash};
 
@@ -22,13 +22,21 @@ pub struct Args {
 #[derive(clap::Subcommand)]
 enum Command {
     /// Mint a token and print it, once
-    #[command(after_help = "Example:\n  clawdforge token create cauldron --cidr 172.24.0.0/16 --cidr 10.0.0.5")]
+    #[command(
+        after_help = "Example:\n  clawdforge token create cauldron --cidr 172.24.0.0/16 --cidr 10.0.0.5 --max-concurrent 2 --daily-usd 5"
+    )]
     Create {
         /// What the app's records are filed under
         name: String,
         /// A network that the token may be used from; none means anywhere that the server answers
         #[arg(long = "cidr", value_name = "CIDR")]
         cidrs: Vec<String>,
+        /// Runs and turns that the app may have at once; further ones wait
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+        max_concurrent: Option<u32>,
+        /// US dollars a day (UTC) after which its runs and turns are refused
+        #[arg(long, value_name = "USD", value_parser = dollars)]
+        daily_usd: Option<f64>,
         #[command(flatten)]
         data: DataFlags,
     },
@@ -52,12 +60,18 @@ enum Command {
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     super::runtime()?.block_on(async {
         match args.command {
-            Command::Create { name, cidrs, data } => create(&open(data)?, &name, cidrs).await,
+            Command::Create { name, cidrs, max_concurrent, daily_usd, data } => {
+                create(&open(data)?, &name, cidrs, Limits { max_concurrent, daily_usd }).await
+            }
             Command::List { data } => list(&open(data)?).await,
             Command::Revoke { name, data } => revoke(&open(data)?, &name).await,
         }
     })?;
     Ok(ExitCode::SUCCESS)
+}
+
+fn dollars(text: &str) -> Result<f64, &'static str> {
+    text.parse().ok().filter(|usd: &f64| usd.is_finite() && *usd >= 0.0).ok_or("not an amount of dollars such as 2.50")
 }
 
 fn open(data: DataFlags) -> anyhow::Result<Ledger> {
@@ -66,22 +80,25 @@ fn open(data: DataFlags) -> anyhow::Result<Ledger> {
     Ledger::open(&file).with_context(|| file.display().to_string())
 }
 
-async fn create(ledger: &Ledger, name: &str, cidrs: Vec<String>) -> anyhow::Result<()> {
+async fn create(ledger: &Ledger, name: &str, cidrs: Vec<String>, limits: Limits) -> anyhow::Result<()> {
     ensure!(secret::is_token_name(name), "{}", secret::TOKEN_NAME_RULE);
     let networks = Networks::parse(cidrs).context("--cidr")?;
     let token = secret::app_token();
-    ledger.create_token(name, &TokenHash::of(&token), &networks).await??;
+    ledger.create_token(name, &TokenHash::of(&token), &networks, limits).await??;
     println!("{token}");
     eprintln!("This is the only time that the token of {name} is shown.");
     Ok(())
 }
 
 async fn list(ledger: &Ledger) -> anyhow::Result<()> {
-    println!("{:<24} {:<8} {:>12} {:>12}  NETWORKS", "NAME", "ENABLED", "CREATED", "LAST USED");
+    println!("{:<24} {:<8} {:>12} {:>12} {:>8} {:>8}  NETWORKS", "NAME", "ENABLED", "CREATED", "LAST USED", "AT ONCE", "USD/DAY");
     for token in ledger.tokens().await? {
         let last_used = token.last_used.map_or_else(|| "never".to_owned(), |at| at.to_string());
         let networks = if token.ip_cidrs.is_empty() { "any" } else { &token.ip_cidrs };
-        println!("{:<24} {:<8} {:>12} {last_used:>12}  {networks}", token.name, if token.enabled { "yes" } else { "no" }, token.created_at);
+        let enabled = if token.enabled { "yes" } else { "no" };
+        let at_once = token.limits.max_concurrent.map_or_else(|| "any".to_owned(), |most| most.to_string());
+        let usd = token.limits.daily_usd.map_or_else(|| "any".to_owned(), |usd| usd.to_string());
+        println!("{:<24} {enabled:<8} {:>12} {last_used:>12} {at_once:>8} {usd:>8}  {networks}", token.name, token.created_at);
     }
     Ok(())
 }

@@ -22,8 +22,8 @@ mod tokens;
 pub use copy::{NoLedger, check, copy, settle};
 pub use files::File;
 pub use runs::{NewRun, RunEnd};
-pub use sessions::{NewSession, Session, TurnBegun, TurnRow};
-pub use tokens::{App, NameTaken, TokenRow};
+pub use sessions::{AgentOfTurn, NewSession, Session, TurnBegun, TurnRow};
+pub use tokens::{App, Limits, NameTaken, TokenRow};
 
 /// How long a write waits for another program's lock.
 const BUSY: Duration = Duration::from_secs(2);
@@ -105,6 +105,14 @@ const MIGRATIONS: &[&str] = &[
     ) STRICT;
     CREATE INDEX session_events_session ON session_events (session_id);
     CREATE INDEX session_events_started_at ON session_events (started_at);
+",
+    "
+    ALTER TABLE tokens ADD COLUMN max_concurrent INTEGER;
+    ALTER TABLE tokens ADD COLUMN daily_usd REAL;
+    ALTER TABLE sessions ADD COLUMN agent_cost_usd REAL;
+    ALTER TABLE session_events ADD COLUMN cost_usd REAL;
+    CREATE INDEX runs_app ON runs (app_name, started_at);
+    CREATE INDEX session_events_app ON session_events (app_name, started_at);
 ",
 ];
 

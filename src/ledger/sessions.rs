@@ -50,6 +50,17 @@ pub struct TurnRow {
     pub prompt: String,
 }
 
+/// What a turn's agent said of itself.
+#[derive(Clone, Debug, Default)]
+pub struct AgentOfTurn {
+    /// What it calls the session.
+    pub acp_session_id: Option<String>,
+    /// What it says the session has cost since it was started, in US dollars.
+    pub cost_usd: Option<f64>,
+    /// Whether it was started for this turn.
+    pub began: bool,
+}
+
 /// The row of a turn that was begun.
 #[derive(Clone, Copy, Debug)]
 pub struct TurnBegun {
@@ -180,13 +191,18 @@ impl Ledger {
         .await
     }
 
-    /// Completes the row of a turn, and counts it where it is `counted`. Gives the session's turns so far.
-    pub async fn finish_turn(&self, session_id: &str, turn: TurnBegun, end: RunEnd, acp_session_id: Option<String>) -> Result<i64, Error> {
+    /// Completes the row of a turn, and counts it where it went well. Gives the session's turns so far.
+    pub async fn finish_turn(&self, session_id: &str, turn: TurnBegun, end: RunEnd, agent: AgentOfTurn) -> Result<i64, Error> {
         let (session_id, now) = (session_id.to_owned(), clock::now());
         self.write(move |db| {
+            let before: Option<f64> = db
+                .query_row("SELECT agent_cost_usd FROM sessions WHERE session_id = ?1", [&session_id], |row| row.get(0))
+                .optional()?
+                .flatten();
+            let so_far = before.filter(|_| !agent.began).unwrap_or(0.0);
             let finished = db.execute(
                 "UPDATE session_events SET finished_at = ?2, duration_ms = ?3, ok = ?4, stop_reason = ?5, error = ?6, result = ?7,
-                     input_tokens = ?8, output_tokens = ?9
+                     input_tokens = ?8, output_tokens = ?9, cost_usd = ?10
                  WHERE id = ?1 AND finished_at IS NULL",
                 params![
                     turn.event_id,
@@ -197,15 +213,17 @@ impl Ledger {
                     end.error,
                     end.result,
                     end.input_tokens,
-                    end.output_tokens
+                    end.output_tokens,
+                    agent.cost_usd.map(|cost| (cost - so_far).max(0.0)),
                 ],
             )?;
             // Counted once, however often this is tried; and the session may be deleted by now.
             let counted = end.ok && finished == 1;
             let count = db.query_row(
-                "UPDATE sessions SET last_turn_at = ?2, turn_count = turn_count + ?3, acp_session_id = coalesce(?4, acp_session_id)
+                "UPDATE sessions SET last_turn_at = ?2, turn_count = turn_count + ?3, acp_session_id = coalesce(?4, acp_session_id),
+                     agent_cost_usd = coalesce(?5, ?6)
                  WHERE session_id = ?1 RETURNING turn_count",
-                params![session_id, now, counted, acp_session_id],
+                params![session_id, now, counted, agent.acp_session_id, agent.cost_usd, so_far],
                 |row| row.get(0),
             );
             Ok(count.optional()?.unwrap_or(turn.turn_count + i64::from(end.ok)))

@@ -16,6 +16,24 @@ pub struct App {
     pub name: String,
     /// Where the token may be used from; none means anywhere that the server answers.
     pub networks: Networks,
+    /// What it may cost the others.
+    pub limits: Limits,
+}
+
+/// What an app may cost the others; `None` for no limit of its own.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Limits {
+    /// Runs and turns at once.
+    pub max_concurrent: Option<u32>,
+    /// US dollars a day in UTC, as the CLIs report them.
+    pub daily_usd: Option<f64>,
+}
+
+impl Limits {
+    /// Runs and turns at once.
+    pub fn at_once(self) -> Option<usize> {
+        self.max_concurrent.map(|most| usize::try_from(most).unwrap_or(usize::MAX))
+    }
 }
 
 /// A row, as the operator sees it.
@@ -31,6 +49,8 @@ pub struct TokenRow {
     pub last_used: Option<i64>,
     /// False once it is revoked.
     pub enabled: bool,
+    /// What its app may cost the others.
+    pub limits: Limits,
 }
 
 /// A token in force already has that name.
@@ -40,15 +60,22 @@ pub struct NameTaken(pub String);
 
 impl Ledger {
     /// Records a new token, in the place of a revoked one of that name. Gives the time of its creation.
-    pub async fn create_token(&self, name: &str, hash: &TokenHash, networks: &Networks) -> Result<Result<i64, NameTaken>, Error> {
+    pub async fn create_token(
+        &self,
+        name: &str,
+        hash: &TokenHash,
+        networks: &Networks,
+        limits: Limits,
+    ) -> Result<Result<i64, NameTaken>, Error> {
         let (name, hash, networks, now) = (name.to_owned(), hash.clone(), networks.to_string(), clock::now());
         self.write(move |db| {
             let inserted = db.execute(
-                "INSERT INTO tokens (name, token_sha256, ip_cidrs, created_at) VALUES (?1, ?2, ?3, ?4)
+                "INSERT INTO tokens (name, token_sha256, ip_cidrs, created_at, max_concurrent, daily_usd) VALUES (?1, ?2, ?3, ?4, ?5, ?6)
                  ON CONFLICT (name) DO UPDATE SET token_sha256 = excluded.token_sha256, ip_cidrs = excluded.ip_cidrs,
-                     created_at = excluded.created_at, last_used = NULL, enabled = 1
+                     created_at = excluded.created_at, max_concurrent = excluded.max_concurrent, daily_usd = excluded.daily_usd,
+                     last_used = NULL, enabled = 1
                  WHERE enabled = 0",
-                params![name, hash.as_str(), networks, now],
+                params![name, hash.as_str(), networks, now, limits.max_concurrent, limits.daily_usd],
             )?;
             Ok(if inserted == 1 { Ok(now) } else { Err(NameTaken(name)) })
         })
@@ -59,7 +86,9 @@ impl Ledger {
     pub async fn tokens(&self) -> Result<Vec<TokenRow>, Error> {
         self.flush_used().await?;
         self.read(|db| {
-            db.prepare("SELECT name, ip_cidrs, created_at, last_used, enabled FROM tokens ORDER BY name")?.query_map([], row)?.collect()
+            db.prepare("SELECT name, ip_cidrs, created_at, last_used, enabled, max_concurrent, daily_usd FROM tokens ORDER BY name")?
+                .query_map([], row)?
+                .collect()
         })
         .await
     }
@@ -75,14 +104,27 @@ impl Ledger {
         let hash = hash.clone();
         let found = self
             .read(move |db| {
-                db.prepare_cached("SELECT name, ip_cidrs FROM tokens WHERE token_sha256 = ?1 AND enabled = 1")?
-                    .query_row([hash.as_str()], |row| Ok((row.get(0)?, row.get::<_, String>(1)?)))
+                db.prepare_cached("SELECT name, ip_cidrs, max_concurrent, daily_usd FROM tokens WHERE token_sha256 = ?1 AND enabled = 1")?
+                    .query_row([hash.as_str()], |row| Ok((row.get(0)?, row.get::<_, String>(1)?, limits(row, 2)?)))
                     .optional()
             })
             .await?;
         // Networks in the ledger were checked when they were written. If someone edited them into nonsense, refuse:
         // an empty list would mean anywhere.
-        Ok(found.and_then(|(name, networks)| Some(App { name, networks: networks.parse().ok()? })))
+        Ok(found.and_then(|(name, networks, limits)| Some(App { name, networks: networks.parse().ok()?, limits })))
+    }
+
+    /// What an app's runs and turns have cost since `since`, in US dollars, as far as they have ended.
+    pub async fn spent(&self, app: &str, since: i64) -> Result<f64, Error> {
+        let app = app.to_owned();
+        self.read(move |db| {
+            db.prepare_cached(
+                "SELECT (SELECT total(cost_usd) FROM runs WHERE app_name = ?1 AND started_at >= ?2)
+                      + (SELECT total(cost_usd) FROM session_events WHERE app_name = ?1 AND started_at >= ?2)",
+            )?
+            .query_row(params![app, since], |row| row.get(0))
+        })
+        .await
     }
 
     /// Notes that a token was used now. The next write takes the note along: by itself it is worth none.
@@ -102,5 +144,16 @@ pub(super) fn note_used(db: &Transaction<'_>, used: &HashMap<String, i64>) -> ru
 }
 
 fn row(row: &Row<'_>) -> rusqlite::Result<TokenRow> {
-    Ok(TokenRow { name: row.get(0)?, ip_cidrs: row.get(1)?, created_at: row.get(2)?, last_used: row.get(3)?, enabled: row.get(4)? })
+    Ok(TokenRow {
+        name: row.get(0)?,
+        ip_cidrs: row.get(1)?,
+        created_at: row.get(2)?,
+        last_used: row.get(3)?,
+        enabled: row.get(4)?,
+        limits: limits(row, 5)?,
+    })
+}
+
+fn limits(row: &Row<'_>, at: usize) -> rusqlite::Result<Limits> {
+    Ok(Limits { max_concurrent: row.get(at)?, daily_usd: row.get(at + 1)? })
 }

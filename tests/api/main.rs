@@ -6,6 +6,7 @@ mod access;
 mod errors;
 mod files;
 mod harness;
+mod limits;
 mod operator;
 mod run;
 mod sessions;

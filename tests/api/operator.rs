@@ -25,13 +25,16 @@ fn on(server: &Server, arguments: &[&str]) -> (bool, String, String) {
 #[tokio::test]
 async fn tokens_are_managed_beside_a_running_server() {
     let server = Options::stand_in().start();
-    let (created, token, told) = on(&server, &["token", "create", "app", "--cidr", "127.0.0.0/8"]);
+    let (created, token, told) =
+        on(&server, &["token", "create", "app", "--cidr", "127.0.0.0/8", "--max-concurrent", "3", "--daily-usd", "2.5"]);
     assert!(created && told.contains("only time"), "{told}");
     assert_eq!(server.run(token.trim(), "hello").await.status, StatusCode::OK);
     let (_, list, _) = on(&server, &["token", "list"]);
-    assert!(list.contains("app ") && list.contains("127.0.0.0/8") && !list.contains("cf_"), "{list}");
+    assert!(list.contains("app ") && list.contains("127.0.0.0/8") && list.contains(" 2.5 ") && !list.contains("cf_"), "{list}");
     let (again, _, told) = on(&server, &["token", "create", "app"]);
     assert!(!again && told.contains("in use"), "{told}");
+    let (wrong, _, told) = on(&server, &["token", "create", "b", "--daily-usd", "much"]);
+    assert!(!wrong && told.contains("--daily-usd"), "{told}");
     let (wrong, _, told) = on(&server, &["token", "create", "b", "--cidr", "10.0.0.0/99"]);
     assert!(!wrong && told.contains("10.0.0.0/99"), "{told}");
     assert!(on(&server, &["token", "revoke", "app"]).0);
