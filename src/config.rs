@@ -112,6 +112,9 @@ pub struct Flags {
     /// Whether agents are shut out of the data folder: required, auto or off [default: auto]
     #[arg(long, env = "CLAWDFORGE_SANDBOX", value_name = "WHEN", hide_env_values = true)]
     sandbox: Option<String>,
+    /// MiB of memory after which a run, or a session, is ended; no bound by default
+    #[arg(long, env = "CLAWDFORGE_AGENT_MEMORY_MB", value_name = "MIB", hide_env_values = true)]
+    agent_memory_mb: Option<String>,
     /// How log lines look: text or json [default: text]
     #[arg(long, env = "CLAWDFORGE_LOG", value_name = "FORMAT", hide_env_values = true)]
     log: Option<String>,
@@ -174,6 +177,8 @@ pub struct Settings {
     pub standby: usize,
     /// Whether agents are shut out of the data folder.
     pub sandbox: Sandbox,
+    /// MiB of memory after which a run, or a session, is ended.
+    pub agent_memory_mb: Option<u64>,
     /// How log lines look.
     pub log: LogFormat,
 }
@@ -251,6 +256,10 @@ impl Flags {
                 other => {
                     return Err(BadSetting::new("CLAWDFORGE_SANDBOX", format!("is \"{other}\", which is neither required, auto nor off")));
                 }
+            },
+            agent_memory_mb: match number("CLAWDFORGE_AGENT_MEMORY_MB", self.agent_memory_mb, 0, 0..=1 << 20)? {
+                0 => None,
+                mib => Some(mib),
             },
             log: match given(self.log.as_deref()).unwrap_or("text") {
                 "text" => LogFormat::Text,

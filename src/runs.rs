@@ -318,7 +318,10 @@ impl Shared {
                 }
                 continue;
             }
-            let ending = ending(finished.end, &mut reader, self.stop.is_cancelled(), request.timeout);
+            let ending = match (ending(finished.end, &mut reader, self.stop.is_cancelled(), request.timeout), desk.why_ended()) {
+                (Ending::Failed(_), Some(why)) => Ending::Failed(why),
+                (ending, _) => ending,
+            };
             say(&mut said, ended(ending, finished.stderr), reader.usage());
             return Some(desk);
         }

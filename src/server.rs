@@ -34,6 +34,7 @@ use tower_http::catch_panic::CatchPanicLayer;
 use crate::agent::acpx::{self, Acpx};
 use crate::agent::desk::Desks;
 use crate::agent::family::{self, Mark};
+use crate::agent::memory::Memory;
 use crate::agent::programs::Cli;
 use crate::agent::queue::Queue;
 use crate::agent::sandbox::Confinement;
@@ -135,7 +136,13 @@ impl Server {
         let ledger = Ledger::open(&Settings::ledger_file(&data_dir))?;
         let uploads = Uploads::open(folder("files")?, settings.max_upload_bytes).context("the uploads can't be read")?;
         let confinement = confinement(settings.sandbox, &data_dir, &environment)?;
-        let workshop = Workshop { folder: folder("runs")?, mark: Mark::server(&data_dir)?, environment, confinement };
+        let workshop = Workshop {
+            folder: folder("runs")?,
+            mark: Mark::server(&data_dir)?,
+            environment,
+            confinement,
+            memory: settings.agent_memory_mb.map(Memory::new),
+        };
         runs::recover(&workshop, &ledger).await.context("what an earlier end left can't be cleared away")?;
 
         let confinement = workshop.confinement.clone().map(|confinement| Confinement { cut_off: false, ..confinement });
@@ -248,6 +255,10 @@ impl Server {
         tasks.spawn(async move { sweeper::sweep(period, days, &app).await });
         let standby = self.standby.clone();
         tasks.spawn(async move { standby.keep().await });
+        if let Some(memory) = self.workshop.memory.clone() {
+            let mark = self.workshop.mark.clone();
+            tasks.spawn(async move { memory.watch(&mark).await });
+        }
         for cli in [self.app.claude.clone(), self.app.acpx.clone()] {
             let workshop = self.workshop.clone();
             tasks.spawn(async move { cli.watch(&workshop).await });

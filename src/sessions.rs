@@ -442,6 +442,8 @@ impl Shared {
         cancel: CancellationToken,
     ) -> Result<Outcome, Refused> {
         let begun = self.ledger.begin_turn(request.row.clone()).await?.ok_or(Refused::Closed)?;
+        // What came of it before has nothing to do with this turn.
+        let _ = self.why_ended(&session);
         let started = Instant::now();
         let deadline = started + request.timeout;
         let files_folder = Path::new(&session.new.cwd).join(format!("{FILES}{}", begun.event_id));
@@ -492,7 +494,11 @@ impl Shared {
             }
         };
         let why = Why { late: Instant::now() >= deadline, stopping: self.stop.is_cancelled(), cancelled: stopped.is_cancelled() };
-        let ending = ending(&turn, &why, finished.as_ref().map(|finished| &finished.end), request.timeout);
+        let ending = match (ending(&turn, &why, finished.as_ref().map(|finished| &finished.end), request.timeout), self.why_ended(&session))
+        {
+            (Ending::Failed(_), Some(why)) => Ending::Failed(why),
+            (ending, _) => ending,
+        };
         let duration = started.elapsed();
         let agent = AgentOfTurn {
             acp_session_id: turn.events.session_id().map(str::to_owned),
@@ -510,6 +516,11 @@ impl Shared {
         let text = turn.events.text().to_owned();
         let stderr = finished.map(|finished| finished.stderr).unwrap_or_default();
         Ok(Outcome { ending, turn_index, events: turn.events.into_events(), text, stderr, duration })
+    }
+
+    /// Why the session's processes were ended, if that was for their memory.
+    fn why_ended(&self, session: &Session) -> Option<String> {
+        self.acpx.workshop.memory.as_ref()?.why_ended(&session.new.session_id)
     }
 
     /// Completes a turn's row, later where the ledger can't take it now. Gives the session's turns so far.

@@ -127,6 +127,11 @@ impl Desk {
         self.desks.workshop.mark.run(&self.uuid.simple().to_string())
     }
 
+    /// Why what worked at the desk was ended, if that was for its memory.
+    pub fn why_ended(&self) -> Option<String> {
+        self.desks.workshop.memory.as_ref()?.why_ended(&self.uuid.simple().to_string())
+    }
+
     /// Removes the folder, and what claude keeps of the run elsewhere. What can't be removed is left to the sweeper.
     pub async fn clear_away(self) {
         let folder = self.folder.path().to_owned();

@@ -65,6 +65,11 @@ impl Mark {
     fn is_of_this_server(&self, environ: &[u8]) -> bool {
         value_in(environ).is_some_and(|value| value.starts_with(self.server.as_bytes()))
     }
+
+    /// The id of the run of this server that an environment is of.
+    fn run_of(&self, environ: &[u8]) -> Option<String> {
+        value_in(environ)?.strip_prefix(self.server.as_bytes()).map(|id| String::from_utf8_lossy(id).into_owned())
+    }
 }
 
 fn value_in(environ: &[u8]) -> Option<&[u8]> {
@@ -260,6 +265,36 @@ fn members(mark: &Mark) -> Vec<Process> {
     }
     family.remove(&own_pid);
     everyone.values().filter(|process| descends(process.pid, &family, &everyone)).copied().collect()
+}
+
+/// The memory that the runs of a server take, by their ids, in bytes: what is their own, swapped out or not. Without what
+/// wiped its environment and left its parent.
+pub fn memory(server: &Mark) -> BTreeMap<String, u64> {
+    let everyone: BTreeMap<_, _> = std::fs::read_dir("/proc")
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter_map(|entry| Process::read(entry.file_name().to_str()?.parse().ok()?))
+        .map(|process| (process.pid, (process.parent, server.run_of(&process.environ()))))
+        .collect();
+    let mut taken = BTreeMap::new();
+    for &pid in everyone.keys() {
+        let mut ancestors = std::iter::successors(everyone.get(&pid), |(parent, _)| everyone.get(parent)).take(everyone.len());
+        if let Some(id) = ancestors.find_map(|(_, id)| id.as_ref()) {
+            *taken.entry(id.clone()).or_default() += own_memory(pid);
+        }
+    }
+    taken
+}
+
+/// In bytes.
+fn own_memory(pid: i32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let own = status.lines().filter_map(|line| {
+        let (name, value) = line.split_once(':')?;
+        matches!(name, "RssAnon" | "RssShmem" | "VmSwap").then(|| value.trim().strip_suffix(" kB")?.parse::<u64>().ok())?
+    });
+    own.sum::<u64>() << 10
 }
 
 fn descends(mut pid: i32, from: &BTreeSet<i32>, everyone: &BTreeMap<i32, Process>) -> bool {

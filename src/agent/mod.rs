@@ -8,6 +8,7 @@ pub mod desk;
 pub mod events;
 pub mod family;
 pub mod folder;
+pub mod memory;
 pub mod process;
 pub mod programs;
 pub mod queue;
@@ -22,6 +23,7 @@ use std::path::{Path, PathBuf};
 use tokio::process::Command;
 
 use family::Mark;
+use memory::Memory;
 use sandbox::Confinement;
 
 /// Where and with what agents work.
@@ -35,6 +37,8 @@ pub struct Workshop {
     pub environment: Environment,
     /// How agents are confined, if they are.
     pub confinement: Option<Confinement>,
+    /// What a run or a session may take of memory, if that is bounded.
+    pub memory: Option<Memory>,
 }
 
 impl Workshop {

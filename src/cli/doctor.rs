@@ -61,6 +61,7 @@ async fn examine(settings: &Settings) -> anyhow::Result<Vec<Finding>> {
         mark: Mark::server(folder.path())?,
         environment: config::agents_environment()?,
         confinement: None,
+        memory: None,
     };
     let mut findings = examine_clis(settings, &workshop).await;
     findings.extend(examine_data_dir(&settings.data_dir));

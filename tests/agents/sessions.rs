@@ -291,3 +291,24 @@ async fn the_cap_holds_and_what_is_swept_leaves_nothing() {
     assert_eq!(server.data().join("sessions").read_dir().unwrap().count(), 0);
     assert_eq!(server.get(&format!("/sessions/{id}"), token).await.status, StatusCode::NOT_FOUND);
 }
+
+#[tokio::test]
+async fn a_turn_costs_what_its_agent_says_more_than_before() {
+    let Some(forge) = Forge::start().await else { return };
+    let Forge { server, token, home: _home, _stub } = forge;
+    let id = create(&server, &token, &json!({"model": "opus"})).await;
+    let long = stub(&json!({"bytes": 3000}));
+    for _ in 0..2 {
+        assert_eq!(turn(&server, &token, &id, &long).await.status, StatusCode::OK);
+    }
+    let server = server.crash_and_restart();
+    assert_eq!(turn(&server, &token, &id, &long).await.status, StatusCode::OK);
+    let costs = "SELECT count(*) FROM session_events WHERE event = 'turn' AND cost_usd BETWEEN 0.015 AND 0.03";
+    assert_eq!(server.query::<i64>(costs), 3);
+
+    let body = json!({"name": "thrifty", "daily_usd": 0.01});
+    let thrifty = server.post("/admin/tokens", crate::harness::ADMIN, &body).await.json["token"].as_str().unwrap().to_owned();
+    let id = create(&server, &thrifty, &json!({"model": "opus"})).await;
+    assert_eq!(turn(&server, &thrifty, &id, &long).await.status, StatusCode::OK);
+    turn(&server, &thrifty, &id, &long).await.problem(429);
+}

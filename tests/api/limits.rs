@@ -94,6 +94,16 @@ async fn a_busy_apps_runs_do_not_keep_anothers_waiting() {
 }
 
 #[tokio::test]
+async fn a_run_that_takes_too_much_memory_is_ended_and_says_so() {
+    let server = Options::stand_in().set("CLAWDFORGE_AGENT_MEMORY_MB", 100).start();
+    let token = server.mint("app").await;
+    let (eats, waits) = tokio::join!(server.run(&token, "do: eat"), server.run(&token, "do: wait"));
+    assert_eq!((eats.status, &eats.json["stop_reason"]), (StatusCode::BAD_GATEWAY, &json!("error")), "{eats:?}");
+    assert!(eats.json["error"].as_str().unwrap().contains("more than 100 MiB of memory"), "{eats:?}");
+    assert_eq!(waits.status, StatusCode::OK);
+}
+
+#[tokio::test]
 async fn limits_are_checked_and_shown() {
     let server = Options::stand_in().start();
     mint(&server, "a", json!({"max_concurrent": 3, "daily_usd": 1.5})).await;
