@@ -9,6 +9,7 @@
 //! - [`ledger`]: `SQLite` and nothing else, one file per table
 //! - [`runs`]: a run, from its place in the queue to the end of its row
 //! - [`sessions`]: conversations of many turns
+//! - [`feed`]: what they say while they go on, for any number of readers
 //! - [`uploads`]: files that apps sent, on disk
 //! - [`sweeper`]: what time takes away
 //! - [`network`], [`secret`], [`clock`]: addresses, tokens, the time
@@ -21,6 +22,7 @@ pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod demo;
+pub mod feed;
 pub mod ledger;
 pub mod network;
 pub mod runs;

@@ -12,9 +12,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::FutureExt;
+use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep, timeout};
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
@@ -24,10 +25,11 @@ use crate::agent::desk::{Desk, Desks, NotStarted};
 use crate::agent::family;
 use crate::agent::folder::{Attachment, blocking, clear};
 use crate::agent::process::{self, End, Talk, Waiting};
-use crate::agent::queue::{self, Place, Queue, Wanted};
+use crate::agent::queue::{self, Place, Queue, Ticket, Wanted};
 use crate::agent::standby::{self, Hold, Pool, Want};
 use crate::clock;
-use crate::ledger::{self, Ledger, Limits, NewRun, RunEnd};
+use crate::feed::{Feed, Feeds, Final, Live};
+use crate::ledger::{self, Key, Ledger, Limits, NewRun, RunEnd};
 
 /// How long the end of a run may take beyond its stop: two graces and the last look for its processes.
 const END_GRACE: Duration = Duration::from_secs(15);
@@ -39,6 +41,13 @@ pub struct Request {
     pub uuid: Uuid,
     /// What the ledger keeps of it.
     pub row: NewRun,
+    /// What else there is to it.
+    pub details: Details,
+}
+
+/// What the ledger keeps of a request only until the run starts.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct Details {
     /// Added to the CLI's own system prompt.
     pub system: Option<String>,
     /// Files to put into the run's folder.
@@ -47,6 +56,26 @@ pub struct Request {
     pub timeout: Duration,
     /// What its app may cost the others.
     pub limits: Limits,
+}
+
+/// How a run is asked for.
+#[derive(Clone, Debug, Default)]
+pub struct Way {
+    /// Whether it has a row from its acceptance on, and not only from its start.
+    pub accepted: bool,
+    /// Whether it goes on without its client, and after a restart if it has not begun. Then it is accepted too.
+    pub detached: bool,
+    /// The key under which the request may be sent again.
+    pub key: Option<Key>,
+}
+
+/// A run that waits or goes on.
+#[derive(Debug)]
+pub struct Submitted {
+    /// What there is to see of it.
+    pub live: Live,
+    /// Dropped, it cancels the run; `None` for one that goes on without its client.
+    pub guard: Option<DropGuard>,
 }
 
 /// How a run ended.
@@ -99,6 +128,9 @@ pub enum NoRun {
     /// Its row could not be written.
     #[error(transparent)]
     Ledger(#[from] ledger::Error),
+    /// The disk failed.
+    #[error(transparent)]
+    Disk(#[from] io::Error),
     /// Its task died of a defect.
     #[error("the run's task died")]
     Died,
@@ -113,6 +145,9 @@ impl From<queue::Refused> for NoRun {
     }
 }
 
+/// Makes the answer of what came of a run.
+pub type Render = fn(Result<Outcome, NoRun>) -> Final;
+
 /// All runs of a server.
 pub struct Runs {
     queue: Queue,
@@ -124,37 +159,86 @@ struct Shared {
     desks: Desks,
     standby: Pool,
     ledger: Ledger,
+    feeds: Feeds,
+    render: Render,
     /// Ends every run, at the end of the drain.
     stop: CancellationToken,
 }
 
 impl Runs {
     /// Runs that have their places from `queue`.
-    pub fn new(queue: Queue, desks: Desks, standby: Pool, ledger: Ledger) -> Self {
-        let shared = Arc::new(Shared { desks, standby, ledger, stop: CancellationToken::new() });
+    pub fn new(queue: Queue, desks: Desks, standby: Pool, ledger: Ledger, feeds: Feeds, render: Render) -> Self {
+        let shared = Arc::new(Shared { desks, standby, ledger, feeds, render, stop: CancellationToken::new() });
         Self { queue, tasks: TaskTracker::new(), shared }
     }
 
-    /// Waits for a place and runs. A caller that stops waiting cancels the run.
-    pub async fn run(&self, request: Request) -> Result<Outcome, NoRun> {
-        let hold = self.shared.standby.hold();
-        let (app, limits) = (&request.row.app_name, request.limits);
+    /// Takes a run on. `None` where its key was taken meanwhile.
+    pub async fn submit(&self, request: Request, way: Way) -> Result<Option<Submitted>, NoRun> {
+        let (app, limits) = (&request.row.app_name, request.details.limits);
         check_budget(&self.shared.ledger, app, limits).await?;
-        let place = self.queue.enter(Wanted { app: app.clone(), most: limits.at_once(), run: true }).await?;
-        // Once more: what was going on while this one waited has cost something.
-        check_budget(&self.shared.ledger, app, limits).await?;
+        let ticket = self.queue.join(wanted(&request), false)?;
         let cancel = self.shared.stop.child_token();
-        let guard = cancel.clone().drop_guard();
-        let (answer, answered) = oneshot::channel();
-        let shared = self.shared.clone();
-        self.tasks.spawn(async move { shared.carry_out(request, place, hold, &cancel, answer).await });
-        let outcome = answered.await.map_err(|_| NoRun::Died)?;
-        guard.disarm();
-        outcome
+        let run_id = request.row.run_id.clone();
+        let feed = self.shared.feeds.begin(&run_id, cancel.clone()).await?;
+        if way.accepted {
+            let kept = way.detached.then(|| serde_json::to_string(&request.details).expect("details are JSON"));
+            let accepted = self.shared.ledger.accept_run(request.row.clone(), kept, way.key).await;
+            if !matches!(accepted, Ok(true)) {
+                self.shared.feeds.forget(&run_id).await;
+                return Ok(accepted.map(|_| None)?);
+            }
+        }
+        if way.detached {
+            ticket.promise();
+        }
+        let guard = (!way.detached).then(|| cancel.clone().drop_guard());
+        let live = self.shared.feeds.live(&run_id).ok_or(NoRun::Died)?;
+        self.spawn(request, ticket, feed, cancel, way.accepted, way.detached);
+        Ok(Some(Submitted { live, guard }))
     }
 
-    /// Lets runs finish until `drained`, then ends them. Whoever waits for a place is refused at once. When this returns,
-    /// no process of a run is alive.
+    /// Starts what waited when the server ended.
+    pub async fn resume(&self) -> anyhow::Result<()> {
+        for (row, details) in self.shared.ledger.waiting_runs().await? {
+            let request = Request { uuid: Uuid::try_parse(&row.run_id)?, row, details: serde_json::from_str(&details)? };
+            let cancel = self.shared.stop.child_token();
+            let feed = self.shared.feeds.begin(&request.row.run_id, cancel.clone()).await?;
+            tracing::info!(run_id = request.row.run_id, "a run that waited when the server ended");
+            let ticket = self.queue.join(wanted(&request), true).map_err(NoRun::from)?;
+            self.spawn(request, ticket, feed, cancel, true, true);
+        }
+        Ok(())
+    }
+
+    fn spawn(&self, request: Request, ticket: Ticket, feed: Feed, cancel: CancellationToken, accepted: bool, detached: bool) {
+        let shared = self.shared.clone();
+        self.tasks.spawn(async move {
+            let hold = shared.standby.hold();
+            let place = async {
+                let place = ticket.place().await?;
+                // Once more: what was going on while this one waited has cost something.
+                check_budget(&shared.ledger, &request.row.app_name, request.details.limits).await?;
+                Ok::<_, NoRun>(place)
+            };
+            let has_row = match cancel.run_until_cancelled(place).await {
+                Some(Ok(place)) => shared.carry_out(&request, place, hold, &cancel, accepted, &feed).await,
+                // It starts after the restart.
+                Some(Err(NoRun::Closed)) if detached => true,
+                None if shared.stop.is_cancelled() && detached => true,
+                Some(Err(refused)) => shared.refuse(&request, accepted, &feed, refused).await,
+                None => {
+                    let ending = if shared.stop.is_cancelled() { Ending::Interrupted } else { Ending::Cancelled };
+                    shared.conclude(&request, accepted, &feed, failed(ending), Usage::default()).await
+                }
+            };
+            if !has_row {
+                shared.feeds.forget(&request.row.run_id).await;
+            }
+        });
+    }
+
+    /// Lets runs finish until `drained`, then ends them. Whoever waits for a place is refused at once, or starts after the
+    /// restart. When this returns, no process of a run is alive.
     pub async fn finish(&self, drained: impl Future<Output = ()>) {
         self.queue.close();
         self.tasks.close();
@@ -174,22 +258,30 @@ impl Runs {
     }
 }
 
+fn wanted(request: &Request) -> Wanted {
+    Wanted { app: request.row.app_name.clone(), most: request.details.limits.at_once(), run: true }
+}
+
 impl Shared {
+    /// As the next ones, says whether there is a row.
     async fn carry_out(
         &self,
-        request: Request,
+        request: &Request,
         place: Place,
         hold: Hold,
         cancel: &CancellationToken,
-        answer: oneshot::Sender<Result<Outcome, NoRun>>,
-    ) {
-        let (begun, prepared) = tokio::join!(self.ledger.begin_run(request.row.clone()), self.prepare(&request));
+        accepted: bool,
+        feed: &Feed,
+    ) -> bool {
+        let begin = async {
+            if accepted { self.ledger.start_run(&request.row.run_id).await } else { self.ledger.begin_run(request.row.clone()).await }
+        };
+        let (begun, prepared) = tokio::join!(begin, self.prepare(request));
         if let Err(error) = begun {
             if let Ok(Prepared { desk, waiting, .. }) = prepared {
                 desk.leave(waiting).await;
             }
-            let _ = answer.send(Err(error.into()));
-            return;
+            return self.refuse(request, accepted, feed, error.into()).await;
         }
         let (said, saying) = oneshot::channel();
         let working = async {
@@ -199,29 +291,57 @@ impl Shared {
             };
             // A defect must not cost more than its own run.
             let mark = prepared.desk.mark();
-            let conversation = AssertUnwindSafe(self.converse(&request, prepared, hold, cancel, said)).catch_unwind();
+            let conversation = AssertUnwindSafe(self.converse(request, prepared, hold, cancel, said, feed)).catch_unwind();
             match conversation.await {
                 Ok(Some(desk)) => desk.clear_away().await,
                 Ok(None) => {}
                 Err(_) => drop(family::end(&mark).await),
             }
         };
+        let settling = async {
+            let defect =
+                || (failed(Ending::Failed("the server met a defect; its operator finds it in its log".to_owned())), Usage::default());
+            let (outcome, usage) = saying.await.unwrap_or_else(|_| defect());
+            self.conclude(request, true, feed, outcome, usage).await
+        };
         // The caller has its answer while the agent ends and its desk is cleared away. The place is held until then.
-        tokio::join!(working, self.settle(&request, saying, answer));
+        tokio::join!(working, settling);
         drop(place);
+        true
+    }
+
+    /// Answers a run that does not come about.
+    async fn refuse(&self, request: &Request, accepted: bool, feed: &Feed, why: NoRun) -> bool {
+        let end = RunEnd {
+            duration_ms: 0,
+            ok: false,
+            stop_reason: "error".to_owned(),
+            error: Some(why.to_string()),
+            result: None,
+            input_tokens: None,
+            output_tokens: None,
+            cost_usd: None,
+        };
+        let answer = (self.render)(Err(why));
+        self.complete(request, accepted, feed, end, answer).await
     }
 
     /// Completes the row and answers.
-    async fn settle(
-        &self,
-        request: &Request,
-        saying: oneshot::Receiver<(Outcome, Usage)>,
-        answer: oneshot::Sender<Result<Outcome, NoRun>>,
-    ) {
-        let run_id = &request.row.run_id;
-        let defect = || (failed(Ending::Failed("the server met a defect; its operator finds it in its log".to_owned())), Usage::default());
-        let (outcome, usage) = saying.await.unwrap_or_else(|_| defect());
+    async fn conclude(&self, request: &Request, has_row: bool, feed: &Feed, outcome: Outcome, usage: Usage) -> bool {
         let end = row_end(&outcome, usage);
+        if end.ok {
+            let Details { system, .. } = &request.details;
+            self.standby.used(Want::Run { model: request.row.model.clone(), system: system.clone() });
+        }
+        self.complete(request, has_row, feed, end, (self.render)(Ok(outcome))).await
+    }
+
+    async fn complete(&self, request: &Request, has_row: bool, feed: &Feed, end: RunEnd, answer: Final) -> bool {
+        let run_id = &request.row.run_id;
+        if !has_row {
+            feed.end(&answer);
+            return false;
+        }
         let written = self.ledger.finish_run(run_id, end.clone()).await;
         tracing::info!(
             run_id,
@@ -232,22 +352,20 @@ impl Shared {
             duration_ms = end.duration_ms,
             "run"
         );
-        if end.ok {
-            self.standby.used(Want::Run { model: request.row.model.clone(), system: request.system.clone() });
-        }
         // The answer is paid for: the caller gets it also while the ledger can't take it.
-        let _ = answer.send(Ok(outcome));
+        feed.end(&answer);
         if let Err(error) = written {
             tracing::error!(run_id, %error, "the run's row was not completed; trying again until it is, or the server stops");
             finish_later(run_id, &self.stop, || self.ledger.finish_run(run_id, end.clone())).await;
         }
+        true
     }
 
     /// A desk with what the run needs: one at which claude waits already, or a new one.
     async fn prepare(&self, request: &Request) -> io::Result<Prepared> {
-        match self.standby.take_run(&request.row.model, request.system.as_deref()) {
+        match self.standby.take_run(&request.row.model, request.details.system.as_deref()) {
             Some((desk, waiting)) => {
-                let (desk, attached) = desk.attach(request.files.clone()).await;
+                let (desk, attached) = desk.attach(request.details.files.clone()).await;
                 match attached {
                     Ok(files) => Ok(Prepared { desk, files, waiting: Some(waiting) }),
                     Err(error) => {
@@ -261,7 +379,7 @@ impl Shared {
     }
 
     async fn prepare_cold(&self, request: &Request, uuid: Uuid) -> io::Result<Prepared> {
-        let (desk, files) = self.desks.set_up(uuid, request.system.clone(), request.files.clone()).await?;
+        let (desk, files) = self.desks.set_up(uuid, request.details.system.clone(), request.details.files.clone()).await?;
         Ok(Prepared { desk, files, waiting: None })
     }
 
@@ -274,6 +392,7 @@ impl Shared {
         hold: Hold,
         cancel: &CancellationToken,
         said: oneshot::Sender<(Outcome, Usage)>,
+        feed: &Feed,
     ) -> Option<Desk> {
         let (mut hold, mut said) = (Some(hold), Some(said));
         let Prepared { mut desk, mut files, waiting: mut standby } = prepared;
@@ -293,10 +412,13 @@ impl Shared {
                 }
             };
             let input = claude::input(&request.row.prompt, &files);
-            let patience = is_standby.then(|| standby::patience_with_claude(request.timeout));
+            let patience = is_standby.then(|| standby::patience_with_claude(request.details.timeout));
             let mut reader = Reader::default();
             let read = |line: process::Line<'_>| {
                 hold.take();
+                if let process::Line::Whole(line) = line {
+                    claude::said(line, |event, data| feed.tell(event, &data));
+                }
                 let next = reader.line(line);
                 // A failure waits for the end of standard error.
                 if let Some((text, stop_reason)) = reader.take_reply() {
@@ -304,7 +426,7 @@ impl Shared {
                 }
                 next
             };
-            let talk = Talk { input, hold_input: true, deadline: started + request.timeout, cancel, patience };
+            let talk = Talk { input, hold_input: true, deadline: started + request.details.timeout, cancel, patience };
             let finished = process::converse_with(waiting, &desk.mark(), talk, read).await;
             if is_standby && finished.never_spoke() {
                 tracing::info!(run_id = request.row.run_id, end = ?finished.end, "a standby was of no use; starting cold");
@@ -318,7 +440,7 @@ impl Shared {
                 }
                 continue;
             }
-            let ending = match (ending(finished.end, &mut reader, self.stop.is_cancelled(), request.timeout), desk.why_ended()) {
+            let ending = match (ending(finished.end, &mut reader, self.stop.is_cancelled(), request.details.timeout), desk.why_ended()) {
                 (Ending::Failed(_), Some(why)) => Ending::Failed(why),
                 (ending, _) => ending,
             };
@@ -374,7 +496,7 @@ fn row_end(outcome: &Outcome, usage: Usage) -> RunEnd {
         Ending::Replied { text, stop_reason } => (true, stop_reason.clone(), None, Some(text.clone())),
         Ending::Failed(error) => failed("error", error.clone()),
         Ending::TimedOut(error) => failed("timeout", error.clone()),
-        Ending::Cancelled => failed("cancelled", "the client left before the answer".to_owned()),
+        Ending::Cancelled => failed("cancelled", "it was cancelled, or the client left, before the answer".to_owned()),
         Ending::Interrupted => failed("interrupted", "the server stopped before the answer".to_owned()),
         Ending::NotInstalled(program) => failed("error", format!("{} is not installed", program.display())),
         Ending::Unprepared(error) => failed("error", format!("the run's folder could not be made: {error}")),
@@ -398,11 +520,17 @@ pub(crate) async fn check_budget(ledger: &Ledger, app: &str, limits: Limits) -> 
 }
 
 /// Ends what a crash left running, removes its folders and settles its rows. Before the first run.
-pub async fn recover(workshop: &Workshop, ledger: &Ledger) -> anyhow::Result<()> {
+pub async fn recover(workshop: &Workshop, ledger: &Ledger, feeds: &Feeds, render: Render) -> anyhow::Result<()> {
     let processes = family::end(&workshop.mark).await;
     let runs_folder = workshop.folder.clone();
     let folders = blocking(move || clear(&runs_folder, |_| false)).await?;
-    let rows = ledger.settle_runs().await?;
+    let runs = ledger.settle_runs().await?;
+    for run_id in &runs {
+        // Its readers get an end too.
+        let feed = feeds.begin(run_id, CancellationToken::new()).await?;
+        feed.end(&render(Ok(failed(Ending::Interrupted))));
+    }
+    let rows = runs.len();
     if processes + folders + rows > 0 {
         tracing::warn!(processes, folders, rows, "cleared away what an earlier end left");
     }

@@ -42,6 +42,7 @@ use crate::agent::standby::Pool;
 use crate::agent::{Environment, Workshop, claude, sandbox};
 use crate::api;
 use crate::config::{Sandbox, Settings};
+use crate::feed::Feeds;
 use crate::ledger::Ledger;
 use crate::network::Networks;
 use crate::runs::{self, Runs};
@@ -72,6 +73,8 @@ pub struct App {
     pub uploads: Uploads,
     /// The runs.
     pub runs: Runs,
+    /// What runs and turns say.
+    pub feeds: Feeds,
     /// The sessions.
     pub sessions: Sessions,
     /// Agents that sessions may name.
@@ -143,7 +146,8 @@ impl Server {
             confinement,
             memory: settings.agent_memory_mb.map(Memory::new),
         };
-        runs::recover(&workshop, &ledger).await.context("what an earlier end left can't be cleared away")?;
+        let feeds = Feeds::new(folder("feeds")?);
+        runs::recover(&workshop, &ledger, &feeds, api::render_run).await.context("what an earlier end left can't be cleared away")?;
 
         let confinement = workshop.confinement.clone().map(|confinement| Confinement { cut_off: false, ..confinement });
         let session_workshop = Workshop { folder: folder("sessions")?, confinement, ..workshop.clone() };
@@ -165,7 +169,8 @@ impl Server {
             claude: Arc::new(Cli::new(settings.claude_bin, environment)),
             acpx: Arc::new(Cli::new(settings.acpx_bin, environment)),
             access: Access { allow: settings.allow, trusted_proxies: settings.trusted_proxies, admin: settings.admin },
-            runs: Runs::new(queue, desks, standby.clone(), ledger.clone()),
+            runs: Runs::new(queue, desks, standby.clone(), ledger.clone(), feeds.clone(), api::render_run),
+            feeds,
             sessions,
             agents: settings.agents,
             sandbox: if workshop.confinement.is_some() { "landlock" } else { "off" },
@@ -190,6 +195,7 @@ impl Server {
         let mut background = self.background();
         let graceful = GracefulShutdown::new();
         let router = router(self.app.clone());
+        self.app.runs.resume().await?;
         let slots = Arc::new(Semaphore::new(self.max_connections));
         let cut = CancellationToken::new();
         let died = loop {

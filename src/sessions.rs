@@ -87,6 +87,7 @@ impl From<NoRun> for Refused {
             NoRun::Spent => Self::Spent,
             NoRun::Closed => Self::Stopping,
             NoRun::Ledger(error) => Self::Ledger(error),
+            NoRun::Disk(error) => Self::Disk(error),
             NoRun::Died => Self::Died,
         }
     }

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use crate::feed;
 use crate::server::App;
 
 /// Sweeps every `period`, for ever. What fails is logged, and tried again the next time.
@@ -14,6 +15,8 @@ pub async fn sweep(period: Duration, retention_days: u32, app: &App) {
         report("old runs", app.ledger.forget_runs(retention_days).await);
         report("old events of sessions", app.ledger.forget_session_events(retention_days).await);
         report("folders of runs", app.runs.sweep().await);
+        report("feeds", app.feeds.sweep().await);
+        report("idempotency keys", app.ledger.forget_keys(feed::KEPT.as_secs()).await);
     }
 }
 

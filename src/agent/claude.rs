@@ -83,7 +83,16 @@ pub fn clean_up(session_id: &str, environment: &Environment) -> io::Result<()> {
 
 fn arguments(run_id: Uuid, model: &str, system_file: Option<&Path>) -> Vec<OsString> {
     // No transcript is kept: one a run would pile up under the user's home for ever.
-    let fixed = ["-p", "--input-format", "stream-json", "--output-format", "stream-json", "--verbose", "--no-session-persistence"];
+    let fixed = [
+        "-p",
+        "--input-format",
+        "stream-json",
+        "--output-format",
+        "stream-json",
+        "--verbose",
+        "--include-partial-messages",
+        "--no-session-persistence",
+    ];
     let mut arguments: Vec<OsString> = fixed.into_iter().map(OsString::from).collect();
     arguments.extend(["--session-id".into(), run_id.to_string().into(), "--model".into(), model.into()]);
     if let Some(file) = system_file {
@@ -108,6 +117,47 @@ pub fn input(prompt: &str, files: &[PathBuf]) -> Vec<u8> {
     let text = prompt_text(prompt, files);
     let message = json!({"type": "user", "message": {"role": "user", "content": [{"type": "text", "text": text}]}});
     format!("{message}\n").into_bytes()
+}
+
+/// Says what a line of the output tells of the run's progress: `text` and `thinking` as they are generated, `tool_call`,
+/// `tool_call_update`, and `retry` where the API is asked again. What a subagent writes is not the run's text.
+pub fn said(line: &[u8], mut tell: impl FnMut(&str, Value)) {
+    #[derive(Deserialize)]
+    struct Progress {
+        #[serde(rename = "type")]
+        kind: String,
+        subtype: Option<String>,
+        parent_tool_use_id: Option<String>,
+    }
+    let Ok(Progress { kind, subtype, parent_tool_use_id }) = serde_json::from_slice(line) else { return };
+    let all = || serde_json::from_slice::<Value>(line).unwrap_or_default();
+    match (kind.as_str(), subtype.as_deref()) {
+        ("stream_event", _) if parent_tool_use_id.is_none() => {
+            let delta = &all()["event"]["delta"];
+            match (delta["text"].as_str(), delta["thinking"].as_str()) {
+                (Some(text), _) => tell("text", json!({"content": text})),
+                (None, Some(thinking)) => tell("thinking", json!({"content": thinking})),
+                (None, None) => {}
+            }
+        }
+        ("assistant" | "user", _) => {
+            for block in all()["message"]["content"].as_array().into_iter().flatten() {
+                match block["type"].as_str() {
+                    Some("tool_use") => tell("tool_call", json!({"id": block["id"], "name": block["name"], "args": block["input"]})),
+                    Some("tool_result") => {
+                        let status = if block["is_error"] == true { "failed" } else { "completed" };
+                        tell("tool_call_update", json!({"id": block["tool_use_id"], "status": status, "result": block["content"]}));
+                    }
+                    _ => {}
+                }
+            }
+        }
+        ("system", Some("api_retry")) => {
+            let all = all();
+            tell("retry", json!({"attempt": all["attempt"], "max_retries": all["max_retries"], "error": all["error"]}));
+        }
+        _ => {}
+    }
 }
 
 /// Tokens and cost of a run, as the CLI reports them.

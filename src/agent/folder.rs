@@ -6,6 +6,7 @@ use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags, open, openat};
+use serde::{Deserialize, Serialize};
 
 /// The file of the system prompt. An attached file can't have this name: theirs never begin with a dot.
 const SYSTEM_PROMPT: &str = ".system-prompt";
@@ -16,7 +17,7 @@ const TEMPORARY: &str = ".tmp";
 pub struct Folder(PathBuf);
 
 /// A file to attach: where it is, and the safe name that the agent sees.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct Attachment {
     /// The file.
     pub source: PathBuf,

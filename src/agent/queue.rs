@@ -39,6 +39,8 @@ struct Waiter {
     id: u64,
     wanted: Wanted,
     told: oneshot::Sender<Result<Place, Refused>>,
+    /// Was promised a place, so is not turned away.
+    firm: bool,
 }
 
 /// What a place is wanted for.
@@ -93,11 +95,12 @@ impl Queue {
 
     /// Waits for a place.
     pub async fn enter(&self, wanted: Wanted) -> Result<Place, Refused> {
-        let (answer, _leaves) = self.join(wanted)?;
-        answer.await.unwrap_or(Err(Refused::Closed))
+        self.join(wanted, false)?.place().await
     }
 
-    fn join(&self, wanted: Wanted) -> Result<(oneshot::Receiver<Result<Place, Refused>>, Leaves<'_>), Refused> {
+    /// Joins those who wait, if there is room; one that was `promised` a place finds room. Waiting ends when the ticket is
+    /// dropped.
+    pub fn join(&self, wanted: Wanted, promised: bool) -> Result<Ticket, Refused> {
         let (told, answer) = oneshot::channel();
         let mut state = self.state();
         if state.closed {
@@ -105,9 +108,13 @@ impl Queue {
         }
         state.count += 1;
         let id = state.count;
-        state.waiting.push(Waiter { id, wanted, told });
+        state.waiting.push(Waiter { id, wanted, told, firm: promised });
         self.serve(state);
-        Ok((answer, Leaves { queue: self, id }))
+        let mut ticket = Ticket { answer, early: None, leaves: Leaves { queue: self.clone(), id } };
+        if let Ok(answered) = ticket.answer.try_recv() {
+            ticket.early = Some(answered?);
+        }
+        Ok(ticket)
     }
 
     /// Gives out what is free, and turns away who is too many.
@@ -124,7 +131,7 @@ impl Queue {
             answers.push((told, Ok(Place { queue: self.clone(), app, run })));
         }
         while state.waiting.len() > state.most_waiting {
-            let at = state.one_too_many();
+            let Some(at) = state.one_too_many() else { break };
             answers.push((state.waiting.remove(at).told, Err(Refused::Full)));
         }
         let State { apps, waiting, .. } = &mut *state;
@@ -160,23 +167,48 @@ impl State {
     }
 
     /// The last of those of the app with the most that wait.
-    fn one_too_many(&self) -> usize {
+    fn one_too_many(&self) -> Option<usize> {
         let mut count: HashMap<&str, usize> = HashMap::new();
         for waiter in &self.waiting {
             *count.entry(&waiter.wanted.app).or_default() += 1;
         }
-        let last = self.waiting.iter().enumerate().max_by_key(|(_, waiter)| (count[waiter.wanted.app.as_str()], waiter.id));
-        last.map_or(0, |(at, _)| at)
+        let can_go = self.waiting.iter().enumerate().filter(|(_, waiter)| !waiter.firm);
+        can_go.max_by_key(|(_, waiter)| (count[waiter.wanted.app.as_str()], waiter.id)).map(|(at, _)| at)
+    }
+}
+
+/// One that waits, or has its place.
+#[derive(Debug)]
+pub struct Ticket {
+    answer: oneshot::Receiver<Result<Place, Refused>>,
+    early: Option<Place>,
+    leaves: Leaves,
+}
+
+impl Ticket {
+    /// Promises the place: whoever comes later does not take it.
+    pub fn promise(&self) {
+        let Leaves { queue, id } = &self.leaves;
+        queue.state().waiting.iter_mut().filter(|waiter| waiter.id == *id).for_each(|waiter| waiter.firm = true);
+    }
+
+    /// Waits for the place.
+    pub async fn place(self) -> Result<Place, Refused> {
+        match self.early {
+            Some(place) => Ok(place),
+            None => self.answer.await.unwrap_or(Err(Refused::Closed)),
+        }
     }
 }
 
 /// Takes one that does not wait any more out of the queue.
-struct Leaves<'a> {
-    queue: &'a Queue,
+#[derive(Debug)]
+struct Leaves {
+    queue: Queue,
     id: u64,
 }
 
-impl Drop for Leaves<'_> {
+impl Drop for Leaves {
     fn drop(&mut self) {
         self.queue.state().waiting.retain(|waiter| waiter.id != self.id);
     }

@@ -4,13 +4,13 @@ use std::any::Any;
 use std::ffi::OsString;
 use std::io::{self, ErrorKind};
 
-use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use utoipa::ToSchema;
 
 use crate::clock;
+use crate::feed::Final;
 use crate::ledger::{self, NameTaken};
 use crate::runs::NoRun;
 use crate::sessions::Refused;
@@ -91,6 +91,8 @@ pub enum ApiError {
     Busy,
     /// The app has spent what it may today.
     Spent,
+    /// The key stands for another request.
+    OtherRequest,
     /// The server is stopping.
     Stopping,
     /// The ledger failed.
@@ -129,6 +131,7 @@ impl From<NoRun> for ApiError {
             NoRun::Spent => Self::Spent,
             NoRun::Closed => Self::Stopping,
             NoRun::Ledger(error) => Self::Ledger(error),
+            NoRun::Disk(error) => Self::Disk(error),
             NoRun::Died => Self::Defect,
         }
     }
@@ -183,6 +186,9 @@ impl ApiError {
             }
             Self::NameTaken(taken) => return (StatusCode::CONFLICT, sentence(taken)),
             Self::Busy => (StatusCode::SERVICE_UNAVAILABLE, "The server is busy and its queue is full; try again later."),
+            Self::OtherRequest => {
+                (StatusCode::UNPROCESSABLE_ENTITY, "This Idempotency-Key was used for another request; take a new key for each.")
+            }
             Self::Spent => (
                 StatusCode::TOO_MANY_REQUESTS,
                 "This app has spent what it may in a day; try again after midnight UTC, or ask the server's operator.",
@@ -211,8 +217,9 @@ fn sentence(error: &impl std::error::Error) -> String {
     format!("{first}{}.", rest.as_str())
 }
 
-impl IntoResponse for ApiError {
-    fn into_response(self) -> Response {
+impl ApiError {
+    /// The problem, as it is sent and kept.
+    pub fn into_final(self) -> Final {
         let (status, detail) = self.status_and_detail();
         // The cause goes to the log, once, and never to the caller.
         match &self {
@@ -223,13 +230,29 @@ impl IntoResponse for ApiError {
         let errors = if let Self::Invalid(errors) = self { errors } else { Vec::new() };
         let title = status.canonical_reason().unwrap_or("Error");
         let problem = Problem { kind: "about:blank", title, status: status.as_u16(), detail, errors };
-        let mut response = (status, Json(problem)).into_response();
+        let body = serde_json::to_vec(&problem).expect("a problem is JSON").into();
+        Final { status: status.as_u16(), problem: true, body }
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        self.into_final().into_response()
+    }
+}
+
+impl IntoResponse for Final {
+    fn into_response(self) -> Response {
+        let status = StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let content_type = if self.problem { "application/problem+json" } else { "application/json" };
+        let mut response = (status, [(header::CONTENT_TYPE, content_type)], self.body).into_response();
         let headers = response.headers_mut();
-        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
         match status {
             StatusCode::UNAUTHORIZED => drop(headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"))),
             StatusCode::TOO_MANY_REQUESTS => drop(headers.insert(header::RETRY_AFTER, clock::until_midnight().into())),
-            StatusCode::SERVICE_UNAVAILABLE => drop(headers.insert(header::RETRY_AFTER, HeaderValue::from_static(RETRY_AFTER))),
+            StatusCode::SERVICE_UNAVAILABLE if self.problem => {
+                headers.insert(header::RETRY_AFTER, HeaderValue::from_static(RETRY_AFTER));
+            }
             _ => {}
         }
         response

@@ -7,8 +7,12 @@ pub mod error;
 mod files;
 mod health;
 mod run;
+mod runs;
 mod sessions;
 mod tokens;
+mod work;
+
+pub use run::render as render_run;
 
 use std::sync::Arc;
 
@@ -35,7 +39,7 @@ pub fn routes(app: Arc<App>) -> Router {
 }
 
 fn described() -> OpenApiRouter<Arc<App>> {
-    let routes = [health::routes(), run::routes(), files::routes(), sessions::routes(), tokens::routes()];
+    let routes = [health::routes(), run::routes(), runs::routes(), files::routes(), sessions::routes(), tokens::routes()];
     routes.into_iter().fold(OpenApiRouter::with_openapi(frame()), OpenApiRouter::merge)
 }
 

@@ -4,11 +4,11 @@ use std::io::ErrorKind;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Json;
 use axum::extract::State;
 use axum::http::{HeaderName, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
+use tokio_util::sync::DropGuard;
 use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -17,20 +17,22 @@ use uuid::Uuid;
 use super::auth::Caller;
 use super::body::{ValidJson, Validate, whole_number};
 use super::error::{ApiError, FieldError, Problem};
+use super::work::{self, Wish};
 use crate::agent::folder::Attachment;
 use crate::agent::reply::Reply;
 use crate::clock;
+use crate::feed::Final;
 use crate::ledger::NewRun;
-use crate::runs::{Ending, Outcome, Request};
+use crate::runs::{Details, Ending, NoRun, Outcome, Request, Submitted};
 use crate::server::App;
 
 /// The longest prompt in bytes.
 const MAX_PROMPT: usize = 10 << 20;
 /// More files than a folder should be searched for.
 const MAX_FILES: usize = 256;
-const RUN_ID: HeaderName = HeaderName::from_static("x-run-id");
+pub(super) const RUN_ID: HeaderName = HeaderName::from_static("x-run-id");
 
-#[derive(Debug, Deserialize, ToSchema)]
+#[derive(Debug, Deserialize, Serialize, ToSchema)]
 struct RunRequest {
     /// Up to 10 MiB. Any text is safe.
     #[serde(default)]
@@ -90,7 +92,7 @@ fn is_model(model: &str) -> bool {
 }
 
 #[derive(Serialize, ToSchema)]
-struct RunReply {
+pub(super) struct RunReply {
     ok: bool,
     /// The parsed value where the whole reply is a JSON object or array, the reply's text otherwise.
     #[schema(value_type = serde_json::Value)]
@@ -103,7 +105,7 @@ struct RunReply {
 }
 
 #[derive(Serialize, ToSchema)]
-struct RunFailure {
+pub(super) struct RunFailure {
     ok: bool,
     /// The cause in words.
     error: String,
@@ -117,14 +119,32 @@ struct RunFailure {
 }
 
 /// Run a prompt
-#[utoipa::path(post, path = "/run", tag = "runs", security(("app" = [])), request_body = RunRequest, responses(
-    (status = OK, body = RunReply, headers(("x-run-id" = String, description = "The run's row in the ledger"))),
+///
+/// With `Accept: text/event-stream` the events come as they happen, last `result` with this body or `error` with the error's.
+/// With `Prefer: respond-async` the run goes on in the background. With an `Idempotency-Key` the request can be sent again.
+#[utoipa::path(post, path = "/run", tag = "runs", security(("app" = [])), request_body = RunRequest,
+    params(
+        ("Prefer" = Option<String>, Header, description = "`respond-async` for an answer at once (RFC 7240)"),
+        ("Idempotency-Key" = Option<String>, Header, description = "Up to 255 characters; the same key and body lead to one run, for 24 hours"),
+    ),
+    responses(
+    (status = OK, headers(("x-run-id" = String, description = "The run's row in the ledger")), content((RunReply = "application/json"), (String = "text/event-stream"))),
+    (status = ACCEPTED, body = super::runs::RunState, description = "It goes on in the background", headers(("location" = String, description = "Where to see it"))),
     (status = BAD_GATEWAY, body = RunFailure, description = "The CLI failed or ran out of time"),
     (status = SERVICE_UNAVAILABLE, description = "The CLI is not installed (application/json), or the server is busy, stopping or out of disk (application/problem+json)",
         content((RunFailure = "application/json"), (Problem = "application/problem+json"))),
     (status = "default", body = Problem, content_type = "application/problem+json", description = "The request was refused"),
 ))]
-async fn run(State(app): State<Arc<App>>, caller: Caller, ValidJson(asked): ValidJson<RunRequest>) -> Result<Response, ApiError> {
+async fn run(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    wish: Wish,
+    ValidJson(asked): ValidJson<RunRequest>,
+) -> Result<Response, ApiError> {
+    let key = wish.key(&caller.app, "/run", &asked);
+    if let Some(run_id) = work::claimed(&app, key.as_ref()).await? {
+        return again(&app, &caller, &wish, &run_id).await;
+    }
     let uuid = Uuid::now_v7();
     let run_id = uuid.simple().to_string();
     let request = Request {
@@ -136,13 +156,49 @@ async fn run(State(app): State<Arc<App>>, caller: Caller, ValidJson(asked): Vali
             model: asked.model.unwrap_or_else(|| "sonnet".to_owned()),
             prompt: asked.prompt,
         },
-        system: asked.system.filter(|system| !system.is_empty()),
-        files: attachments(&app, &caller, asked.files.unwrap_or_default()).await?,
-        timeout: Duration::from_secs(asked.timeout_secs.unwrap_or(120).cast_unsigned()),
-        limits: caller.limits,
+        details: Details {
+            system: asked.system.filter(|system| !system.is_empty()),
+            files: attachments(&app, &caller, asked.files.unwrap_or_default()).await?,
+            timeout: Duration::from_secs(asked.timeout_secs.unwrap_or(120).cast_unsigned()),
+            limits: caller.limits,
+        },
     };
-    let outcome = app.runs.run(request).await?;
-    Ok(([(RUN_ID, run_id)], answer(outcome)).into_response())
+    let Some(Submitted { live, guard }) = app.runs.submit(request, wish.way(key.clone())).await? else {
+        // The same request came twice at once.
+        let first = work::claimed(&app, key.as_ref()).await?.ok_or(ApiError::Defect)?;
+        return again(&app, &caller, &wish, &first).await;
+    };
+    if wish.background || wish.stream {
+        return present(&app, &caller, &wish, &run_id, guard).await;
+    }
+    let answer = live.answer().await.ok_or(ApiError::Stopping)?;
+    drop(guard);
+    Ok(([(RUN_ID, run_id)], answer).into_response())
+}
+
+/// What came, or comes, of a request that was sent before.
+async fn again(app: &App, caller: &Caller, wish: &Wish, run_id: &str) -> Result<Response, ApiError> {
+    if wish.background || wish.stream {
+        return present(app, caller, wish, run_id, None).await;
+    }
+    let answer = match app.feeds.live(run_id) {
+        Some(live) => live.answer().await,
+        None => app.feeds.answer(run_id).await?,
+    };
+    let row = app.ledger.run(&caller.app, run_id).await?.ok_or(ApiError::NotFound)?;
+    let answer = answer.or_else(|| super::runs::answer_in(row)).ok_or(ApiError::Stopping)?;
+    Ok(([(RUN_ID, run_id)], answer).into_response())
+}
+
+/// The run in the background, or its events.
+async fn present(app: &App, caller: &Caller, wish: &Wish, run_id: &str, guard: Option<DropGuard>) -> Result<Response, ApiError> {
+    let row = app.ledger.run(&caller.app, run_id).await?.ok_or(ApiError::NotFound)?;
+    let response = if wish.background {
+        work::accepted(&format!("/runs/{run_id}"), &super::runs::RunState::from(row))
+    } else {
+        work::follow(&app.feeds, run_id, 0, guard, || super::runs::answer_in(row)).await?
+    };
+    Ok(([(RUN_ID, run_id)], response).into_response())
 }
 
 /// The caller's files behind `tokens`. One that is not the caller's own, or not any more, is a `400` that names it.
@@ -157,19 +213,22 @@ pub(super) async fn attachments(app: &App, caller: &Caller, mut tokens: Vec<Stri
     Ok(files.into_iter().map(|file| Attachment { source: app.uploads.path(&file.file_token), name: file.name }).collect())
 }
 
-fn answer(outcome: Outcome) -> Response {
-    let duration_ms = clock::millis(outcome.duration);
-    let stderr = outcome.stderr;
+/// What the caller gets of what came of a run.
+pub fn render(came: Result<Outcome, NoRun>) -> Final {
+    let Outcome { ending, stderr, duration } = match came {
+        Ok(outcome) => outcome,
+        Err(error) => return ApiError::from(error).into_final(),
+    };
+    let duration_ms = clock::millis(duration);
     let failed =
-        |status, stop_reason, error| (status, Json(RunFailure { ok: false, error, stderr, duration_ms, stop_reason })).into_response();
-    match outcome.ending {
+        |status: StatusCode, stop_reason, error| work::json(status, &RunFailure { ok: false, error, stderr, duration_ms, stop_reason });
+    match ending {
         Ending::Replied { text, stop_reason } => {
-            Json(RunReply { ok: true, result: Reply::read(text), duration_ms, stop_reason }).into_response()
+            work::json(StatusCode::OK, &RunReply { ok: true, result: Reply::read(text), duration_ms, stop_reason })
         }
         Ending::Failed(error) => failed(StatusCode::BAD_GATEWAY, "error", error),
         Ending::TimedOut(error) => failed(StatusCode::BAD_GATEWAY, "timeout", error),
-        // Nobody is there to read it.
-        Ending::Cancelled => failed(StatusCode::BAD_GATEWAY, "error", "the client left before the answer".to_owned()),
+        Ending::Cancelled => failed(StatusCode::BAD_GATEWAY, "cancelled", "the run was cancelled".to_owned()),
         Ending::Interrupted => {
             failed(StatusCode::BAD_GATEWAY, "error", "the server stopped before the answer; send the prompt again".to_owned())
         }
@@ -181,9 +240,9 @@ fn answer(outcome: Outcome) -> Response {
             failed(StatusCode::SERVICE_UNAVAILABLE, "error", error)
         }
         Ending::Unprepared(error) if error.kind() == ErrorKind::NotFound => {
-            ApiError::BadRequest("Upload the files again: one of them expired while the run waited.".to_owned()).into_response()
+            ApiError::BadRequest("Upload the files again: one of them expired while the run waited.".to_owned()).into_final()
         }
-        Ending::Unprepared(error) => ApiError::Disk(error).into_response(),
+        Ending::Unprepared(error) => ApiError::Disk(error).into_final(),
     }
 }
 

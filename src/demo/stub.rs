@@ -14,6 +14,7 @@ use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
+use futures_util::StreamExt;
 use hyper::body::Frame;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -41,6 +42,8 @@ struct Directive {
     tool: Option<Tool>,
     /// Break the connection in the middle of the reply.
     cut: bool,
+    /// Milliseconds between the pieces of the reply, of 16 characters then.
+    pace_ms: u64,
     /// Reply with the whole request, as JSON text.
     echo: bool,
     /// Reply with the header by which the request is signed in.
@@ -121,7 +124,17 @@ async fn messages(headers: HeaderMap, Json(request): Json<Value>) -> Response {
     };
     let usage = json!({"input_tokens": prompt.len().div_ceil(4), "output_tokens": block.to_string().len().div_ceil(4)});
     if request["stream"] == json!(true) {
-        return reply("text/event-stream", events(&request["model"], &block, stop_reason, &usage), directive.cut);
+        let piece = if directive.pace_ms > 0 { 16 } else { PIECE };
+        let events = events(&request["model"], &block, stop_reason, &usage, piece);
+        if directive.pace_ms > 0 {
+            let pace = Duration::from_millis(directive.pace_ms);
+            let paced = futures_util::stream::iter(events).then(move |event| async move {
+                tokio::time::sleep(pace).await;
+                Ok::<_, std::convert::Infallible>(event)
+            });
+            return ([(header::CONTENT_TYPE, "text/event-stream")], Body::from_stream(paced)).into_response();
+        }
+        return reply("text/event-stream", events.concat(), directive.cut);
     }
     reply("application/json", message(&request["model"], &[block], Some(stop_reason), &usage).to_string(), directive.cut)
 }
@@ -194,11 +207,11 @@ fn message(model: &Value, content: &[Value], stop_reason: Option<&str>, usage: &
     })
 }
 
-fn events(model: &Value, block: &Value, stop_reason: &str, usage: &Value) -> String {
+fn events(model: &Value, block: &Value, stop_reason: &str, usage: &Value, piece: usize) -> Vec<String> {
     let mut events = vec![json!({"type": "message_start", "message": message(model, &[], None, usage)})];
     let (start, deltas): (Value, Vec<Value>) = if block["type"] == "text" {
         let text = block["text"].as_str().unwrap_or_default();
-        (json!({"type": "text", "text": ""}), pieces(text).map(|piece| json!({"type": "text_delta", "text": piece})).collect())
+        (json!({"type": "text", "text": ""}), pieces(text, piece).map(|piece| json!({"type": "text_delta", "text": piece})).collect())
     } else {
         let input = block["input"].to_string();
         (
@@ -214,9 +227,9 @@ fn events(model: &Value, block: &Value, stop_reason: &str, usage: &Value) -> Str
     events.iter().map(|event| format!("event: {}\ndata: {event}\n\n", event["type"].as_str().unwrap_or_default())).collect()
 }
 
-fn pieces(mut text: &str) -> impl Iterator<Item = &str> {
+fn pieces(mut text: &str, size: usize) -> impl Iterator<Item = &str> {
     std::iter::from_fn(move || {
-        let (piece, rest) = text.split_at(text.floor_char_boundary(PIECE.min(text.len())));
+        let (piece, rest) = text.split_at(text.floor_char_boundary(size.min(text.len())));
         text = rest;
         (!piece.is_empty()).then_some(piece)
     })

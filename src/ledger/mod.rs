@@ -15,13 +15,15 @@ use tokio::time::timeout;
 
 mod copy;
 mod files;
+mod idempotency;
 mod runs;
 mod sessions;
 mod tokens;
 
 pub use copy::{NoLedger, check, copy, settle};
 pub use files::File;
-pub use runs::{NewRun, RunEnd};
+pub use idempotency::{Claimed, Key};
+pub use runs::{NewRun, RunEnd, RunRow, RunsWanted};
 pub use sessions::{AgentOfTurn, NewSession, Session, TurnBegun, TurnRow};
 pub use tokens::{App, Limits, NameTaken, TokenRow};
 
@@ -113,6 +115,41 @@ const MIGRATIONS: &[&str] = &[
     ALTER TABLE session_events ADD COLUMN cost_usd REAL;
     CREATE INDEX runs_app ON runs (app_name, started_at);
     CREATE INDEX session_events_app ON session_events (app_name, started_at);
+",
+    // `request` is what else a queued run or turn needs, to start after a restart.
+    "
+    ALTER TABLE runs ADD COLUMN queued_at INTEGER;
+    ALTER TABLE runs ADD COLUMN queued INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE runs ADD COLUMN request TEXT;
+    ALTER TABLE runs ADD COLUMN status TEXT AS (CASE
+        WHEN finished_at IS NULL THEN iif(queued, 'queued', 'running')
+        WHEN ok THEN 'succeeded'
+        WHEN stop_reason = 'timeout' THEN 'timed_out'
+        WHEN stop_reason IN ('cancelled', 'interrupted') THEN stop_reason
+        ELSE 'failed' END) VIRTUAL;
+    CREATE TABLE idempotency (
+        app_name TEXT NOT NULL,
+        key TEXT NOT NULL,
+        fingerprint TEXT NOT NULL,
+        id TEXT NOT NULL,
+        created_at INTEGER NOT NULL,
+        PRIMARY KEY (app_name, key)
+    ) STRICT;
+    CREATE INDEX idempotency_created_at ON idempotency (created_at);
+    ALTER TABLE session_events ADD COLUMN turn INTEGER;
+    ALTER TABLE session_events ADD COLUMN queued_at INTEGER;
+    ALTER TABLE session_events ADD COLUMN queued INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE session_events ADD COLUMN request TEXT;
+    ALTER TABLE session_events ADD COLUMN status TEXT AS (CASE
+        WHEN finished_at IS NULL THEN iif(queued, 'queued', 'running')
+        WHEN ok THEN 'succeeded'
+        WHEN stop_reason = 'timeout' THEN 'timed_out'
+        WHEN stop_reason IN ('cancelled', 'interrupted') THEN stop_reason
+        ELSE 'failed' END) VIRTUAL;
+    UPDATE session_events SET turn = (SELECT count(*) FROM session_events AS before
+        WHERE before.session_id = session_events.session_id AND before.event = 'turn' AND before.id <= session_events.id)
+    WHERE event = 'turn';
+    CREATE UNIQUE INDEX session_events_turn ON session_events (session_id, turn) WHERE turn IS NOT NULL;
 ",
 ];
 

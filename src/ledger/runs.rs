@@ -1,7 +1,8 @@
 //! The table `runs`: every run, written before its process starts and completed however it ends.
 
-use rusqlite::params;
+use rusqlite::{OptionalExtension, Row, Transaction, params};
 
+use super::idempotency::{Key, claim};
 use super::{Error, Ledger};
 use crate::clock;
 
@@ -41,16 +42,107 @@ pub struct RunEnd {
     pub cost_usd: Option<f64>,
 }
 
+/// A run's row.
+#[derive(Clone, Debug)]
+pub struct RunRow {
+    /// What was known before it started.
+    pub new: NewRun,
+    /// `queued`, `running`, `succeeded`, `failed`, `timed_out`, `cancelled` or `interrupted`.
+    pub status: String,
+    /// Unix seconds; `None` for a run of an older release.
+    pub queued_at: Option<i64>,
+    /// Unix seconds; of one that waits, when it was accepted.
+    pub started_at: i64,
+    /// Unix seconds, and what is known of its end.
+    pub finished: Option<(i64, RunEnd)>,
+}
+
+/// Which runs are wanted.
+#[derive(Clone, Debug, Default)]
+pub struct RunsWanted {
+    /// Of this app; of all where there is none.
+    pub app_name: Option<String>,
+    /// Older than the run of this id.
+    pub before: Option<String>,
+    /// Of this status.
+    pub status: Option<String>,
+    /// At most so many.
+    pub limit: u32,
+    /// Characters of prompts and results.
+    pub characters: u32,
+}
+
+const COLUMNS: &str =
+    "run_id, app_name, client_ip, model, substr(prompt, 1, ?1), status, queued_at, started_at, finished_at, duration_ms, ok,
+    stop_reason, error, substr(result, 1, ?1), input_tokens, output_tokens, cost_usd";
+
 impl Ledger {
     /// Writes the row of a run that is about to start.
     pub async fn begin_run(&self, run: NewRun) -> Result<(), Error> {
-        let now = clock::now();
+        self.write(move |db| insert(db, &run, false, None)).await
+    }
+
+    /// Writes the row of a run that waits for its place. `request` is what it needs to be started after a restart; without one
+    /// it ends with the server. False where the key was taken before.
+    pub async fn accept_run(&self, run: NewRun, request: Option<String>, key: Option<Key>) -> Result<bool, Error> {
         self.write(move |db| {
-            db.prepare_cached("INSERT INTO runs (run_id, app_name, client_ip, model, prompt, started_at) VALUES (?1, ?2, ?3, ?4, ?5, ?6)")?
-                .execute(params![run.run_id, run.app_name, run.client_ip, run.model, run.prompt, now])
+            if let Some(key) = key
+                && !claim(db, &key, &run.run_id)?
+            {
+                return Ok(false);
+            }
+            insert(db, &run, true, request.as_deref()).map(|()| true)
+        })
+        .await
+    }
+
+    /// Notes that a run that waited starts. From here on a crash ends it.
+    pub async fn start_run(&self, run_id: &str) -> Result<(), Error> {
+        let (run_id, now) = (run_id.to_owned(), clock::now());
+        self.write(move |db| {
+            db.prepare_cached("UPDATE runs SET queued = 0, request = NULL, started_at = ?2 WHERE run_id = ?1")?
+                .execute(params![run_id, now])
         })
         .await
         .map(drop)
+    }
+
+    /// The runs that waited when the server ended and are to be started, in the order that they came, each with its request.
+    pub async fn waiting_runs(&self) -> Result<Vec<(NewRun, String)>, Error> {
+        self.read(|db| {
+            db.prepare(
+                "SELECT run_id, app_name, client_ip, model, prompt, request FROM runs
+                 WHERE finished_at IS NULL AND queued AND request IS NOT NULL ORDER BY run_id",
+            )?
+            .query_map([], |row| Ok((new_run(row)?, row.get(5)?)))?
+            .collect()
+        })
+        .await
+    }
+
+    /// The app's run of that id.
+    pub async fn run(&self, app: &str, run_id: &str) -> Result<Option<RunRow>, Error> {
+        let (app, run_id) = (app.to_owned(), run_id.to_owned());
+        self.read(move |db| {
+            db.prepare_cached(&format!("SELECT {COLUMNS} FROM runs WHERE run_id = ?2 AND app_name = ?3"))?
+                .query_row(params![i64::MAX, run_id, app], run_row)
+                .optional()
+        })
+        .await
+    }
+
+    /// Runs, newest first.
+    pub async fn runs(&self, wanted: RunsWanted) -> Result<Vec<RunRow>, Error> {
+        self.read(move |db| {
+            db.prepare_cached(&format!(
+                "SELECT {COLUMNS} FROM runs
+                 WHERE (?2 IS NULL OR app_name = ?2) AND (?3 IS NULL OR run_id < ?3) AND (?4 IS NULL OR status = ?4)
+                 ORDER BY run_id DESC LIMIT ?5"
+            ))?
+            .query_map(params![wanted.characters, wanted.app_name, wanted.before, wanted.status, wanted.limit], run_row)?
+            .collect()
+        })
+        .await
     }
 
     /// Completes the row of a run.
@@ -59,7 +151,7 @@ impl Ledger {
         self.write(move |db| {
             db.prepare_cached(
                 "UPDATE runs SET finished_at = ?2, duration_ms = ?3, ok = ?4, stop_reason = ?5, error = ?6, result = ?7,
-                     input_tokens = ?8, output_tokens = ?9, cost_usd = ?10
+                     input_tokens = ?8, output_tokens = ?9, cost_usd = ?10, request = NULL
                  WHERE run_id = ?1 AND finished_at IS NULL",
             )?
             .execute(params![
@@ -79,16 +171,17 @@ impl Ledger {
         .map(drop)
     }
 
-    /// Settles the rows that a crash left open. Gives how many there were.
-    pub async fn settle_runs(&self) -> Result<usize, Error> {
+    /// Settles the rows that a crash left open, but for those of runs that are still to start. Gives their ids.
+    pub async fn settle_runs(&self) -> Result<Vec<String>, Error> {
         let now = clock::now();
         self.write(move |db| {
-            db.execute(
-                "UPDATE runs SET finished_at = ?1, ok = 0, stop_reason = 'interrupted',
+            db.prepare(
+                "UPDATE runs SET finished_at = ?1, ok = 0, stop_reason = 'interrupted', request = NULL,
                      error = 'the server ended while this run was going on'
-                 WHERE finished_at IS NULL",
-                [now],
-            )
+                 WHERE finished_at IS NULL AND NOT (queued AND request IS NOT NULL) RETURNING run_id",
+            )?
+            .query_map([now], |row| row.get(0))?
+            .collect()
         })
         .await
     }
@@ -98,4 +191,40 @@ impl Ledger {
         let before = clock::now() - i64::from(days) * 86_400;
         self.write(move |db| db.execute("DELETE FROM runs WHERE started_at < ?1 AND finished_at < ?1", [before])).await
     }
+}
+
+fn insert(db: &Transaction<'_>, run: &NewRun, queued: bool, request: Option<&str>) -> rusqlite::Result<()> {
+    db.prepare_cached(
+        "INSERT INTO runs (run_id, app_name, client_ip, model, prompt, queued_at, started_at, queued, request)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?6, ?7, ?8)",
+    )?
+    .execute(params![run.run_id, run.app_name, run.client_ip, run.model, run.prompt, clock::now(), queued, request])
+    .map(drop)
+}
+
+fn new_run(row: &Row<'_>) -> rusqlite::Result<NewRun> {
+    Ok(NewRun { run_id: row.get(0)?, app_name: row.get(1)?, client_ip: row.get(2)?, model: row.get(3)?, prompt: row.get(4)? })
+}
+
+fn run_row(row: &Row<'_>) -> rusqlite::Result<RunRow> {
+    let finished_at: Option<i64> = row.get(8)?;
+    let end = || {
+        Ok::<_, rusqlite::Error>(RunEnd {
+            duration_ms: row.get::<_, Option<i64>>(9)?.unwrap_or_default(),
+            ok: row.get(10)?,
+            stop_reason: row.get(11)?,
+            error: row.get(12)?,
+            result: row.get(13)?,
+            input_tokens: row.get(14)?,
+            output_tokens: row.get(15)?,
+            cost_usd: row.get(16)?,
+        })
+    };
+    Ok(RunRow {
+        new: new_run(row)?,
+        status: row.get(5)?,
+        queued_at: row.get(6)?,
+        started_at: row.get(7)?,
+        finished: finished_at.map(|at| Ok::<_, rusqlite::Error>((at, end()?))).transpose()?,
+    })
 }

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use rusqlite::{OptionalExtension, Row, Transaction, params};
+use serde::{Deserialize, Serialize};
 
 use super::{Error, Ledger};
 use crate::clock;
@@ -21,7 +22,7 @@ pub struct App {
 }
 
 /// What an app may cost the others; `None` for no limit of its own.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, Deserialize, Serialize)]
 pub struct Limits {
     /// Runs and turns at once.
     pub max_concurrent: Option<u32>,

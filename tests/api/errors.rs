@@ -84,7 +84,18 @@ async fn the_description_is_openapi_3_1_and_names_every_path() {
     let paths: Vec<_> = document["paths"].as_object().unwrap().keys().map(String::as_str).collect();
     assert_eq!(
         paths,
-        ["/admin/tokens", "/admin/tokens/{name}", "/files", "/healthz", "/run", "/sessions", "/sessions/{id}", "/sessions/{id}/turn"]
+        [
+            "/admin/tokens",
+            "/admin/tokens/{name}",
+            "/files",
+            "/healthz",
+            "/run",
+            "/runs/{id}",
+            "/runs/{id}/events",
+            "/sessions",
+            "/sessions/{id}",
+            "/sessions/{id}/turn"
+        ]
     );
 }
 

@@ -168,8 +168,13 @@ impl Server {
     }
 
     /// Kills the server as a crash would, and starts another on the same folder.
-    pub fn crash_and_restart(mut self) -> Self {
+    pub fn crash_and_restart(self) -> Self {
         self.signal(Signal::KILL);
+        self.restart()
+    }
+
+    /// Starts another server on the same folder when this one has ended.
+    pub fn restart(mut self) -> Self {
         self.ended();
         let (options, folder) = (std::mem::take(&mut self.options), self.folder.take().unwrap());
         drop(self);

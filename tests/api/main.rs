@@ -12,3 +12,4 @@ mod run;
 mod sessions;
 mod standby;
 mod stop;
+mod work;

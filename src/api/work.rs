@@ -1,0 +1,135 @@
+//! What runs and turns share on the wire: how they are asked for by headers, and how they are followed.
+
+use axum::body::Body;
+use axum::extract::FromRequestParts;
+use axum::http::request::Parts;
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use futures_util::StreamExt;
+use serde::Serialize;
+use tokio_util::sync::DropGuard;
+
+use super::error::ApiError;
+use crate::feed::{self, Feeds, Final, GAP};
+use crate::ledger::Key;
+use crate::runs::Way;
+use crate::secret::sha256_hex;
+use crate::server::App;
+
+const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
+const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
+const PREFER: HeaderName = HeaderName::from_static("prefer");
+const PREFERENCE_APPLIED: HeaderName = HeaderName::from_static("preference-applied");
+/// The longest idempotency key, in characters.
+const LONGEST_KEY: usize = 255;
+
+/// What the headers of a request for a run or a turn say.
+#[derive(Clone, Debug)]
+pub(super) struct Wish {
+    /// The events as they come (`Accept: text/event-stream`).
+    pub(super) stream: bool,
+    /// The answer at once, and the work in the background (`Prefer: respond-async`).
+    pub(super) background: bool,
+    /// The key under which it may be sent again.
+    key: Option<String>,
+}
+
+impl<S: Sync> FromRequestParts<S> for Wish {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, ApiError> {
+        let listed = |name: HeaderName| {
+            let values = parts.headers.get_all(name).iter().filter_map(|value| value.to_str().ok());
+            values.flat_map(|value| value.split(',')).map(|part| part.split(';').next().unwrap_or_default().trim().to_ascii_lowercase())
+        };
+        Ok(Self {
+            stream: listed(header::ACCEPT).any(|kind| kind == "text/event-stream"),
+            background: listed(PREFER).any(|preference| preference == "respond-async"),
+            key: key(&parts.headers)?,
+        })
+    }
+}
+
+/// The one idempotency key. By the draft of the IETF it is a quoted string; many clients send it bare.
+fn key(headers: &HeaderMap) -> Result<Option<String>, ApiError> {
+    let mut values = headers.get_all(IDEMPOTENCY_KEY).iter();
+    let Some(value) = values.next() else { return Ok(None) };
+    let text = value.to_str().unwrap_or_default();
+    let key = text.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')).unwrap_or(text);
+    if key.is_empty() || key.len() > LONGEST_KEY || values.next().is_some() {
+        return Err(ApiError::BadRequest(format!("Send one Idempotency-Key, of 1 to {LONGEST_KEY} visible characters.")));
+    }
+    Ok(Some(key.to_owned()))
+}
+
+impl Wish {
+    /// The key, for what the app asks for at this path.
+    pub(super) fn key(&self, app: &str, path: &str, asked: &impl Serialize) -> Option<Key> {
+        let asked = serde_json::to_vec(asked).expect("requests are JSON");
+        let fingerprint = sha256_hex(&[path.as_bytes(), b"\n", &asked].concat());
+        Some(Key { app_name: app.to_owned(), key: self.key.clone()?, fingerprint })
+    }
+
+    /// How the work is to be done.
+    pub(super) fn way(&self, key: Option<Key>) -> Way {
+        let detached = self.background || key.is_some();
+        Way { accepted: detached || self.stream, detached, key }
+    }
+}
+
+/// An answer that is no problem.
+pub(super) fn json(status: StatusCode, body: &impl Serialize) -> Final {
+    Final { status: status.as_u16(), problem: false, body: serde_json::to_vec(body).expect("answers are JSON").into() }
+}
+
+/// The id of what a key stands for, if it was used before, for the same request.
+pub(super) async fn claimed(app: &App, key: Option<&Key>) -> Result<Option<String>, ApiError> {
+    let Some(key) = key else { return Ok(None) };
+    match app.ledger.claimed(key).await? {
+        Some(claimed) if claimed.fingerprint != key.fingerprint => Err(ApiError::OtherRequest),
+        claimed => Ok(claimed.map(|claimed| claimed.id)),
+    }
+}
+
+/// Says that work was taken on, and where it is to be seen.
+pub(super) fn accepted(location: &str, state: &impl Serialize) -> Response {
+    let mut response = (StatusCode::ACCEPTED, axum::Json(state)).into_response();
+    let headers = response.headers_mut();
+    headers.insert(PREFERENCE_APPLIED, HeaderValue::from_static("respond-async"));
+    headers.insert(header::LOCATION, HeaderValue::from_str(location).expect("ids are ASCII"));
+    response
+}
+
+/// The id of the event that a reader saw last; 0 for none.
+pub(super) fn last_event_id(headers: &HeaderMap) -> Result<u64, ApiError> {
+    let Some(value) = headers.get(LAST_EVENT_ID) else { return Ok(0) };
+    let id = value.to_str().ok().filter(|id| !id.is_empty()).map_or(Some(0), |id| id.parse().ok());
+    id.ok_or_else(|| ApiError::BadRequest("Send the id of an event as Last-Event-ID.".to_owned()))
+}
+
+/// The events behind `after`, to the end. Where they are not kept any more, that is said, and the answer that the row still
+/// gives follows. A reader that leaves drops the guard.
+pub(super) async fn follow(
+    feeds: &Feeds,
+    id: &str,
+    after: u64,
+    guard: Option<DropGuard>,
+    row: impl FnOnce() -> Option<Final>,
+) -> Result<Response, ApiError> {
+    let body = if let Some(reader) = feeds.read(id, after).await? {
+        Body::from_stream(reader.bytes().map(move |bytes| {
+            // Held as long as the body is.
+            let _ = &guard;
+            bytes
+        }))
+    } else {
+        Body::from([GAP, &row().map(|answer| feed::frame("", &answer)).unwrap_or_default()].concat())
+    };
+    let mut response = Response::new(body);
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    // Proxies that would collect them pass them on.
+    headers.insert(HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no"));
+    Ok(response)
+}

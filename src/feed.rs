@@ -1,0 +1,361 @@
+//! Feeds: what a run or a turn says while it goes on, and its answer, for any number of readers, then and later.
+//!
+//! A feed is a file of server-sent events, as they go over the wire. A reader follows the file at its own pace, so that the
+//! server holds a piece of it for each and no more, and one that comes back goes on behind the event that it saw last.
+
+use std::collections::HashMap;
+use std::fs::{File, OpenOptions};
+use std::io::{self, BufRead, BufReader, ErrorKind, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use axum::body::Bytes;
+use futures_util::{Stream, stream};
+use serde::Serialize;
+use tokio::sync::watch;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+
+use crate::agent::folder::blocking;
+
+/// How long a feed is kept after its last event, which is also how long an idempotency key is known.
+pub const KEPT: Duration = Duration::from_hours(24);
+/// Bytes that are read for a reader at once.
+const PIECE: u64 = 16 << 10;
+/// How often a reader hears something, so that no proxy takes its connection for dead.
+const BEAT: Duration = Duration::from_secs(15);
+
+/// The feeds of a server. Clones share them.
+#[derive(Clone, Debug)]
+pub struct Feeds(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    folder: PathBuf,
+    live: Mutex<HashMap<String, Live>>,
+}
+
+/// Work that waits or goes on.
+#[derive(Clone, Debug)]
+pub struct Live {
+    told: watch::Receiver<Told>,
+    answer: watch::Receiver<Option<Final>>,
+    /// Cancels it.
+    pub cancel: CancellationToken,
+    /// Comes when it is over, with its processes.
+    pub over: CancellationToken,
+}
+
+/// How much of a feed there is.
+#[derive(Clone, Copy, Debug, Default)]
+struct Told {
+    bytes: u64,
+    events: u64,
+    ended: bool,
+    /// The disk did not take everything.
+    broken: bool,
+}
+
+/// What the caller gets in the end.
+#[derive(Clone, Debug)]
+pub struct Final {
+    /// The HTTP status.
+    pub status: u16,
+    /// Whether the body is a problem as RFC 9457 has it.
+    pub problem: bool,
+    /// JSON.
+    pub body: Bytes,
+}
+
+/// A feed that is being written. Dropped, its work is over.
+#[derive(Debug)]
+pub struct Feed {
+    id: String,
+    feeds: Feeds,
+    file: Mutex<File>,
+    told: watch::Sender<Told>,
+    answer: watch::Sender<Option<Final>>,
+    over: CancellationToken,
+}
+
+impl Feeds {
+    /// The feeds in this folder.
+    pub fn new(folder: PathBuf) -> Self {
+        Self(Arc::new(Shared { folder, live: Mutex::default() }))
+    }
+
+    fn live_ones(&self) -> MutexGuard<'_, HashMap<String, Live>> {
+        self.0.live.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn path(&self, id: &str) -> PathBuf {
+        self.0.folder.join(id)
+    }
+
+    /// Begins the feed of work that `cancel` cancels, or goes on with it.
+    pub async fn begin(&self, id: &str, cancel: CancellationToken) -> io::Result<Feed> {
+        let path = self.path(id);
+        let (file, told) = blocking(move || {
+            let mut file = OpenOptions::new().create(true).read(true).append(true).open(path)?;
+            let told = whole_events(&mut file)?;
+            file.set_len(told.bytes)?;
+            Ok((file, told))
+        })
+        .await?;
+        let (told, answer, over) = (watch::Sender::new(told), watch::Sender::new(None), CancellationToken::new());
+        let live = Live { told: told.subscribe(), answer: answer.subscribe(), cancel, over: over.clone() };
+        self.live_ones().insert(id.to_owned(), live);
+        Ok(Feed { id: id.to_owned(), feeds: self.clone(), file: Mutex::new(file), told, answer, over })
+    }
+
+    /// The work of that id, while it waits or goes on.
+    pub fn live(&self, id: &str) -> Option<Live> {
+        self.live_ones().get(id).cloned()
+    }
+
+    /// What there is to read behind the event `after`. `None` where the feed is not kept any more, or there is no such event.
+    pub async fn read(&self, id: &str, after: u64) -> io::Result<Option<Reader>> {
+        let (path, live) = (self.path(id), self.live(id));
+        blocking(move || {
+            let mut file = match File::open(path) {
+                Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+                opened => opened?,
+            };
+            let Some(at) = end_of_event(&mut file, after)? else { return Ok(None) };
+            let told = match live {
+                Some(live) => live.told,
+                None => watch::Sender::new(Told { ended: true, ..whole_events(&mut file)? }).subscribe(),
+            };
+            Ok(Some(Reader { file: Arc::new(file), at, told }))
+        })
+        .await
+    }
+
+    /// The answer of work that is over, as far as its feed is kept.
+    pub async fn answer(&self, id: &str) -> io::Result<Option<Final>> {
+        let path = self.path(id);
+        blocking(move || match File::open(path) {
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+            opened => last_answer(BufReader::new(opened?)),
+        })
+        .await
+    }
+
+    /// Removes the feed of work that did not come about.
+    pub async fn forget(&self, id: &str) {
+        let path = self.path(id);
+        if let Err(error) = blocking(move || std::fs::remove_file(path)).await {
+            tracing::warn!(id, %error, "a feed is left until it is swept");
+        }
+    }
+
+    /// Removes what is older than it is kept.
+    pub async fn sweep(&self) -> io::Result<usize> {
+        let feeds = self.clone();
+        blocking(move || {
+            let mut removed = 0;
+            for entry in feeds.0.folder.read_dir()? {
+                let entry = entry?;
+                let age = SystemTime::now().duration_since(entry.metadata()?.modified()?).unwrap_or_default();
+                if age > KEPT && feeds.live(&entry.file_name().to_string_lossy()).is_none() {
+                    std::fs::remove_file(entry.path())?;
+                    removed += 1;
+                }
+            }
+            Ok(removed)
+        })
+        .await
+    }
+}
+
+impl Live {
+    /// Waits for the answer. `None` where the work ends without one.
+    pub async fn answer(mut self) -> Option<Final> {
+        self.answer.wait_for(Option::is_some).await.ok()?.clone()
+    }
+}
+
+impl Feed {
+    /// Tells an event.
+    pub fn tell(&self, event: &str, data: &impl Serialize) {
+        let data = serde_json::to_vec(data).expect("events are JSON");
+        self.write(|id| event_frame(&format!("id: {id}\n"), event, "", &data), false);
+    }
+
+    /// Tells the answer: nothing comes behind it.
+    pub fn end(&self, answer: &Final) {
+        self.write(|id| frame(&format!("id: {id}\n"), answer), true);
+        self.answer.send_replace(Some(answer.clone()));
+    }
+
+    fn write(&self, frame: impl FnOnce(u64) -> Vec<u8>, ends: bool) {
+        let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = *self.told.borrow();
+        let id = before.events + 1;
+        let frame = frame(id);
+        // A few bytes for the page cache. One that was not written whole is cut off when the file is opened again.
+        let written = if before.broken { Err(ErrorKind::StorageFull.into()) } else { file.write_all(&frame) };
+        let told = match written {
+            Ok(()) => Told { bytes: before.bytes + frame.len() as u64, events: id, ..before },
+            Err(error) => {
+                if !before.broken {
+                    tracing::error!(id = self.id, %error, "what it says can't be kept for readers");
+                    let _ = file.set_len(before.bytes);
+                }
+                Told { broken: true, ..before }
+            }
+        };
+        self.told.send_replace(Told { ended: ends, ..told });
+    }
+}
+
+impl Drop for Feed {
+    fn drop(&mut self) {
+        self.feeds.live_ones().remove(&self.id);
+        self.over.cancel();
+    }
+}
+
+/// Follows a feed.
+#[derive(Debug)]
+pub struct Reader {
+    file: Arc<File>,
+    at: u64,
+    told: watch::Receiver<Told>,
+}
+
+impl Reader {
+    /// The bytes of the events, to the end of the feed. Where something was not kept, that is said.
+    pub fn bytes(self) -> impl Stream<Item = io::Result<Bytes>> + Send {
+        stream::unfold(Some(self), async |reader| {
+            let mut reader = reader?;
+            match reader.next().await {
+                Ok(Some(bytes)) => Some((Ok(bytes), Some(reader))),
+                Ok(None) => None,
+                Err(error) => Some((Err(error), None)),
+            }
+        })
+    }
+
+    async fn next(&mut self) -> io::Result<Option<Bytes>> {
+        loop {
+            let told = *self.told.borrow_and_update();
+            if self.at < told.bytes {
+                let (file, at, length) = (self.file.clone(), self.at, PIECE.min(told.bytes - self.at));
+                let mut piece = vec![0; usize::try_from(length).unwrap_or_default()];
+                let piece = blocking(move || file.read_exact_at(&mut piece, at).map(|()| piece)).await?;
+                self.at += length;
+                return Ok(Some(piece.into()));
+            }
+            if told.broken && told.ended {
+                // Not reached again: the end is at hand.
+                self.told = watch::Sender::new(Told { broken: false, ..told }).subscribe();
+                return Ok(Some(Bytes::from_static(GAP)));
+            }
+            if told.ended {
+                return Ok(None);
+            }
+            match timeout(BEAT, self.told.changed()).await {
+                Err(_) => return Ok(Some(Bytes::from_static(b":\n\n"))),
+                Ok(Ok(())) => {}
+                // It ended without an answer, which is a defect.
+                Ok(Err(_)) => return Ok(None),
+            }
+        }
+    }
+}
+
+/// An answer as the last event, with its status in a comment.
+pub fn frame(id: &str, answer: &Final) -> Vec<u8> {
+    let status = format!(": {}{}\n", answer.status, if answer.problem { " problem" } else { "" });
+    event_frame(id, if answer.status == 200 { "result" } else { "error" }, &status, &answer.body)
+}
+
+fn event_frame(id: &str, event: &str, comment: &str, data: &[u8]) -> Vec<u8> {
+    let mut frame = format!("{id}event: {event}\n{comment}").into_bytes();
+    // Any line end would end the field.
+    for line in data.split(|byte| matches!(byte, b'\n' | b'\r')) {
+        frame.extend_from_slice(&[b"data: ", line, b"\n"].concat());
+    }
+    frame.push(b'\n');
+    frame
+}
+
+/// What is said where events are missing.
+pub const GAP: &[u8] = b"event: gap\ndata: {\"detail\":\"Events that came here are not kept any more; ask for the result.\"}\n\n";
+
+/// How much of a feed's file is whole events.
+fn whole_events(file: &mut File) -> io::Result<Told> {
+    let mut told = Told::default();
+    each_event(file, |id, end| {
+        told = Told { bytes: end, events: id, ..told };
+        true
+    })?;
+    Ok(told)
+}
+
+/// Where the event `id` ends; `0` is before the first.
+fn end_of_event(file: &mut File, id: u64) -> io::Result<Option<u64>> {
+    let mut found = (id == 0).then_some(0);
+    if found.is_none() {
+        each_event(file, |seen, end| {
+            found = (seen == id).then_some(end);
+            found.is_none()
+        })?;
+    }
+    Ok(found)
+}
+
+/// Calls `seen` with the id and the end of each whole event, until it says false.
+fn each_event(file: &mut File, mut seen: impl FnMut(u64, u64) -> bool) -> io::Result<()> {
+    file.seek(SeekFrom::Start(0))?;
+    let mut lines = BufReader::with_capacity(1 << 16, file);
+    let (mut at, mut id) = (0, 0);
+    loop {
+        // The beginning of the line is enough: a line may be long.
+        let mut begin = Vec::new();
+        let length = lines.by_ref().take(32).read_until(b'\n', &mut begin)?;
+        let ends = begin.ends_with(b"\n");
+        let rest = if ends || length < 32 { 0 } else { lines.skip_until(b'\n')? };
+        if length == 0 || (!ends && rest == 0) {
+            return Ok(());
+        }
+        at += (length + rest) as u64;
+        if let Some(number) = begin.strip_prefix(b"id: ") {
+            id = String::from_utf8_lossy(number).trim().parse().unwrap_or(id);
+        }
+        if begin == b"\n" && !seen(id, at) {
+            return Ok(());
+        }
+    }
+}
+
+fn last_answer(mut lines: impl BufRead) -> io::Result<Option<Final>> {
+    let mut line = Vec::new();
+    while lines.read_until(b'\n', &mut line)? > 0 {
+        let ends = matches!(line.as_slice(), b"event: result\n" | b"event: error\n");
+        line.clear();
+        // Events of the same name have no status.
+        if !ends || lines.read_until(b'\n', &mut line)? == 0 || !line.starts_with(b": ") {
+            continue;
+        }
+        let status = String::from_utf8_lossy(&line).into_owned();
+        let mut body = Vec::new();
+        loop {
+            line.clear();
+            lines.read_until(b'\n', &mut line)?;
+            match line.strip_prefix(b"data: ") {
+                Some(data) => body.extend_from_slice(data),
+                None => break,
+            }
+        }
+        body.pop();
+        let code = status.trim_start_matches(": ").split_whitespace().next().and_then(|code| code.parse().ok());
+        // Cut short by a crash where it has no end.
+        let whole = line == b"\n";
+        return Ok(code.filter(|_| whole).map(|code| Final { status: code, problem: status.contains("problem"), body: body.into() }));
+    }
+    Ok(None)
+}
