@@ -312,16 +312,7 @@ impl Shared {
 
     /// Answers a run that does not come about.
     async fn refuse(&self, request: &Request, accepted: bool, feed: &Feed, why: NoRun) -> bool {
-        let end = RunEnd {
-            duration_ms: 0,
-            ok: false,
-            stop_reason: "error".to_owned(),
-            error: Some(why.to_string()),
-            result: None,
-            input_tokens: None,
-            output_tokens: None,
-            cost_usd: None,
-        };
+        let end = RunEnd::failed("error", why.to_string());
         let answer = (self.render)(Err(why));
         self.complete(request, accepted, feed, end, answer).await
     }

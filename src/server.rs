@@ -158,7 +158,8 @@ impl Server {
         let desks = Desks::new(workshop.clone(), settings.claude_bin.clone());
         let standby = Pool::new(settings.standby, desks.clone(), acpx.clone());
         let queue = Queue::new(settings.max_runs, settings.max_queued_runs);
-        let sessions = Sessions::new(queue.clone(), acpx, standby.clone(), ledger.clone(), settings.sessions);
+        let sessions =
+            Sessions::new(queue.clone(), acpx, standby.clone(), ledger.clone(), feeds.clone(), api::render_turn, settings.sessions);
         let turns = sessions.recover().await.context("what an earlier end left can't be cleared away")?;
         if turns > 0 {
             tracing::warn!(turns, "settled turns that an earlier end interrupted");
@@ -196,6 +197,7 @@ impl Server {
         let graceful = GracefulShutdown::new();
         let router = router(self.app.clone());
         self.app.runs.resume().await?;
+        self.app.sessions.resume().await?;
         let slots = Arc::new(Semaphore::new(self.max_connections));
         let cut = CancellationToken::new();
         let died = loop {

@@ -7,13 +7,16 @@
 use std::collections::HashMap;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::oneshot;
+use futures_util::future::poll_immediate;
+use serde::{Deserialize, Serialize};
+use tokio::sync::{OwnedMutexGuard, oneshot};
 use tokio::time::{Instant, timeout};
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
 use crate::agent::acpx::{self, Acpx, Heard, Target, Turn};
@@ -25,8 +28,11 @@ use crate::agent::room::Room;
 use crate::agent::standby::{Pool, Want};
 use crate::agent::{claude, process};
 use crate::clock;
-use crate::ledger::{self, AgentOfTurn, Ledger, Limits as AppLimits, NewSession, RunEnd, Session, TurnBegun, TurnRow};
-use crate::runs::{self, NoRun};
+use crate::feed::{Feed, Feeds, Final};
+use crate::ledger::{
+    self, AgentOfTurn, Ledger, Limits as AppLimits, NewSession, RunEnd, Session, TurnBegun, TurnRow, WaitingTurn, turn_id,
+};
+use crate::runs::{self, NoRun, Way};
 
 /// How long the end of a turn may take beyond its stop: the cancel, its grace, and the last look for processes.
 const END_GRACE: Duration = Duration::from_secs(30);
@@ -63,6 +69,9 @@ pub enum Refused {
     /// The server is stopping.
     #[error("the server is stopping")]
     Stopping,
+    /// It was cancelled before it began.
+    #[error("it was cancelled before it began")]
+    Cancelled,
     /// There is no such program.
     #[error("{} is not installed", .0.display())]
     NotInstalled(OsString),
@@ -107,6 +116,13 @@ impl From<acpx::Error> for Refused {
 pub struct TurnRequest {
     /// What the ledger keeps of it.
     pub row: TurnRow,
+    /// What else there is to it.
+    pub details: TurnDetails,
+}
+
+/// What the ledger keeps of a request only until the turn starts.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct TurnDetails {
     /// Files to put into the session's folder for this turn.
     pub files: Vec<Attachment>,
     /// How long it may take, from its start.
@@ -114,6 +130,20 @@ pub struct TurnRequest {
     /// What its app may cost the others.
     pub limits: AppLimits,
 }
+
+/// A turn that waits or goes on.
+#[derive(Debug)]
+pub struct Submitted {
+    /// Its number, where it has one before it starts.
+    pub turn: Option<i64>,
+    /// The answer.
+    pub answered: oneshot::Receiver<Final>,
+    /// Dropped, it cancels the turn; `None` for one that goes on without its client.
+    pub guard: Option<DropGuard>,
+}
+
+/// Makes the answer of what came of a turn of a session.
+pub type Render = fn(&str, Result<Outcome, Refused>) -> Final;
 
 /// How a turn ended.
 #[derive(Debug)]
@@ -147,6 +177,14 @@ pub struct Outcome {
     pub duration: Duration,
 }
 
+impl Outcome {
+    /// Of a turn that the server's end cut short.
+    fn interrupted() -> Self {
+        let (events, text, stderr) = (Vec::new(), String::new(), String::new());
+        Self { ending: Ending::Interrupted, turn_index: 0, events, text, stderr, duration: Duration::ZERO }
+    }
+}
+
 /// All sessions of a server.
 pub struct Sessions {
     shared: Arc<Shared>,
@@ -154,6 +192,8 @@ pub struct Sessions {
 
 struct Shared {
     queue: Queue,
+    feeds: Feeds,
+    render: Render,
     acpx: Acpx,
     standby: Pool,
     ledger: Ledger,
@@ -172,7 +212,29 @@ struct Lane {
     turn: Arc<tokio::sync::Mutex<()>>,
     /// Turns that wait or go on.
     busy: AtomicUsize,
+    cancels: Mutex<Vec<CancellationToken>>,
     closing: CancellationToken,
+    /// Comes when no turn waits or goes on any more.
+    idle: CancellationToken,
+}
+
+impl Lane {
+    fn cancels(&self) -> MutexGuard<'_, Vec<CancellationToken>> {
+        self.cancels.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A turn that waits for those before it.
+struct WaitingInLane {
+    place: InLane,
+    lock: Pin<Box<dyn Future<Output = OwnedMutexGuard<()>> + Send>>,
+    cancel: CancellationToken,
+}
+
+/// A turn with a row, and what it says.
+struct Accepted {
+    begun: TurnBegun,
+    feed: Arc<Feed>,
 }
 
 /// A place in a lane, waiting or going on. The last one takes the lane away.
@@ -188,6 +250,7 @@ impl Drop for InLane {
         let mut lanes = self.shared.lanes();
         if self.lane.busy.fetch_sub(1, Ordering::Relaxed) == 1 {
             lanes.remove(&self.id);
+            self.lane.idle.cancel();
         }
     }
 }
@@ -216,9 +279,11 @@ impl Shared {
 
 impl Sessions {
     /// Sessions in the folder of acpx's workshop.
-    pub fn new(queue: Queue, acpx: Acpx, standby: Pool, ledger: Ledger, limits: Limits) -> Self {
+    pub fn new(queue: Queue, acpx: Acpx, standby: Pool, ledger: Ledger, feeds: Feeds, render: Render, limits: Limits) -> Self {
         let shared = Shared {
             queue,
+            feeds,
+            render,
             acpx,
             standby,
             ledger,
@@ -264,38 +329,111 @@ impl Sessions {
         created
     }
 
-    /// Waits for the session's turn and takes it. A caller that stops waiting cancels it.
-    pub async fn turn(&self, session: Session, request: TurnRequest) -> Result<Outcome, Refused> {
+    /// Takes a turn on, behind those that came before it. `None` where its key was taken meanwhile.
+    pub async fn submit(&self, session: Session, request: TurnRequest, way: Way) -> Result<Option<Submitted>, Refused> {
         if self.shared.tasks.is_closed() {
             return Err(Refused::Stopping);
         }
-        let place = self.shared.enter(&session.new.session_id);
-        let closing = place.lane.closing.clone();
-        let wanted = Wanted { app: session.new.app_name.clone(), most: request.limits.at_once(), run: false };
-        let begin = async {
-            runs::check_budget(&self.shared.ledger, &session.new.app_name, request.limits).await?;
-            let turn = place.lane.turn.clone().lock_owned().await;
-            let place = self.shared.queue.enter(wanted).await.map_err(NoRun::from)?;
-            runs::check_budget(&self.shared.ledger, &session.new.app_name, request.limits).await?;
-            Ok::<_, Refused>((turn, place))
-        };
-        let held = closing.run_until_cancelled(begin).await.ok_or(Refused::Closed)??;
-        // Once more: a stop may have begun while this turn waited.
-        if self.shared.tasks.is_closed() {
-            return Err(Refused::Stopping);
-        }
+        runs::check_budget(&self.shared.ledger, &session.new.app_name, request.details.limits).await?;
         let cancel = self.shared.stop.child_token();
-        let guard = cancel.clone().drop_guard();
+        let waiting = self.wait(&session, cancel).await;
+        let mut accepted = None;
+        if way.accepted {
+            let details = way.detached.then(|| serde_json::to_string(&request.details).expect("details are JSON"));
+            let keyed = way.key.is_some();
+            let Some(begun) = self.shared.ledger.accept_turn(request.row.clone(), details, way.key).await? else {
+                return if keyed { Ok(None) } else { Err(Refused::Closed) };
+            };
+            accepted = Some(self.shared.begin_feed(&session, begun, &waiting.cancel).await?);
+        }
+        let guard = (!way.detached).then(|| waiting.cancel.clone().drop_guard());
+        let turn = accepted.as_ref().map(|accepted| accepted.begun.turn);
+        let answered = self.spawn(session, request, waiting, accepted, way.detached);
+        Ok(Some(Submitted { turn, answered, guard }))
+    }
+
+    /// A place in the lane, behind those that have one.
+    async fn wait(&self, session: &Session, cancel: CancellationToken) -> WaitingInLane {
+        let place = self.shared.enter(&session.new.session_id);
+        place.lane.cancels().push(cancel.clone());
+        let mut lock: Pin<Box<dyn Future<Output = _> + Send>> = Box::pin(place.lane.turn.clone().lock_owned());
+        // Asked for here, so that the order is that of the requests and not that of the tasks.
+        if let Some(held) = poll_immediate(&mut lock).await {
+            lock = Box::pin(std::future::ready(held));
+        }
+        WaitingInLane { place, lock, cancel }
+    }
+
+    fn spawn(
+        &self,
+        session: Session,
+        request: TurnRequest,
+        waiting: WaitingInLane,
+        accepted: Option<Accepted>,
+        detached: bool,
+    ) -> oneshot::Receiver<Final> {
         let (answer, answered) = oneshot::channel();
         let shared = self.shared.clone();
         self.shared.tasks.spawn(async move {
-            // Held as long as the turn goes on. acpx's last second is not: it lets the next turn wait by itself.
-            let _held = held;
-            let _ = answer.send(shared.take_turn(session, request, place, cancel).await);
+            let WaitingInLane { place, lock, cancel } = waiting;
+            let wanted = Wanted { app: session.new.app_name.clone(), most: request.details.limits.at_once(), run: false };
+            let begin = async {
+                let turn = lock.await;
+                let place = shared.queue.join(wanted, detached).map_err(NoRun::from)?.place().await.map_err(NoRun::from)?;
+                runs::check_budget(&shared.ledger, &session.new.app_name, request.details.limits).await?;
+                Ok::<_, Refused>((turn, place))
+            };
+            let begun = tokio::select! {
+                biased;
+                () = place.lane.closing.cancelled() => Err(Refused::Closed),
+                () = cancel.cancelled() => Err(if shared.stop.is_cancelled() { Refused::Stopping } else { Refused::Cancelled }),
+                begun = begin => begun,
+            };
+            // A stop may have begun while it waited.
+            let begun = begun.and_then(|held| if shared.tasks.is_closed() { Err(Refused::Stopping) } else { Ok(held) });
+            let came = match begun {
+                // It starts after the restart.
+                Err(Refused::Stopping) if detached => return,
+                Err(refused) => shared.refuse(&session, accepted, refused).await,
+                // Held as long as the turn goes on. acpx's last second is not: it lets the next turn wait by itself.
+                Ok(_held) => {
+                    let row = request.row.clone();
+                    match shared.begin(&session, row, accepted, &cancel).await {
+                        Ok(Accepted { begun, feed }) => {
+                            let came = shared.clone().take_turn(&session, request, begun, place, cancel, feed.clone()).await;
+                            let came = (shared.render)(&session.new.session_id, came);
+                            feed.end(&came);
+                            came
+                        }
+                        Err(refused) => (shared.render)(&session.new.session_id, Err(refused)),
+                    }
+                }
+            };
+            let _ = answer.send(came);
         });
-        let outcome = answered.await.map_err(|_| Refused::Died)?;
-        guard.disarm();
-        outcome
+        answered
+    }
+
+    /// Starts what waited when the server ended.
+    pub async fn resume(&self) -> anyhow::Result<()> {
+        for WaitingTurn { session, row, begun, request } in self.shared.ledger.waiting_turns().await? {
+            tracing::info!(session_id = row.session_id, turn = begun.turn, "a turn that waited when the server ended");
+            let waiting = self.wait(&session, self.shared.stop.child_token()).await;
+            let accepted = self.shared.begin_feed(&session, begun, &waiting.cancel).await?;
+            let request = TurnRequest { row, details: serde_json::from_str(&request)? };
+            drop(self.spawn(session, request, waiting, Some(accepted), true));
+        }
+        Ok(())
+    }
+
+    /// Cancels the turns of a session that wait or go on. Gives how many there were. When it returns they are over.
+    pub async fn cancel(&self, session_id: &str) -> usize {
+        let Some(lane) = self.shared.lanes().get(session_id).cloned() else { return 0 };
+        let cancels = std::mem::take(&mut *lane.cancels());
+        cancels.iter().for_each(CancellationToken::cancel);
+        let count = lane.busy.load(Ordering::Relaxed);
+        lane.idle.cancelled().await;
+        count
     }
 
     /// Closes a session; a turn that goes on is cancelled first. False where it was closed already.
@@ -347,7 +485,13 @@ impl Sessions {
 
     /// Settles what a crash left: turns that were going on, sessions that were being created.
     pub async fn recover(&self) -> Result<usize, Refused> {
-        let turns = self.shared.ledger.settle_turns().await?;
+        let settled = self.shared.ledger.settle_turns().await?;
+        for (session_id, turn) in &settled {
+            // Its readers get an end too.
+            let feed = self.shared.feeds.begin(&turn_id(session_id, *turn), CancellationToken::new()).await?;
+            feed.end(&(self.shared.render)(session_id, Ok(Outcome::interrupted())));
+        }
+        let turns = settled.len();
         for session in self.shared.ledger.half_created_sessions().await? {
             self.shared.forget(&session.new).await;
         }
@@ -433,31 +577,69 @@ impl Shared {
         }
     }
 
-    /// Begins the turn's row, and answers when the agent has ended the turn. acpx itself ends a second later, in a task of
-    /// its own.
+    async fn begin_feed(&self, session: &Session, begun: TurnBegun, cancel: &CancellationToken) -> Result<Accepted, Refused> {
+        let feed = self.feeds.begin(&turn_id(&session.new.session_id, begun.turn), cancel.clone()).await?;
+        Ok(Accepted { begun, feed: Arc::new(feed) })
+    }
+
+    /// The row of a turn that starts now, and its feed.
+    async fn begin(
+        &self,
+        session: &Session,
+        row: TurnRow,
+        accepted: Option<Accepted>,
+        cancel: &CancellationToken,
+    ) -> Result<Accepted, Refused> {
+        let Some(Accepted { begun, feed }) = accepted else {
+            let begun = self.ledger.begin_turn(row).await?.ok_or(Refused::Closed)?;
+            return self.begin_feed(session, begun, cancel).await;
+        };
+        let begun = self.ledger.start_turn(begun).await?.ok_or(Refused::Closed)?;
+        Ok(Accepted { begun, feed })
+    }
+
+    /// Answers a turn that does not come about.
+    async fn refuse(self: &Arc<Self>, session: &Session, accepted: Option<Accepted>, why: Refused) -> Final {
+        let stop_reason = match why {
+            Refused::Cancelled | Refused::Closed => "cancelled",
+            Refused::Stopping => "interrupted",
+            _ => "error",
+        };
+        let end = RunEnd::failed(stop_reason, why.to_string());
+        let answer = (self.render)(&session.new.session_id, Err(why));
+        if let Some(Accepted { begun, feed }) = accepted {
+            self.finish_turn(session, begun, end, AgentOfTurn::default()).await;
+            feed.end(&answer);
+        }
+        answer
+    }
+
+    /// Answers when the agent has ended the turn. acpx itself ends a second later, in a task of its own.
     async fn take_turn(
         self: Arc<Self>,
-        session: Session,
+        session: &Session,
         request: TurnRequest,
+        begun: TurnBegun,
         place: InLane,
         cancel: CancellationToken,
+        feed: Arc<Feed>,
     ) -> Result<Outcome, Refused> {
-        let begun = self.ledger.begin_turn(request.row.clone()).await?.ok_or(Refused::Closed)?;
         // What came of it before has nothing to do with this turn.
-        let _ = self.why_ended(&session);
+        let _ = self.why_ended(session);
         let started = Instant::now();
-        let deadline = started + request.timeout;
+        let deadline = started + request.details.timeout;
         let files_folder = Path::new(&session.new.cwd).join(format!("{FILES}{}", begun.event_id));
         let stopped = cancel.child_token();
         let (over, mut ended) = oneshot::channel();
         let talking = self.tasks.spawn({
             let (shared, target, stopped) = (self.clone(), self.target(&session.new), stopped.clone());
-            let (folder, files, prompt) = (files_folder.clone(), request.files, request.row.prompt);
+            let (folder, files, prompt) = (files_folder.clone(), request.details.files, request.row.prompt);
             let hold = self.standby.hold();
             async move {
                 let files = blocking(move || if files.is_empty() { Ok(Vec::new()) } else { attach(&folder, &files) }).await?;
                 let prompt = claude::prompt_text(&prompt, &files);
-                let heard = Heard { begun: || drop(hold), over: |turn| drop(over.send(turn)) };
+                let said = |event: &Event| feed.tell(event_name(event), event);
+                let heard = Heard { begun: || drop(hold), said, over: |turn| drop(over.send(turn)) };
                 let standby = shared.standby.take_turn(&target);
                 Ok::<_, Refused>(shared.acpx.turn(&target, &prompt, standby, deadline, &stopped, heard).await?)
             }
@@ -486,7 +668,7 @@ impl Shared {
                 let end = row_end(&ending, &turn.events, duration);
                 let (_, turn_index) = tokio::join!(
                     blocking(move || remove_tree(&files_folder)),
-                    self.finish_turn(&session, begun, end, AgentOfTurn::default())
+                    self.finish_turn(session, begun, end, AgentOfTurn::default())
                 );
                 return match error {
                     Refused::Failed(_) => Ok(Outcome { ending, turn_index, events: Vec::new(), text: String::new(), stderr, duration }),
@@ -495,8 +677,10 @@ impl Shared {
             }
         };
         let why = Why { late: Instant::now() >= deadline, stopping: self.stop.is_cancelled(), cancelled: stopped.is_cancelled() };
-        let ending = match (ending(&turn, &why, finished.as_ref().map(|finished| &finished.end), request.timeout), self.why_ended(&session))
-        {
+        let ending = match (
+            ending(&turn, &why, finished.as_ref().map(|finished| &finished.end), request.details.timeout),
+            self.why_ended(session),
+        ) {
             (Ending::Failed(_), Some(why)) => Ending::Failed(why),
             (ending, _) => ending,
         };
@@ -508,7 +692,7 @@ impl Shared {
         };
         let (_, turn_index) = tokio::join!(
             blocking(move || remove_tree(&files_folder)),
-            self.finish_turn(&session, begun, row_end(&ending, &turn.events, duration), agent)
+            self.finish_turn(session, begun, row_end(&ending, &turn.events, duration), agent)
         );
         if matches!(ending, Ending::Completed(_)) && !place.lane.closing.is_cancelled() {
             // In the lane: a close comes after it, and expects no further turn.
@@ -590,6 +774,16 @@ impl Shared {
         self.ledger.delete_session(session_id).await?;
         tracing::info!(session_id, "session deleted");
         Ok(())
+    }
+}
+
+/// What a message is called among the server-sent events. The last of those are called `result` and `error`.
+fn event_name(event: &Event) -> &str {
+    match event.kind() {
+        "error" => "agent_error",
+        "result" => "agent_result",
+        kind if kind.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_') => kind,
+        _ => "other",
     }
 }
 

@@ -14,7 +14,7 @@ use tokio::process::Command;
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::events::{Events, TurnEnd};
+use super::events::{Event, Events, TurnEnd};
 use super::family::{self, Mark, Started};
 use super::process::{self, End, How, Line, Next, Talk, Waiting};
 use super::room::Room;
@@ -74,10 +74,12 @@ pub struct Turn {
     pub end: Option<TurnEnd>,
 }
 
-/// What is told of a turn while it goes on, each once.
-pub struct Heard<B: FnOnce(), O: FnOnce(Turn)> {
+/// What is told of a turn while it goes on.
+pub struct Heard<B: FnOnce(), S: FnMut(&Event), O: FnOnce(Turn)> {
     /// Called when the agent has started.
     pub begun: B,
+    /// Called with each message, as it comes.
+    pub said: S,
     /// Gets the turn when acpx says that it ended, which is a second before its process does, or when there is nothing more
     /// to wait for.
     pub over: O,
@@ -205,9 +207,9 @@ impl Acpx {
         standby: Option<Waiting>,
         deadline: Instant,
         cancel: &CancellationToken,
-        heard: Heard<impl FnOnce(), impl FnOnce(Turn)>,
+        heard: Heard<impl FnOnce(), impl FnMut(&Event), impl FnOnce(Turn)>,
     ) -> Result<process::Finished, Error> {
-        let (mut begun, mut over) = (Some(heard.begun), Some(heard.over));
+        let (mut begun, mut said, mut over) = (Some(heard.begun), heard.said, Some(heard.over));
         // As content blocks: acpx trims a bare text, and takes one that looks like blocks for blocks.
         let input = json!([{"type": "text", "text": prompt}]).to_string().into_bytes();
         // The prompt comes back among the messages.
@@ -229,7 +231,12 @@ impl Acpx {
                 if bytes > most {
                     return Next::Stop;
                 }
-                let Some(end) = turn.line(line) else { return Next::More };
+                let count = turn.count();
+                let end = turn.line(line);
+                if let Some(event) = turn.last().filter(|_| turn.count() > count) {
+                    said(event);
+                }
+                let Some(end) = end else { return Next::More };
                 if let (Some(over), Some(events)) = (over.take(), events.take()) {
                     over(Turn { events, end: Some(end) });
                 }

@@ -19,6 +19,13 @@ pub struct Event {
     added: Map<String, Value>,
 }
 
+impl Event {
+    /// The `type` that was added.
+    pub fn kind(&self) -> &str {
+        self.added.get("type").and_then(Value::as_str).unwrap_or("protocol")
+    }
+}
+
 impl Serialize for Event {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut map = serializer.serialize_map(None)?;
@@ -98,6 +105,16 @@ impl Events {
         let (added, end) = self.read(&value);
         self.events.push(Event { message, added });
         end
+    }
+
+    /// How many messages there were.
+    pub fn count(&self) -> usize {
+        self.events.len()
+    }
+
+    /// The last message.
+    pub fn last(&self) -> Option<&Event> {
+        self.events.last()
     }
 
     /// The text of the turn so far.

@@ -79,6 +79,8 @@ pub enum ApiError {
     TooSlow,
     /// The session is closed.
     Gone,
+    /// It was cancelled before it began.
+    Cancelled,
     /// As many sessions are open as may be.
     SessionsFull,
     /// acpx did not do its part.
@@ -145,6 +147,7 @@ impl From<Refused> for ApiError {
             Refused::Spent => Self::Spent,
             Refused::Closed => Self::Gone,
             Refused::Stopping => Self::Stopping,
+            Refused::Cancelled => Self::Cancelled,
             Refused::NotInstalled(program) => Self::AcpxMissing(program),
             Refused::Failed(error) => Self::Acpx(error),
             Refused::Ledger(error) => Self::Ledger(error),
@@ -169,6 +172,7 @@ impl ApiError {
             Self::WrongType(wanted) => return (StatusCode::UNSUPPORTED_MEDIA_TYPE, format!("Send the body as {wanted}.")),
             Self::TooLarge(limit) => return (StatusCode::PAYLOAD_TOO_LARGE, format!("Send at most {limit} bytes.")),
             Self::TooSlow => (StatusCode::REQUEST_TIMEOUT, "Send the body faster; it stalled for too long."),
+            Self::Cancelled => (StatusCode::CONFLICT, "The turn was cancelled before it began; send it again if it is still wanted."),
             Self::Gone => (StatusCode::GONE, "The session is closed; create another one."),
             Self::SessionsFull => (StatusCode::SERVICE_UNAVAILABLE, "As many sessions are open as may be; close one, or try again later."),
             Self::Acpx(error) => {

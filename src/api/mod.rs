@@ -13,6 +13,7 @@ mod tokens;
 mod work;
 
 pub use run::render as render_run;
+pub use sessions::render as render_turn;
 
 use std::sync::Arc;
 

@@ -7,11 +7,12 @@ use std::time::Duration;
 use axum::Json;
 use axum::extract::rejection::{PathRejection, QueryRejection};
 use axum::extract::{Path, Query, State};
-use axum::http::StatusCode;
+use axum::http::{HeaderMap, HeaderName, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use serde_json::value::RawValue;
+use tokio_util::sync::DropGuard;
 use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -21,12 +22,16 @@ use super::auth::Caller;
 use super::body::{ValidJson, Validate, whole_number};
 use super::error::{ApiError, FieldError, Problem};
 use super::run::{attachments, check_files, check_model, check_prompt};
+use super::work::{self, Wish};
 use crate::agent::acpx::PERMISSIONS;
 use crate::agent::events::Event;
 use crate::clock;
-use crate::ledger::{NewSession, Session, TurnRow};
+use crate::feed::Final;
+use crate::ledger::{NewSession, RunEnd, Session, TurnRow, TurnState, turn_id};
 use crate::server::App;
-use crate::sessions::{Ending, Outcome, TurnRequest};
+use crate::sessions::{Ending, Outcome, Refused, Submitted, TurnDetails, TurnRequest};
+
+const TURN: HeaderName = HeaderName::from_static("x-turn");
 
 #[derive(Debug, Deserialize, ToSchema)]
 struct SessionRequest {
@@ -73,7 +78,7 @@ struct SessionCreated {
     meta: Option<Box<RawValue>>,
 }
 
-#[derive(Debug, Deserialize, ToSchema)]
+#[derive(Debug, Deserialize, Serialize, ToSchema)]
 struct TurnBody {
     /// Up to 10 MiB.
     #[serde(default)]
@@ -253,9 +258,18 @@ async fn create(
 }
 
 /// Send a turn
-#[utoipa::path(post, path = "/sessions/{id}/turn", operation_id = "take_turn", tag = "sessions", security(("app" = [])), params(("id" = String, Path)),
+///
+/// With `Accept: text/event-stream` the events come as they happen, last `result` with this body or `error` with the error's.
+/// With `Prefer: respond-async` the turn goes on in the background. With an `Idempotency-Key` the request can be sent again.
+#[utoipa::path(post, path = "/sessions/{id}/turn", operation_id = "take_turn", tag = "sessions", security(("app" = [])),
+    params(
+        ("id" = String, Path),
+        ("Prefer" = Option<String>, Header, description = "`respond-async` for an answer at once (RFC 7240)"),
+        ("Idempotency-Key" = Option<String>, Header, description = "Up to 255 characters; the same key and body lead to one turn, for 24 hours"),
+    ),
     request_body = TurnBody, responses(
-    (status = OK, body = TurnReply),
+    (status = OK, headers(("x-turn" = i64, description = "The turn's number, where it was accepted before it started")), content((TurnReply = "application/json"), (String = "text/event-stream"))),
+    (status = ACCEPTED, body = TurnStatus, description = "It goes on in the background", headers(("location" = String, description = "Where to see it"))),
     (status = BAD_GATEWAY, body = TurnFailure, description = "The agent failed or ran out of time; the session stays usable"),
     (status = GONE, body = Problem, content_type = "application/problem+json", description = "The session is closed"),
     (status = "default", body = Problem, content_type = "application/problem+json", description = "The turn was refused"),
@@ -264,35 +278,228 @@ async fn turn(
     State(app): State<Arc<App>>,
     caller: Caller,
     id: Result<Path<String>, PathRejection>,
+    wish: Wish,
     ValidJson(asked): ValidJson<TurnBody>,
 ) -> Result<Response, ApiError> {
     let session = find(&app, &caller, id).await?;
+    let session_id = session.new.session_id.clone();
+    let key = wish.key(&caller.app, &format!("/sessions/{session_id}/turn"), &asked);
+    if let Some(id) = work::claimed(&app, key.as_ref()).await? {
+        return again(&app, &wish, &session_id, &id).await;
+    }
     if session.closed_at.is_some() {
         return Err(ApiError::Gone);
     }
-    let session_id = session.new.session_id.clone();
     let request = TurnRequest {
         row: TurnRow { session_id: session_id.clone(), client_ip: caller.address.to_string(), prompt: asked.prompt },
-        files: attachments(&app, &caller, asked.files.unwrap_or_default()).await?,
-        timeout: Duration::from_secs(asked.timeout_secs.unwrap_or(600).cast_unsigned()),
-        limits: caller.limits,
+        details: TurnDetails {
+            files: attachments(&app, &caller, asked.files.unwrap_or_default()).await?,
+            timeout: Duration::from_secs(asked.timeout_secs.unwrap_or(600).cast_unsigned()),
+            limits: caller.limits,
+        },
     };
-    Ok(answer(session_id, app.sessions.turn(session, request).await?))
+    let Some(Submitted { turn, answered, guard }) = app.sessions.submit(session, request, wish.way(key.clone())).await? else {
+        // The same request came twice at once.
+        let first = work::claimed(&app, key.as_ref()).await?.ok_or(ApiError::Defect)?;
+        return again(&app, &wish, &session_id, &first).await;
+    };
+    if let Some(turn) = turn.filter(|_| wish.background || wish.stream) {
+        return present(&app, &wish, &session_id, turn, guard).await;
+    }
+    let answer = answered.await.map_err(|_| ApiError::Stopping)?;
+    drop(guard);
+    Ok(answer.into_response())
 }
 
-fn answer(session_id: String, outcome: Outcome) -> Response {
-    let Outcome { ending, turn_index, events, text, stderr, duration } = outcome;
-    let duration_ms = clock::millis(duration);
+/// What came, or comes, of a request that was sent before.
+async fn again(app: &App, wish: &Wish, session_id: &str, id: &str) -> Result<Response, ApiError> {
+    let turn = id.rsplit_once('-').and_then(|(_, turn)| turn.parse().ok()).ok_or(ApiError::Defect)?;
+    if wish.background || wish.stream {
+        return present(app, wish, session_id, turn, None).await;
+    }
+    let answer = match app.feeds.live(id) {
+        Some(live) => live.answer().await,
+        None => app.feeds.answer(id).await?,
+    };
+    let row = app.ledger.turn(session_id, turn).await?.ok_or(ApiError::NotFound)?;
+    Ok(answer.or_else(|| answer_in(session_id, row)).ok_or(ApiError::Stopping)?.into_response())
+}
+
+/// The turn in the background, or its events.
+async fn present(app: &App, wish: &Wish, session_id: &str, turn: i64, guard: Option<DropGuard>) -> Result<Response, ApiError> {
+    let row = app.ledger.turn(session_id, turn).await?.ok_or(ApiError::NotFound)?;
+    let response = if wish.background {
+        work::accepted(&format!("/sessions/{session_id}/turns/{turn}"), &TurnStatus::new(session_id, turn, row))
+    } else {
+        work::follow(&app.feeds, &turn_id(session_id, turn), 0, guard, || answer_in(session_id, row)).await?
+    };
+    Ok(([(TURN, turn.to_string())], response).into_response())
+}
+
+/// What the caller gets of what came of a turn.
+pub fn render(session_id: &str, came: Result<Outcome, Refused>) -> Final {
+    let Outcome { ending, turn_index, events, text, stderr, duration } = match came {
+        Ok(outcome) => outcome,
+        Err(refused) => return ApiError::from(refused).into_final(),
+    };
+    let (duration_ms, session_id) = (clock::millis(duration), session_id.to_owned());
     let (stop_reason, error) = match ending {
         Ending::Completed(stop_reason) => {
-            return Json(TurnReply { ok: true, session_id, turn_index, events, text, stop_reason, duration_ms }).into_response();
+            return work::json(StatusCode::OK, &TurnReply { ok: true, session_id, turn_index, events, text, stop_reason, duration_ms });
         }
         Ending::Failed(error) => ("error", error),
         Ending::TimedOut(error) => ("timeout", error),
-        Ending::Cancelled => ("error", "the session was closed before the turn ended".to_owned()),
+        Ending::Cancelled => ("cancelled", "the turn was cancelled, or its session closed, before it ended".to_owned()),
         Ending::Interrupted => ("error", "the server stopped before the turn ended; send it again".to_owned()),
     };
-    (StatusCode::BAD_GATEWAY, Json(TurnFailure { ok: false, session_id, events, error, stderr, stop_reason, duration_ms })).into_response()
+    work::json(StatusCode::BAD_GATEWAY, &TurnFailure { ok: false, session_id, events, error, stderr, stop_reason, duration_ms })
+}
+
+/// The answer of a turn, as far as its row tells: without its events. `None` while there is none.
+fn answer_in(session_id: &str, row: TurnState) -> Option<Final> {
+    let TurnState { status, turn_index, finished, .. } = row;
+    let (_, RunEnd { duration_ms, ok, stop_reason, error, result, .. }) = finished?;
+    let ending = match (status.as_str(), error.unwrap_or_default()) {
+        _ if ok => Ending::Completed(stop_reason),
+        ("cancelled", _) => Ending::Cancelled,
+        ("interrupted", _) => Ending::Interrupted,
+        ("timed_out", error) => Ending::TimedOut(error),
+        (_, error) => Ending::Failed(error),
+    };
+    let duration = Duration::from_millis(duration_ms.unsigned_abs());
+    let (text, stderr) = (result.unwrap_or_default(), String::new());
+    Some(render(session_id, Ok(Outcome { ending, turn_index, events: Vec::new(), text, stderr, duration })))
+}
+
+/// A turn, as far as it has come.
+#[derive(Serialize, ToSchema)]
+struct TurnStatus {
+    session_id: String,
+    /// Its number in the session, from 1; those that failed count too.
+    turn: i64,
+    /// `queued`, `running`, `succeeded`, `failed`, `timed_out`, `cancelled` or `interrupted` (by the end of the server).
+    #[schema(example = "running")]
+    status: String,
+    /// Unix seconds of its acceptance.
+    #[schema(required)]
+    queued_at: Option<i64>,
+    /// Unix seconds.
+    #[schema(required)]
+    started_at: Option<i64>,
+    /// Unix seconds.
+    #[schema(required)]
+    finished_at: Option<i64>,
+    /// Milliseconds.
+    #[schema(required)]
+    duration_ms: Option<i64>,
+    /// As in the answer of the turn.
+    #[schema(required)]
+    text: Option<String>,
+    /// What went wrong, in words.
+    #[schema(required)]
+    error: Option<String>,
+    #[schema(required)]
+    stop_reason: Option<String>,
+    #[schema(required)]
+    input_tokens: Option<i64>,
+    #[schema(required)]
+    output_tokens: Option<i64>,
+    #[schema(required)]
+    cost_usd: Option<f64>,
+}
+
+impl TurnStatus {
+    fn new(session_id: &str, turn: i64, row: TurnState) -> Self {
+        let TurnState { status, queued_at, started_at, finished, .. } = row;
+        let (finished_at, end) = finished.unzip();
+        let end = end.as_ref();
+        Self {
+            session_id: session_id.to_owned(),
+            turn,
+            started_at: (status != "queued").then_some(started_at),
+            status,
+            queued_at,
+            finished_at,
+            duration_ms: end.map(|end| end.duration_ms),
+            text: end.and_then(|end| end.result.clone()),
+            error: end.and_then(|end| end.error.clone()),
+            stop_reason: end.map(|end| end.stop_reason.clone()),
+            input_tokens: end.and_then(|end| end.input_tokens),
+            output_tokens: end.and_then(|end| end.output_tokens),
+            cost_usd: end.and_then(|end| end.cost_usd),
+        }
+    }
+}
+
+/// See a turn
+#[utoipa::path(get, path = "/sessions/{id}/turns/{turn}", operation_id = "get_turn", tag = "sessions", security(("app" = [])),
+    params(("id" = String, Path), ("turn" = i64, Path)), responses(
+    (status = OK, body = TurnStatus),
+    (status = "default", body = Problem, content_type = "application/problem+json", description = "The request was refused"),
+))]
+async fn turn_status(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    path: Result<Path<(String, i64)>, PathRejection>,
+) -> Result<Json<TurnStatus>, ApiError> {
+    let (session_id, turn, row) = find_turn(&app, &caller, path).await?;
+    Ok(Json(TurnStatus::new(&session_id, turn, row)))
+}
+
+/// Follow a turn
+///
+/// Its events from the first, or behind `Last-Event-ID`, and on as they happen, to `result` or `error`.
+#[utoipa::path(get, path = "/sessions/{id}/turns/{turn}/events", operation_id = "follow_turn", tag = "sessions", security(("app" = [])),
+    params(("id" = String, Path), ("turn" = i64, Path), ("Last-Event-ID" = Option<String>, Header)), responses(
+    (status = OK, content((String = "text/event-stream"))),
+    (status = "default", body = Problem, content_type = "application/problem+json", description = "The request was refused"),
+))]
+async fn turn_events(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    path: Result<Path<(String, i64)>, PathRejection>,
+    headers: HeaderMap,
+) -> Result<Response, ApiError> {
+    let (session_id, turn, row) = find_turn(&app, &caller, path).await?;
+    let after = work::last_event_id(&headers)?;
+    work::follow(&app.feeds, &turn_id(&session_id, turn), after, None, || answer_in(&session_id, row)).await
+}
+
+#[derive(Serialize, ToSchema)]
+struct TurnsCancelled {
+    ok: bool,
+    session_id: String,
+    /// How many turns waited or went on.
+    cancelled: usize,
+}
+
+/// Cancel a session's turns
+///
+/// The one that goes on and those that wait. When the answer comes they are over, and so is what they ran.
+#[utoipa::path(post, path = "/sessions/{id}/cancel", operation_id = "cancel_turns", tag = "sessions", security(("app" = [])), params(("id" = String, Path)), responses(
+    (status = OK, body = TurnsCancelled),
+    (status = "default", body = Problem, content_type = "application/problem+json", description = "The request was refused"),
+))]
+async fn cancel(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    id: Result<Path<String>, PathRejection>,
+) -> Result<Json<TurnsCancelled>, ApiError> {
+    let session_id = find(&app, &caller, id).await?.new.session_id;
+    let cancelled = app.sessions.cancel(&session_id).await;
+    Ok(Json(TurnsCancelled { ok: true, session_id, cancelled }))
+}
+
+/// A turn of the caller's own session.
+async fn find_turn(
+    app: &App,
+    caller: &Caller,
+    path: Result<Path<(String, i64)>, PathRejection>,
+) -> Result<(String, i64, TurnState), ApiError> {
+    let Path((id, turn)) = path.map_err(|_| ApiError::NotFound)?;
+    let session = app.ledger.session(&caller.app, &id).await?.ok_or(ApiError::NotFound)?;
+    let row = app.ledger.turn(&id, turn).await?.ok_or(ApiError::NotFound)?;
+    Ok((session.new.session_id, turn, row))
 }
 
 /// See a session's state
@@ -353,5 +560,11 @@ async fn find(app: &App, caller: &Caller, id: Result<Path<String>, PathRejection
 }
 
 pub(super) fn routes() -> OpenApiRouter<Arc<App>> {
-    OpenApiRouter::new().routes(routes!(create, list)).routes(routes!(state, close)).routes(routes!(turn))
+    OpenApiRouter::new()
+        .routes(routes!(create, list))
+        .routes(routes!(state, close))
+        .routes(routes!(turn))
+        .routes(routes!(turn_status))
+        .routes(routes!(turn_events))
+        .routes(routes!(cancel))
 }

@@ -24,7 +24,7 @@ pub use copy::{NoLedger, check, copy, settle};
 pub use files::File;
 pub use idempotency::{Claimed, Key};
 pub use runs::{NewRun, RunEnd, RunRow, RunsWanted};
-pub use sessions::{AgentOfTurn, NewSession, Session, TurnBegun, TurnRow};
+pub use sessions::{AgentOfTurn, NewSession, Session, TurnBegun, TurnRow, TurnState, WaitingTurn, turn_id};
 pub use tokens::{App, Limits, NameTaken, TokenRow};
 
 /// How long a write waits for another program's lock.

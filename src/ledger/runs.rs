@@ -42,6 +42,22 @@ pub struct RunEnd {
     pub cost_usd: Option<f64>,
 }
 
+impl RunEnd {
+    /// Of what never began.
+    pub fn failed(stop_reason: &str, error: String) -> Self {
+        Self {
+            duration_ms: 0,
+            ok: false,
+            stop_reason: stop_reason.to_owned(),
+            error: Some(error),
+            result: None,
+            input_tokens: None,
+            output_tokens: None,
+            cost_usd: None,
+        }
+    }
+}
+
 /// A run's row.
 #[derive(Clone, Debug)]
 pub struct RunRow {

@@ -2,6 +2,7 @@
 
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
+use super::idempotency::{Key, claim};
 use super::{Error, Ledger, RunEnd};
 use crate::clock;
 
@@ -68,6 +69,36 @@ pub struct TurnBegun {
     pub event_id: i64,
     /// The session's completed turns before this one.
     pub turn_count: i64,
+    /// The turn's number in the session, from 1. Those that failed count too.
+    pub turn: i64,
+}
+
+/// A turn's row.
+#[derive(Clone, Debug)]
+pub struct TurnState {
+    /// `queued`, `running`, `succeeded`, `failed`, `timed_out`, `cancelled` or `interrupted`.
+    pub status: String,
+    /// Unix seconds; `None` for a turn of an older release.
+    pub queued_at: Option<i64>,
+    /// Unix seconds; of one that waits, when it was accepted.
+    pub started_at: i64,
+    /// The session's completed turns up to this one.
+    pub turn_index: i64,
+    /// Unix seconds, and what is known of its end.
+    pub finished: Option<(i64, RunEnd)>,
+}
+
+/// A turn that waited when the server ended.
+#[derive(Clone, Debug)]
+pub struct WaitingTurn {
+    /// Its session.
+    pub session: Session,
+    /// What is to be sent.
+    pub row: TurnRow,
+    /// Its row.
+    pub begun: TurnBegun,
+    /// What else was kept of the request.
+    pub request: String,
 }
 
 const COLUMNS: &str = "session_id, app_name, agent, model, permissions, meta, cwd, created_at, last_turn_at, turn_count,
@@ -174,19 +205,78 @@ impl Ledger {
 
     /// Writes the row of a turn that is about to start. `None` where the session is closed.
     pub async fn begin_turn(&self, turn: TurnRow) -> Result<Option<TurnBegun>, Error> {
-        let now = clock::now();
+        self.write(move |db| insert_turn(db, &turn, false, None)).await
+    }
+
+    /// Writes the row of a turn that waits. `request` is what it needs to be started after a restart; without one it ends with
+    /// the server. `None` where the session is closed, or the key was taken before.
+    pub async fn accept_turn(&self, turn: TurnRow, request: Option<String>, key: Option<Key>) -> Result<Option<TurnBegun>, Error> {
         self.write(move |db| {
-            let inserted = db.execute(
-                "INSERT INTO session_events (session_id, app_name, event, started_at, model, client_ip, prompt)
-                 SELECT session_id, app_name, 'turn', ?2, model, ?3, ?4 FROM sessions WHERE session_id = ?1 AND closed_at IS NULL",
-                params![turn.session_id, now, turn.client_ip, turn.prompt],
-            )?;
-            let event_id = db.last_insert_rowid();
-            if inserted == 0 {
+            let begun = insert_turn(db, &turn, true, request.as_deref())?;
+            if let (Some(begun), Some(key)) = (begun, key)
+                && !claim(db, &key, &turn_id(&turn.session_id, begun.turn))?
+            {
+                db.execute("DELETE FROM session_events WHERE id = ?1", [begun.event_id])?;
                 return Ok(None);
             }
-            let count = db.query_row("SELECT turn_count FROM sessions WHERE session_id = ?1", [turn.session_id], |row| row.get(0));
-            Ok(Some(TurnBegun { event_id, turn_count: count? }))
+            Ok(begun)
+        })
+        .await
+    }
+
+    /// Notes that a turn that waited starts. From here on a crash ends it. `None` where the session is closed.
+    pub async fn start_turn(&self, turn: TurnBegun) -> Result<Option<TurnBegun>, Error> {
+        let now = clock::now();
+        self.write(move |db| {
+            let count = db
+                .query_row(
+                    "SELECT turn_count FROM sessions JOIN session_events USING (session_id) WHERE id = ?1 AND closed_at IS NULL",
+                    [turn.event_id],
+                    |row| row.get(0),
+                )
+                .optional()?;
+            db.execute("UPDATE session_events SET queued = 0, request = NULL, started_at = ?2 WHERE id = ?1", [turn.event_id, now])?;
+            Ok(count.map(|turn_count| TurnBegun { turn_count, ..turn }))
+        })
+        .await
+    }
+
+    /// The turns that waited when the server ended and are to be started, in the order that they came.
+    pub async fn waiting_turns(&self) -> Result<Vec<WaitingTurn>, Error> {
+        self.read(|db| {
+            let columns = COLUMNS.split(',').map(|column| format!("sessions.{}", column.trim())).collect::<Vec<_>>().join(", ");
+            db.prepare(&format!(
+                "SELECT {columns}, session_events.client_ip, prompt, session_events.id, turn, request
+                 FROM session_events JOIN sessions USING (session_id)
+                 WHERE finished_at IS NULL AND queued AND request IS NOT NULL ORDER BY session_events.id"
+            ))?
+            .query_map([], |row| {
+                let session = session(row)?;
+                let session_id = session.new.session_id.clone();
+                Ok(WaitingTurn {
+                    row: TurnRow { session_id, client_ip: row.get(11)?, prompt: row.get(12)? },
+                    begun: TurnBegun { event_id: row.get(13)?, turn_count: session.turn_count, turn: row.get(14)? },
+                    request: row.get(15)?,
+                    session,
+                })
+            })?
+            .collect()
+        })
+        .await
+    }
+
+    /// The session's turn of that number.
+    pub async fn turn(&self, session_id: &str, turn: i64) -> Result<Option<TurnState>, Error> {
+        let session_id = session_id.to_owned();
+        self.read(move |db| {
+            db.prepare_cached(
+                "SELECT status, queued_at, started_at, finished_at, duration_ms, ok, stop_reason, error, result, input_tokens,
+                     output_tokens, cost_usd,
+                     (SELECT count(*) FROM session_events AS other WHERE other.session_id = ?1 AND other.turn <= ?2 AND other.ok)
+                 FROM session_events WHERE session_id = ?1 AND turn = ?2",
+            )?
+            .query_row(params![session_id, turn], turn_state)
+            .optional()
         })
         .await
     }
@@ -201,7 +291,7 @@ impl Ledger {
                 .flatten();
             let so_far = before.filter(|_| !agent.began).unwrap_or(0.0);
             let finished = db.execute(
-                "UPDATE session_events SET finished_at = ?2, duration_ms = ?3, ok = ?4, stop_reason = ?5, error = ?6, result = ?7,
+                "UPDATE session_events SET request = NULL, finished_at = ?2, duration_ms = ?3, ok = ?4, stop_reason = ?5, error = ?6, result = ?7,
                      input_tokens = ?8, output_tokens = ?9, cost_usd = ?10
                  WHERE id = ?1 AND finished_at IS NULL",
                 params![
@@ -260,8 +350,8 @@ impl Ledger {
         .map(drop)
     }
 
-    /// Settles the turns that a crash left open. Gives how many there were.
-    pub async fn settle_turns(&self) -> Result<usize, Error> {
+    /// Settles the turns that a crash left open, but for those that are still to start. Gives their sessions and numbers.
+    pub async fn settle_turns(&self) -> Result<Vec<(String, i64)>, Error> {
         let now = clock::now();
         self.write(move |db| {
             db.execute(
@@ -269,12 +359,15 @@ impl Ledger {
                  WHERE session_id IN (SELECT session_id FROM session_events WHERE event = 'turn' AND finished_at IS NULL)",
                 [now],
             )?;
-            db.execute(
-                "UPDATE session_events SET finished_at = ?1, ok = 0, stop_reason = 'interrupted',
+            db.prepare(
+                "UPDATE session_events SET finished_at = ?1, ok = 0, stop_reason = 'interrupted', request = NULL,
                      error = 'the server ended while this turn was going on'
-                 WHERE event = 'turn' AND finished_at IS NULL",
-                [now],
-            )
+                 WHERE event = 'turn' AND finished_at IS NULL
+                     AND NOT (queued AND request IS NOT NULL AND session_id IN (SELECT session_id FROM sessions WHERE closed_at IS NULL))
+                 RETURNING session_id, turn",
+            )?
+            .query_map([now], |row| Ok((row.get(0)?, row.get(1)?)))?
+            .collect()
         })
         .await
     }
@@ -284,6 +377,51 @@ impl Ledger {
         let before = clock::now() - i64::from(days) * 86_400;
         self.write(move |db| db.execute("DELETE FROM session_events WHERE started_at < ?1 AND finished_at < ?1", [before])).await
     }
+}
+
+/// What a turn is called where it needs one name.
+pub fn turn_id(session_id: &str, turn: i64) -> String {
+    format!("{session_id}-{turn}")
+}
+
+fn insert_turn(db: &Connection, turn: &TurnRow, queued: bool, request: Option<&str>) -> rusqlite::Result<Option<TurnBegun>> {
+    let inserted = db.execute(
+        "INSERT INTO session_events (session_id, app_name, event, started_at, queued_at, model, client_ip, prompt, queued, request, turn)
+         SELECT session_id, app_name, 'turn', ?2, ?2, model, ?3, ?4, ?5, ?6,
+             1 + (SELECT coalesce(max(turn), 0) FROM session_events WHERE session_id = ?1)
+         FROM sessions WHERE session_id = ?1 AND closed_at IS NULL",
+        params![turn.session_id, clock::now(), turn.client_ip, turn.prompt, queued, request],
+    )?;
+    if inserted == 0 {
+        return Ok(None);
+    }
+    let event_id = db.last_insert_rowid();
+    db.query_row("SELECT turn_count, turn FROM sessions JOIN session_events USING (session_id) WHERE id = ?1", [event_id], |row| {
+        Ok(Some(TurnBegun { event_id, turn_count: row.get(0)?, turn: row.get(1)? }))
+    })
+}
+
+fn turn_state(row: &Row<'_>) -> rusqlite::Result<TurnState> {
+    let finished_at: Option<i64> = row.get(3)?;
+    let end = || {
+        Ok::<_, rusqlite::Error>(RunEnd {
+            duration_ms: row.get::<_, Option<i64>>(4)?.unwrap_or_default(),
+            ok: row.get(5)?,
+            stop_reason: row.get(6)?,
+            error: row.get(7)?,
+            result: row.get(8)?,
+            input_tokens: row.get(9)?,
+            output_tokens: row.get(10)?,
+            cost_usd: row.get(11)?,
+        })
+    };
+    Ok(TurnState {
+        status: row.get(0)?,
+        queued_at: row.get(1)?,
+        started_at: row.get(2)?,
+        turn_index: row.get(12)?,
+        finished: finished_at.map(|at| Ok::<_, rusqlite::Error>((at, end()?))).transpose()?,
+    })
 }
 
 fn count_open(db: &Connection) -> rusqlite::Result<u32> {

@@ -9,6 +9,7 @@ mod run;
 mod sandbox;
 mod sessions;
 mod standby;
+mod work;
 
 use std::io::Write;
 use std::sync::OnceLock;
