@@ -212,16 +212,18 @@ impl Runs {
 
     fn spawn(&self, request: Request, ticket: Ticket, feed: Feed, cancel: CancellationToken, accepted: bool, detached: bool) {
         let shared = self.shared.clone();
+        // Nothing is started ahead while somebody waits for a place, but for whom only the own app's limit keeps waiting.
+        let waits = (!self.queue.has_free()).then(|| shared.standby.hold());
         self.tasks.spawn(async move {
-            let hold = shared.standby.hold();
             let place = async {
                 let place = ticket.place().await?;
+                drop(waits);
                 // Once more: what was going on while this one waited has cost something.
                 check_budget(&shared.ledger, &request.row.app_name, request.details.limits).await?;
                 Ok::<_, NoRun>(place)
             };
             let has_row = match cancel.run_until_cancelled(place).await {
-                Some(Ok(place)) => shared.carry_out(&request, place, hold, &cancel, accepted, &feed).await,
+                Some(Ok(place)) => shared.carry_out(&request, place, shared.standby.hold(), &cancel, accepted, &feed).await,
                 // It starts after the restart.
                 Some(Err(NoRun::Closed)) if detached => true,
                 None if shared.stop.is_cancelled() && detached => true,

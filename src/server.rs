@@ -154,7 +154,8 @@ impl Server {
         let claude = data_dir.join(acpx::CLAUDE);
         let _ = std::fs::remove_file(&claude);
         std::os::unix::fs::symlink(std::env::current_exe()?, &claude).with_context(|| format!("{} can't be made", claude.display()))?;
-        let acpx = Acpx { program: settings.acpx_bin.clone(), workshop: session_workshop, claude };
+        let claude_program = settings.claude_bin.clone();
+        let acpx = Acpx { program: settings.acpx_bin.clone(), workshop: session_workshop, claude_program, claude };
         let desks = Desks::new(workshop.clone(), settings.claude_bin.clone());
         let standby = Pool::new(settings.standby, desks.clone(), acpx.clone());
         let queue = Queue::new(settings.max_runs, settings.max_queued_runs);

@@ -6,6 +6,7 @@
 
 use std::collections::HashMap;
 use std::ffi::OsString;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
@@ -18,6 +19,7 @@ use tokio::sync::{OwnedMutexGuard, oneshot};
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
+use uuid::Uuid;
 
 use crate::agent::acpx::{self, Acpx, Heard, Target, Turn};
 use crate::agent::events::{Event, Events, TurnEnd};
@@ -84,6 +86,9 @@ pub enum Refused {
     /// The disk failed.
     #[error(transparent)]
     Disk(#[from] std::io::Error),
+    /// A file expired while the turn waited for it.
+    #[error("a file expired")]
+    FileGone,
     /// A task died of a defect.
     #[error("a task died")]
     Died,
@@ -511,7 +516,14 @@ impl Sessions {
     /// Removes what acpx's owners leave when they are killed. Only for when none is alive.
     pub async fn forget_owners(&self) {
         let folder = self.shared.acpx.workshop.folder.clone();
-        let forget = move || folder.read_dir()?.try_for_each(|session| Room::new(session?.path()).forget_owner());
+        let forget = move || {
+            for session in folder.read_dir()?.flatten() {
+                if let Err(error) = Room::new(session.path()).forget_owner() {
+                    tracing::warn!(path = %session.path().display(), %error, "a lock or a socket of acpx may be left");
+                }
+            }
+            Ok(())
+        };
         if let Err(error) = blocking(forget).await {
             tracing::warn!(%error, "locks and sockets of acpx may be left");
         }
@@ -628,7 +640,8 @@ impl Shared {
         let _ = self.why_ended(session);
         let started = Instant::now();
         let deadline = started + request.details.timeout;
-        let files_folder = Path::new(&session.new.cwd).join(format!("{FILES}{}", begun.event_id));
+        // A name that an agent can't take beforehand.
+        let files_folder = Path::new(&session.new.cwd).join(format!("{FILES}{}", Uuid::new_v4().simple()));
         let stopped = cancel.child_token();
         let (over, mut ended) = oneshot::channel();
         let talking = self.tasks.spawn({
@@ -636,7 +649,9 @@ impl Shared {
             let (folder, files, prompt) = (files_folder.clone(), request.details.files, request.row.prompt);
             let hold = self.standby.hold();
             async move {
-                let files = blocking(move || if files.is_empty() { Ok(Vec::new()) } else { attach(&folder, &files) }).await?;
+                let attaching = blocking(move || if files.is_empty() { Ok(Vec::new()) } else { attach(&folder, &files) }).await;
+                let files =
+                    attaching.map_err(|error| if error.kind() == ErrorKind::NotFound { Refused::FileGone } else { error.into() })?;
                 let prompt = claude::prompt_text(&prompt, &files);
                 let said = |event: &Event| feed.tell(event_name(event), event);
                 let heard = Heard { begun: || drop(hold), said, over: |turn| drop(over.send(turn)) };
@@ -789,7 +804,7 @@ fn event_name(event: &Event) -> &str {
 
 fn attach(folder: &Path, files: &[Attachment]) -> std::io::Result<Vec<PathBuf>> {
     let (Some(parent), Some(name)) = (folder.parent(), folder.file_name()) else { return Ok(Vec::new()) };
-    Folder::create(parent, &name.to_string_lossy())?.attach(files)
+    Folder::create_bare(parent, &name.to_string_lossy())?.attach(files)
 }
 
 /// What may have made an agent end a turn before it was done.

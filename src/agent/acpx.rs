@@ -92,6 +92,8 @@ pub struct Acpx {
     pub program: OsString,
     /// Where the sessions' folders are.
     pub workshop: Workshop,
+    /// The claude program: a path, or a name on PATH.
+    pub claude_program: OsString,
     /// This program, under the name [`CLAUDE`].
     pub claude: PathBuf,
 }
@@ -115,11 +117,9 @@ impl Acpx {
         }
         // The adapter would else look for a copy of its own, which installations leave out.
         let environment = &self.workshop.environment;
-        let claude =
-            environment.get("CLAUDE_CODE_EXECUTABLE").map(PathBuf::from).or_else(|| programs::find(OsStr::new("claude"), environment));
-        if let Some(claude) = claude {
-            command.env("CLAUDE_CODE_EXECUTABLE", &self.claude).env(HOW_TO_START_CLAUDE, self.how_to_start(&claude, target)?);
-        }
+        let named = environment.get("CLAUDE_CODE_EXECUTABLE").unwrap_or(&self.claude_program);
+        let claude = programs::find(named, environment).ok_or_else(|| Error::NotInstalled(named.to_owned()))?;
+        command.env("CLAUDE_CODE_EXECUTABLE", &self.claude).env(HOW_TO_START_CLAUDE, self.how_to_start(&claude, target)?);
         Ok(command)
     }
 
@@ -133,6 +133,7 @@ impl Acpx {
             how.extend(reachable.flat_map(|path| ["--own".into(), path.into_os_string()]));
             how.push("--cut-off".into());
         }
+        how.extend(["--work".into(), target.room.work().into_os_string()]);
         how.extend(self.workshop.environment.get("HOME").into_iter().flat_map(|home| ["--home".into(), home.into()]));
         how.extend(["--".into(), claude.into()]);
         Ok(json!(how.iter().map(|part| part.to_string_lossy()).collect::<Vec<_>>()).to_string())

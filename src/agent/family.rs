@@ -229,6 +229,25 @@ impl Process {
         std::fs::read(format!("/proc/{}/environ", self.pid)).unwrap_or_default()
     }
 
+    /// Bytes of `/proc/<pid>/<file>` on the lines with these names.
+    fn bytes(self, file: &str, names: &[&str]) -> Option<u64> {
+        let status = std::fs::read_to_string(format!("/proc/{}/{file}", self.pid)).ok()?;
+        let named = status.lines().filter_map(|line| {
+            let (name, value) = line.split_once(':')?;
+            names.contains(&name).then(|| value.trim().strip_suffix(" kB")?.parse::<u64>().ok())?
+        });
+        Some(named.sum::<u64>() << 10)
+    }
+
+    fn resident(self) -> u64 {
+        self.bytes("status", &["RssAnon", "RssShmem", "VmSwap"]).unwrap_or_default()
+    }
+
+    /// Its share of what is not backed by files.
+    fn own_memory(self) -> u64 {
+        self.bytes("smaps_rollup", &["Pss_Anon", "Pss_Shmem", "SwapPss"]).unwrap_or_else(|| self.resident())
+    }
+
     fn kill(self) {
         let Some(pid) = Pid::from_raw(self.pid) else { return };
         let Ok(handle) = pidfd_open(pid, PidfdFlags::empty()) else { return };
@@ -267,34 +286,52 @@ fn members(mark: &Mark) -> Vec<Process> {
     everyone.values().filter(|process| descends(process.pid, &family, &everyone)).copied().collect()
 }
 
-/// The memory that the runs of a server take, by their ids, in bytes: what is their own, swapped out or not. Without what
-/// wiped its environment and left its parent.
-pub fn memory(server: &Mark) -> BTreeMap<String, u64> {
+/// A child of this process, with all below it, that takes much memory.
+#[derive(Debug)]
+pub struct Large {
+    /// The run's id, by the child's mark.
+    pub id: String,
+    /// What is their own, swapped out or not.
+    pub bytes: u64,
+    /// The processes.
+    pub tree: Tree,
+}
+
+/// A child of this process, and all below it.
+#[derive(Debug)]
+pub struct Tree(Vec<Process>);
+
+impl Tree {
+    /// Ends all of it with SIGKILL.
+    pub fn end(&self) {
+        self.0.iter().for_each(|process| process.kill());
+    }
+}
+
+/// The marked children of this process that take more than `limit` bytes, each with all below it. By descent and not by the
+/// marks of what they started: those an agent can forge.
+pub fn larger_than(server: &Mark, limit: u64) -> Vec<Large> {
+    let own_pid = rustix::process::getpid().as_raw_nonzero().get();
     let everyone: BTreeMap<_, _> = std::fs::read_dir("/proc")
         .into_iter()
         .flatten()
         .flatten()
         .filter_map(|entry| Process::read(entry.file_name().to_str()?.parse().ok()?))
-        .map(|process| (process.pid, (process.parent, server.run_of(&process.environ()))))
+        .map(|process| (process.pid, process))
         .collect();
-    let mut taken = BTreeMap::new();
-    for &pid in everyone.keys() {
-        let mut ancestors = std::iter::successors(everyone.get(&pid), |(parent, _)| everyone.get(parent)).take(everyone.len());
-        if let Some(id) = ancestors.find_map(|(_, id)| id.as_ref()) {
-            *taken.entry(id.clone()).or_default() += own_memory(pid);
-        }
-    }
-    taken
-}
-
-/// In bytes.
-fn own_memory(pid: i32) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    let own = status.lines().filter_map(|line| {
-        let (name, value) = line.split_once(':')?;
-        matches!(name, "RssAnon" | "RssShmem" | "VmSwap").then(|| value.trim().strip_suffix(" kB")?.parse::<u64>().ok())?
+    let children = everyone.values().filter(|process| process.parent == own_pid);
+    let trees = children.filter_map(|child| {
+        let root = BTreeSet::from([child.pid]);
+        let members = everyone.values().filter(|process| descends(process.pid, &root, &everyone)).copied().collect();
+        Some((server.run_of(&child.environ())?, Tree(members)))
     });
-    own.sum::<u64>() << 10
+    let large = trees.filter_map(|(id, tree)| {
+        let sum = |memory: fn(Process) -> u64| tree.0.iter().copied().map(memory).sum::<u64>();
+        // Pages that a process shares with its children count once in the second look, which takes longer.
+        let bytes = if sum(Process::resident) > limit { sum(Process::own_memory) } else { 0 };
+        (bytes > limit).then_some(Large { id, bytes, tree })
+    });
+    large.collect()
 }
 
 fn descends(mut pid: i32, from: &BTreeSet<i32>, everyone: &BTreeMap<i32, Process>) -> bool {

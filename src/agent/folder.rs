@@ -1,16 +1,23 @@
 //! The folder that a run works in: made for it alone, and gone with it.
 
+use std::ffi::{CString, OsStr};
 use std::fs::{self, DirBuilder, File, Permissions};
 use std::io::{self, ErrorKind};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
-use rustix::fs::{Mode, OFlags, open, openat};
+use rustix::fs::{AtFlags, CWD, Dir, Mode, OFlags, open, openat, renameat, unlinkat};
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 /// The file of the system prompt. An attached file can't have this name: theirs never begin with a dot.
 const SYSTEM_PROMPT: &str = ".system-prompt";
 const TEMPORARY: &str = ".tmp";
+/// How long the removal of a folder may take: an agent may be filling it.
+const REMOVAL: Duration = Duration::from_mins(1);
 
 /// A folder on disk. [`Folder::remove`] takes it away; one that is only dropped is left for the sweeper.
 #[derive(Debug)]
@@ -28,9 +35,15 @@ pub struct Attachment {
 impl Folder {
     /// Makes the folder `id` in `parent`, readable by this user only.
     pub fn create(parent: &Path, id: &str) -> io::Result<Self> {
+        let folder = Self::create_bare(parent, id)?;
+        DirBuilder::new().mode(0o700).create(folder.temporary())?;
+        Ok(folder)
+    }
+
+    /// Makes the folder `id` in `parent`, where an agent is at work already.
+    pub fn create_bare(parent: &Path, id: &str) -> io::Result<Self> {
         let folder = Self(parent.join(id));
         DirBuilder::new().mode(0o700).create(&folder.0)?;
-        DirBuilder::new().mode(0o700).create(folder.temporary())?;
         Ok(folder)
     }
 
@@ -75,17 +88,61 @@ impl Folder {
     }
 }
 
-/// Removes a folder and all below it, whatever modes an agent gave to the folders in it; or a file.
+/// Removes a folder and all below it, whatever modes an agent gave to the folders in it and however deep they go; or a file.
 pub fn remove_tree(path: &Path) -> io::Result<()> {
-    match fs::remove_dir_all(path) {
-        Err(error) if error.kind() == ErrorKind::NotADirectory => fs::remove_file(path),
-        Err(error) if error.kind() == ErrorKind::PermissionDenied => {
-            open_up(path)?;
-            fs::remove_dir_all(path)
-        }
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
-        done => done,
+    match fs::symlink_metadata(path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error),
+        Ok(found) if !found.is_dir() => return fs::remove_file(path),
+        Ok(_) => {}
     }
+    let begun = Instant::now();
+    let top = open_own(CWD, path.as_os_str())?;
+    let mut moved = 0;
+    loop {
+        let names = some_names(&top)?;
+        if names.is_empty() {
+            return fs::remove_dir(path);
+        }
+        for name in names.iter().filter(|name| unlinkat(&top, name.as_c_str(), AtFlags::empty()).is_err()) {
+            let folder = open_own(&top, OsStr::from_bytes(name.to_bytes()))?;
+            for inner in some_names(&folder)? {
+                if unlinkat(&folder, inner.as_c_str(), AtFlags::empty()).is_ok() {
+                    continue;
+                }
+                // A folder comes up here, so that depth takes neither stack nor descriptors.
+                drop(open_own(&folder, OsStr::from_bytes(inner.to_bytes()))?);
+                while let Err(error) = renameat(&folder, inner.as_c_str(), &top, format!(".{moved}")) {
+                    if !matches!(error, Errno::EXIST | Errno::NOTEMPTY) {
+                        return Err(error.into());
+                    }
+                    moved += 1;
+                }
+                moved += 1;
+            }
+            // Where there is more in it, the next round comes to that.
+            let _ = unlinkat(&top, name.as_c_str(), AtFlags::REMOVEDIR);
+        }
+        if begun.elapsed() > REMOVAL {
+            return Err(ErrorKind::TimedOut.into());
+        }
+    }
+}
+
+/// Opens a folder that may be locked for its owner. Never follows a link.
+fn open_own(at: impl AsFd, name: &OsStr) -> io::Result<OwnedFd> {
+    let only = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let handle = openat(&at, name, only | OFlags::PATH, Mode::empty())?;
+    let path = format!("/proc/self/fd/{}", handle.as_raw_fd());
+    let _ = fs::set_permissions(&path, Permissions::from_mode(0o700));
+    Ok(openat(at, name, only | OFlags::RDONLY, Mode::empty())?)
+}
+
+/// Names of what is in a folder: all, or a good many.
+fn some_names(folder: &OwnedFd) -> io::Result<Vec<CString>> {
+    let entries = Dir::read_from(folder)?.map(|entry| entry.map(|entry| entry.file_name().to_owned()));
+    let others = entries.filter(|name| !name.as_ref().is_ok_and(|name| matches!(name.to_bytes(), b"." | b"..")));
+    Ok(others.take(10_000).collect::<Result<_, _>>()?)
 }
 
 /// Removes what `folder` holds, but for what is to be kept. What can't be removed is logged, and left.
@@ -107,17 +164,6 @@ pub fn clear(folder: &Path, keep: impl Fn(&str) -> bool) -> io::Result<usize> {
 /// Does work that waits for the disk on a thread for such.
 pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
     tokio::task::spawn_blocking(work).await.unwrap_or_else(|died| Err(io::Error::other(died)))
-}
-
-fn open_up(folder: &Path) -> io::Result<()> {
-    fs::set_permissions(folder, Permissions::from_mode(0o700))?;
-    for entry in fs::read_dir(folder)? {
-        let entry = entry?;
-        if entry.file_type()?.is_dir() {
-            open_up(&entry.path())?;
-        }
-    }
-    Ok(())
 }
 
 /// The names, each made different from those before it, also on a file system that ignores case.
@@ -157,6 +203,20 @@ mod tests {
         fs::set_permissions(&locked, Permissions::from_mode(0o000)).unwrap();
         fs::set_permissions(folder.path().join("a"), Permissions::from_mode(0o500)).unwrap();
         folder.remove().unwrap();
+        assert_eq!(fs::read_dir(parent.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_folder_goes_however_deep_it_is() {
+        let parent = tempfile::tempdir().unwrap();
+        let folder = Folder::create(parent.path(), "x").unwrap();
+        let top = open_own(CWD, folder.path().as_os_str()).unwrap();
+        let mut deepest = top;
+        for _ in 0..4_000 {
+            rustix::fs::mkdirat(&deepest, "d", Mode::RWXU).unwrap();
+            deepest = open_own(&deepest, OsStr::new("d")).unwrap();
+        }
+        std::thread::Builder::new().stack_size(64 << 10).spawn(|| folder.remove()).unwrap().join().unwrap().unwrap();
         assert_eq!(fs::read_dir(parent.path()).unwrap().count(), 0);
     }
 

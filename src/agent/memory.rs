@@ -7,7 +7,7 @@ use std::collections::HashSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use super::family::{self, Mark};
+use super::family::{self, Large, Mark};
 
 const LOOK: Duration = Duration::from_millis(500);
 
@@ -32,12 +32,12 @@ impl Memory {
     pub async fn watch(&self, server: &Mark) {
         loop {
             tokio::time::sleep(LOOK).await;
-            let of = server.clone();
-            let taken = tokio::task::spawn_blocking(move || family::memory(&of)).await.unwrap_or_default();
-            for (id, bytes) in taken.into_iter().filter(|(_, bytes)| bytes >> 20 >= self.mib) {
+            let (of, limit) = (server.clone(), self.mib << 20);
+            let too_large = tokio::task::spawn_blocking(move || family::larger_than(&of, limit)).await.unwrap_or_default();
+            for Large { id, bytes, tree } in too_large {
                 tracing::warn!(id, mib = bytes >> 20, most = self.mib, "it took too much memory; ending it");
-                self.ended().insert(id.clone());
-                family::end(&server.run(&id)).await;
+                self.ended().insert(id);
+                tree.end();
             }
         }
     }

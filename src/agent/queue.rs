@@ -143,6 +143,11 @@ impl Queue {
         }
     }
 
+    /// Whether there is a place that nobody can have now.
+    pub fn has_free(&self) -> bool {
+        self.state().free > 0
+    }
+
     /// Refuses whoever waits, and whoever comes.
     pub fn close(&self) {
         let mut state = self.state();

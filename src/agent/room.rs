@@ -7,7 +7,7 @@
 
 use std::fs::{DirBuilder, OpenOptions};
 use std::io::{self, ErrorKind, Write};
-use std::os::unix::fs::{DirBuilderExt, symlink};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, symlink};
 use std::path::{Path, PathBuf};
 
 use tokio::process::Command;
@@ -61,12 +61,14 @@ impl Room {
         for folder in [self.config(), self.home(), self.home().join(".acpx")] {
             make(&folder)?;
         }
-        let home = environment.get("HOME").map(PathBuf::from).unwrap_or_default();
-        symlink(home.join(".acpx/config.json"), self.home().join(".acpx/config.json"))?;
-        let config = claude::config_folder(environment).unwrap_or_default();
-        let state = environment.get("CLAUDE_CONFIG_DIR").map_or(home, PathBuf::from).join(STATE);
+        let folder_of = |variable: &str| environment.get(variable).map(PathBuf::from).filter(|folder| folder.is_absolute());
+        let (Some(config), Some(state)) = (claude::config_folder(environment), folder_of("CLAUDE_CONFIG_DIR").or(folder_of("HOME"))) else {
+            return Err(io::Error::other("HOME is not set to a whole path, and sessions need one"));
+        };
+        DirBuilder::new().recursive(true).mode(0o700).create(&state)?;
+        let state = state.join(STATE);
         // claude would put a file of its own in the place of a link to nothing.
-        match OpenOptions::new().write(true).create_new(true).open(&state) {
+        match OpenOptions::new().write(true).create_new(true).mode(0o600).open(&state) {
             Err(error) if error.kind() != ErrorKind::AlreadyExists => return Err(error),
             made => made.ok().map_or(Ok(()), |mut file| file.write_all(b"{}"))?,
         }
@@ -74,16 +76,12 @@ impl Room {
         SHARED.iter().try_for_each(|name| symlink(config.join(name), self.config().join(name)))
     }
 
-    /// Has `command` work in the room, acpx at home in it.
+    /// Has `command`, which works in the room, be at home there. Not in the agent's part of it: acpx takes settings from where it
+    /// works, and could be told to start something else.
     pub fn furnish(&self, command: &mut Command, environment: &Environment) {
-        command.current_dir(self.work()).env("HOME", self.home()).env("CLAUDE_CONFIG_DIR", self.config());
+        command.env("HOME", self.home()).env("CLAUDE_CONFIG_DIR", self.config());
         command.env("CLAUDE_SECURESTORAGE_CONFIG_DIR", claude::config_folder(environment).unwrap_or_default());
         command.env("CLAUDE_CODE_TMPDIR", self.work().join(".tmp"));
-    }
-
-    /// The files that acpx reads when it starts.
-    pub fn read_at_start(&self) -> Vec<PathBuf> {
-        vec![self.home().join(".acpx/config.json"), self.work().join(".acpxrc.json")]
     }
 
     /// Removes what acpx's owner leaves when it is killed: its socket, which is in `/tmp` whatever TMPDIR says, and its lock.

@@ -7,7 +7,9 @@
 //! one names is allowed where it really is, or not at all.
 
 use std::io;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 
 use landlock::{
     ABI, Access, AccessFs, BitFlags, CompatLevel, Compatible, PathBeneath, PathFd, Ruleset, RulesetAttr, RulesetCreated,
@@ -41,6 +43,11 @@ pub enum Impossible {
     /// The kernel has no Landlock, or it is switched off.
     #[error("this kernel has no Landlock, or it is switched off; use Linux 5.13 or newer")]
     Unsupported,
+    /// There are no filters of system calls, or something forbids them.
+    #[error(
+        "this kernel has no filters of system calls, or the service may not use them; allow the call \"seccomp\", as packaging/clawdforge.service does"
+    )]
+    Unfiltered,
     /// Whoever can't reach a folder can't make anything new beside it either, nor in it.
     #[error("agents have to make files in {}, and the data folder is in it or around it; move one of them, the data folder to /var/lib/clawdforge for instance", .0.display())]
     InTheWay(PathBuf),
@@ -60,10 +67,14 @@ pub fn check(hidden: &Path, environment: &Environment) -> Result<(), Impossible>
     if let Some(place) = real.into_iter().find(|place| hidden.starts_with(place) || place.starts_with(hidden)) {
         return Err(Impossible::InTheWay(place));
     }
-    match hidden.ancestors().skip(1).find(|folder| folder.read_dir().is_err()) {
-        Some(folder) => Err(Impossible::Unlisted(folder.to_owned())),
-        None => Ok(()),
+    if let Some(folder) = hidden.ancestors().skip(1).find(|folder| folder.read_dir().is_err()) {
+        return Err(Impossible::Unlisted(folder.to_owned()));
     }
+    // A filter can't be taken off again, so another process tries it.
+    let mut tries = Command::new("/proc/self/exe");
+    tries.arg0("clawdforge").args(["confine", "--cut-off", "--", "/proc/self/exe", "--version"]);
+    let tried = tries.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status();
+    if tried.is_ok_and(|status| status.success()) { Ok(()) } else { Err(Impossible::Unfiltered) }
 }
 
 fn ruleset(level: CompatLevel, abi: ABI) -> Result<RulesetCreated, RulesetError> {
@@ -90,16 +101,28 @@ pub fn cut_off() -> Result<(), Error> {
     Ok(seccompiler::apply_filter(&without_unix_sockets()?)?)
 }
 
+/// Marks the numbers of x86-64's third set of system calls; elsewhere no number has it.
+const X32: libc::c_long = 0x4000_0000;
+
 /// A filter of system calls. Pairs of sockets, which programs use for pipes, stay.
 fn without_unix_sockets() -> Result<BpfProgram, seccompiler::Error> {
-    let family = SeccompCondition::new(0, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, libc::AF_UNIX as u64)?;
+    let is = |argument, mask, value: libc::c_int| {
+        SeccompCondition::new(argument, SeccompCmpArgLen::Dword, SeccompCmpOp::MaskedEq(mask), u64::from(value.cast_unsigned()))
+    };
+    let unix = || is(0, u64::from(u32::MAX), libc::AF_UNIX);
+    // One of a pair of datagram sockets can be turned on somebody else.
+    let datagram = is(1, 0xf, libc::SOCK_DGRAM)?;
     let rules = [
-        (libc::SYS_socket, vec![SeccompRule::new(vec![family])?]),
+        (libc::SYS_socket, vec![SeccompRule::new(vec![unix()?])?]),
+        (libc::SYS_socketpair, vec![SeccompRule::new(vec![unix()?, datagram])?]),
         // It can make sockets too.
         (libc::SYS_io_uring_setup, Vec::new()),
     ];
+    // The same calls by their other numbers, where the kernel has those.
+    let x32 = rules.clone().map(|(call, rules)| (X32 | call, rules));
+    let rules = rules.into_iter().chain(x32);
     let denied = SeccompAction::Errno(libc::EACCES as u32);
-    let filter = SeccompFilter::new(rules.into_iter().collect(), SeccompAction::Allow, denied, std::env::consts::ARCH.try_into()?)?;
+    let filter = SeccompFilter::new(rules.collect(), SeccompAction::Allow, denied, std::env::consts::ARCH.try_into()?)?;
     Ok(filter.try_into()?)
 }
 

@@ -294,7 +294,7 @@ impl Pool {
         let (program, files, settings) = match want {
             Want::Run { .. } => (claude, claude::read_at_start(environment), claude::kept_in_its_state(environment)),
             // What the session's own agent read is its own affair.
-            Want::Turn(target) => (&self.0.acpx.program, target.room.read_at_start(), String::new()),
+            Want::Turn(_) => (&self.0.acpx.program, Vec::new(), String::new()),
         };
         Fingerprint { files: programs::find(program, environment).into_iter().chain(files).map(as_it_is).collect(), settings }
     }

@@ -151,9 +151,7 @@ impl From<Refused> for ApiError {
             Refused::NotInstalled(program) => Self::AcpxMissing(program),
             Refused::Failed(error) => Self::Acpx(error),
             Refused::Ledger(error) => Self::Ledger(error),
-            Refused::Disk(error) if error.kind() == ErrorKind::NotFound => {
-                Self::BadRequest("Upload the files again: one of them expired while the turn waited.".to_owned())
-            }
+            Refused::FileGone => Self::BadRequest("Upload the files again: one of them expired while the turn waited.".to_owned()),
             Refused::Disk(error) => Self::Disk(error),
             Refused::Died => Self::Defect,
         }

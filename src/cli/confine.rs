@@ -26,6 +26,9 @@ pub struct Args {
     /// Also cut it off from the processes outside
     #[arg(long)]
     cut_off: bool,
+    /// Where it works, if that is not here
+    #[arg(long, value_name = "DIR")]
+    work: Option<PathBuf>,
     /// Its home folder, where that is another than this process's
     #[arg(long, value_name = "DIR")]
     home: Option<PathBuf>,
@@ -47,6 +50,9 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let (program, arguments) = args.command.split_first().context("no program is named")?;
     let mut command = Command::new(program);
     command.args(arguments).envs(args.home.map(|home| ("HOME", home)));
+    if let Some(work) = args.work {
+        command.current_dir(work);
+    }
     Err(command.exec()).with_context(|| format!("{} can't be started", program.display()))
 }
 

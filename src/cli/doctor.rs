@@ -106,7 +106,7 @@ fn examine_adapter(settings: &Settings, workshop: &Workshop) -> Finding {
     match found {
         Some(path) => Good(format!("adapter: {}", path.display())),
         None => Warning(format!(
-            "adapter: \"{ADAPTER}\" is not installed, so acpx fetches it at the first session; install it with \"npm install -g @agentclientprotocol/{ADAPTER}\""
+            "adapter: \"{ADAPTER}\" is not installed, so acpx fetches it anew for each session; install it with \"npm install -g @agentclientprotocol/{ADAPTER}\""
         )),
     }
 }

@@ -307,15 +307,19 @@ impl Ledger {
                     agent.cost_usd.map(|cost| (cost - so_far).max(0.0)),
                 ],
             )?;
-            // Counted once, however often this is tried; and the session may be deleted by now.
-            let counted = end.ok && finished == 1;
+            if finished == 0 {
+                // It was written at an earlier try.
+                let count = db.query_row("SELECT turn_count FROM sessions WHERE session_id = ?1", [session_id], |row| row.get(0));
+                return Ok(count.optional()?.unwrap_or(turn.turn_count));
+            }
             let count = db.query_row(
                 "UPDATE sessions SET last_turn_at = ?2, turn_count = turn_count + ?3, acp_session_id = coalesce(?4, acp_session_id),
                      agent_cost_usd = coalesce(?5, ?6)
                  WHERE session_id = ?1 RETURNING turn_count",
-                params![session_id, now, counted, agent.acp_session_id, agent.cost_usd, so_far],
+                params![session_id, now, end.ok, agent.acp_session_id, agent.cost_usd, so_far],
                 |row| row.get(0),
             );
+            // The session may be deleted by now.
             Ok(count.optional()?.unwrap_or(turn.turn_count + i64::from(end.ok)))
         })
         .await

@@ -66,6 +66,7 @@ async fn an_agent_with_a_shell_reaches_its_own_folder_and_no_other() {
         ),
         ("speak with its agent", format!("node -e \"{connect}\"")),
         ("have acpx start something else", "echo x > ../home/.acpx/config.json; ls ../home".to_owned()),
+        ("have acpx read settings", "echo x > .acpxrc.json; echo x > ../.acpxrc.json; mkdir ../x".to_owned()),
         ("write into another session's folder", format!("echo x > {diary}; echo x > {diary}.2")),
         ("read another app's upload", format!("cat {data}/files/*")),
         ("fill the data folder", format!("echo x > {data}/x; mkdir {data}/y; echo x > {data}/files/x")),
@@ -82,11 +83,30 @@ async fn an_agent_with_a_shell_reaches_its_own_folder_and_no_other() {
     }
     let left: Vec<_> = server.data().read_dir().unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
     assert!(
-        left.iter()
-            .all(|name| name.starts_with("clawdforge.db") || ["claude-of-session", "files", "lock", "runs", "sessions"].contains(&&**name)),
+        left.iter().all(|name| name.starts_with("clawdforge.db")
+            || ["claude-of-session", "feeds", "files", "lock", "runs", "sessions"].contains(&&**name)),
         "{left:?}"
     );
     assert_eq!(std::fs::read_to_string(&diary).unwrap(), "quince\n");
+
+    // What stands in its own folder is nothing to acpx when that starts again.
+    let pwned = Path::new(mine["cwd"].as_str().unwrap()).join("pwned");
+    let preload = format!(
+        r#"{{"auth": {{"NODE_OPTIONS": "--require={0}/evil.js"}}, "agents": {{"claude": {{"command": "touch {0}/pwned"}}}}}}"#,
+        mine["cwd"].as_str().unwrap()
+    );
+    let evil = format!("echo 'require(\"fs\").writeFileSync(\"{}\", \"\")' > evil.js; echo '{preload}' > .acpxrc.json", pwned.display());
+    shell(server, token, &mine, &evil).await;
+    let owners = server.agents();
+    for pid in owners {
+        let cmdline = std::fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        if cmdline.contains("queue-owner") {
+            rustix::process::kill_process(rustix::process::Pid::from_raw(pid.cast_signed()).unwrap(), rustix::process::Signal::KILL)
+                .unwrap();
+        }
+    }
+    assert!(shell(server, token, &mine, "cat evil.js").await.contains("writeFileSync"));
+    assert!(!pwned.exists(), "the agent's settings were acpx's");
 
     // What it leaves behind ends with its session, and the next turn of the other goes on.
     shell(server, token, &mine, "(setsid sleep 631 >/dev/null 2>&1 &)").await;
