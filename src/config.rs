@@ -112,6 +112,9 @@ pub struct Flags {
     /// Whether agents are shut out of the data folder: required, auto or off [default: auto]
     #[arg(long, env = "CLAWDFORGE_SANDBOX", value_name = "WHEN", hide_env_values = true)]
     sandbox: Option<String>,
+    /// Networks that see /metrics without the operator's token, comma-joined; none by default
+    #[arg(long, env = "CLAWDFORGE_METRICS_CIDRS", value_name = "CIDRS", hide_env_values = true)]
+    metrics_cidrs: Option<String>,
     /// MiB of memory after which a run, or a session, is ended; no bound by default
     #[arg(long, env = "CLAWDFORGE_AGENT_MEMORY_MB", value_name = "MIB", hide_env_values = true)]
     agent_memory_mb: Option<String>,
@@ -177,6 +180,8 @@ pub struct Settings {
     pub standby: usize,
     /// Whether agents are shut out of the data folder.
     pub sandbox: Sandbox,
+    /// Networks that see the metrics without the operator's token.
+    pub metrics: Networks,
     /// MiB of memory after which a run, or a session, is ended.
     pub agent_memory_mb: Option<u64>,
     /// How log lines look.
@@ -257,6 +262,7 @@ impl Flags {
                     return Err(BadSetting::new("CLAWDFORGE_SANDBOX", format!("is \"{other}\", which is neither required, auto nor off")));
                 }
             },
+            metrics: networks("CLAWDFORGE_METRICS_CIDRS", &text(self.metrics_cidrs, ""))?,
             agent_memory_mb: match number("CLAWDFORGE_AGENT_MEMORY_MB", self.agent_memory_mb, 0, 0..=1 << 20)? {
                 0 => None,
                 mib => Some(mib),

@@ -12,6 +12,7 @@
 //! - [`feed`]: what they say while they go on, for any number of readers
 //! - [`uploads`]: files that apps sent, on disk
 //! - [`sweeper`]: what time takes away
+//! - [`metrics`]: what is counted, for Prometheus
 //! - [`network`], [`secret`], [`clock`]: addresses, tokens, the time
 //! - [`cli`]: the operator's commands
 //! - [`demo`]: a model stub and an installer of the CLIs, for demonstrations and tests
@@ -24,6 +25,7 @@ pub mod config;
 pub mod demo;
 pub mod feed;
 pub mod ledger;
+pub mod metrics;
 pub mod network;
 pub mod runs;
 pub mod secret;

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use clawdforge::agent::acpx;
-use clawdforge::cli::{backup, confine, demo, doctor, healthcheck, serve, token};
+use clawdforge::cli::{backup, confine, demo, doctor, healthcheck, history, serve, token};
 
 /// Runs the real claude CLI for the apps on your network.
 #[derive(Parser)]
@@ -19,6 +19,8 @@ struct Args {
 enum Command {
     Serve(serve::Args),
     Token(token::Args),
+    Runs(history::RunsArgs),
+    Usage(history::UsageArgs),
     Backup(backup::BackupArgs),
     Restore(backup::RestoreArgs),
     Doctor(doctor::Args),
@@ -35,6 +37,8 @@ fn main() -> ExitCode {
     finish(match Args::parse().command {
         Command::Serve(args) => serve::run(args),
         Command::Token(args) => token::run(args),
+        Command::Runs(args) => history::runs(args),
+        Command::Usage(args) => history::usage(args),
         Command::Backup(args) => backup::backup(args),
         Command::Restore(args) => backup::restore(args),
         Command::Doctor(args) => doctor::run(args),

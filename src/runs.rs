@@ -13,6 +13,8 @@ use std::time::Duration;
 
 use futures_util::FutureExt;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use serde_json::value::RawValue;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -30,6 +32,7 @@ use crate::agent::standby::{self, Hold, Pool, Want};
 use crate::clock;
 use crate::feed::{Feed, Feeds, Final, Live};
 use crate::ledger::{self, Key, Ledger, Limits, NewRun, RunEnd};
+use crate::metrics::METRICS;
 
 /// How long the end of a run may take beyond its stop: two graces and the last look for its processes.
 const END_GRACE: Duration = Duration::from_secs(15);
@@ -52,6 +55,8 @@ pub struct Details {
     pub system: Option<String>,
     /// Files to put into the run's folder.
     pub files: Vec<Attachment>,
+    /// What the reply has to fit, as a JSON Schema.
+    pub schema: Option<Box<RawValue>>,
     /// How long the CLI may take.
     pub timeout: Duration,
     /// What its app may cost the others.
@@ -216,14 +221,16 @@ impl Runs {
         let waits = (!self.queue.has_free()).then(|| shared.standby.hold());
         self.tasks.spawn(async move {
             let place = async {
+                let came = Instant::now();
                 let place = ticket.place().await?;
                 drop(waits);
+                let going_on = METRICS.begins("run", came.elapsed());
                 // Once more: what was going on while this one waited has cost something.
                 check_budget(&shared.ledger, &request.row.app_name, request.details.limits).await?;
-                Ok::<_, NoRun>(place)
+                Ok::<_, NoRun>((place, going_on))
             };
             let has_row = match cancel.run_until_cancelled(place).await {
-                Some(Ok(place)) => shared.carry_out(&request, place, shared.standby.hold(), &cancel, accepted, &feed).await,
+                Some(Ok((place, _going_on))) => shared.carry_out(&request, place, shared.standby.hold(), &cancel, accepted, &feed).await,
                 // It starts after the restart.
                 Some(Err(NoRun::Closed)) if detached => true,
                 None if shared.stop.is_cancelled() && detached => true,
@@ -252,6 +259,11 @@ impl Runs {
         if timeout(END_GRACE, self.tasks.wait()).await.is_err() {
             tracing::error!(runs = self.tasks.len(), "runs did not end in time");
         }
+    }
+
+    /// How many runs and turns wait for a place.
+    pub fn waiting(&self) -> usize {
+        self.queue.waiting()
     }
 
     /// Removes the folders of runs that are over, where that failed at their end.
@@ -322,8 +334,9 @@ impl Shared {
     /// Completes the row and answers.
     async fn conclude(&self, request: &Request, has_row: bool, feed: &Feed, outcome: Outcome, usage: Usage) -> bool {
         let end = row_end(&outcome, usage);
-        if end.ok {
-            let Details { system, .. } = &request.details;
+        if let Details { system, schema: None, .. } = &request.details
+            && end.ok
+        {
             self.standby.used(Want::Run { model: request.row.model.clone(), system: system.clone() });
         }
         self.complete(request, has_row, feed, end, (self.render)(Ok(outcome))).await
@@ -335,6 +348,7 @@ impl Shared {
             feed.end(&answer);
             return false;
         }
+        METRICS.ended("run", &request.row.app_name, &request.row.model, &end);
         let written = self.ledger.finish_run(run_id, end.clone()).await;
         tracing::info!(
             run_id,
@@ -356,7 +370,9 @@ impl Shared {
 
     /// A desk with what the run needs: one at which claude waits already, or a new one.
     async fn prepare(&self, request: &Request) -> io::Result<Prepared> {
-        match self.standby.take_run(&request.row.model, request.details.system.as_deref()) {
+        // A schema is told when claude is started.
+        let ready = || self.standby.take_run(&request.row.model, request.details.system.as_deref());
+        match request.details.schema.is_none().then(ready).flatten() {
             Some((desk, waiting)) => {
                 let (desk, attached) = desk.attach(request.details.files.clone()).await;
                 match attached {
@@ -393,7 +409,7 @@ impl Shared {
             let started = Instant::now();
             let ended = |ending, stderr| Outcome { ending, stderr, duration: started.elapsed() };
             let is_standby = standby.is_some();
-            let waiting = match standby.take().map_or_else(|| desk.start(&request.row.model), Ok) {
+            let waiting = match standby.take().map_or_else(|| desk.start(&request.row.model, request.details.schema.as_deref()), Ok) {
                 Ok(waiting) => waiting,
                 Err(error) => {
                     let ending = match error {
@@ -407,15 +423,25 @@ impl Shared {
             let input = claude::input(&request.row.prompt, &files);
             let patience = is_standby.then(|| standby::patience_with_claude(request.details.timeout));
             let mut reader = Reader::default();
+            let mut first_text = Some(());
             let read = |line: process::Line<'_>| {
                 hold.take();
                 if let process::Line::Whole(line) = line {
-                    claude::said(line, |event, data| feed.tell(event, &data));
+                    claude::said(line, |event, data| {
+                        if event == "text" && first_text.take().is_some() {
+                            METRICS.first_text("run", started.elapsed());
+                        }
+                        feed.tell(event, &data);
+                    });
                 }
                 let next = reader.line(line);
                 // A failure waits for the end of standard error.
                 if let Some((text, stop_reason)) = reader.take_reply() {
-                    say(&mut said, ended(Ending::Replied { text, stop_reason }, String::new()), reader.usage());
+                    let ending = match request.details.schema.as_deref().map_or(Ok(()), |schema| fit(schema, &text)) {
+                        Ok(()) => Ending::Replied { text, stop_reason },
+                        Err(why) => Ending::Failed(why),
+                    };
+                    say(&mut said, ended(ending, String::new()), reader.usage());
                 }
                 next
             };
@@ -441,6 +467,17 @@ impl Shared {
             return Some(desk);
         }
     }
+}
+
+/// Whether a reply is what its app asked for. claude gives up after some tries, and replies all the same.
+fn fit(schema: &RawValue, reply: &str) -> Result<(), String> {
+    let Ok(reply) = serde_json::from_str::<Value>(reply) else {
+        return Err("the reply does not fit the schema: it is no JSON".to_owned());
+    };
+    let schema = serde_json::from_str(schema.get()).map_err(|error| error.to_string())?;
+    let validator = jsonschema::validator_for(&schema).map_err(|error| error.to_string())?;
+    let wrong = validator.iter_errors(&reply).next();
+    wrong.map_or(Ok(()), |error| Err(format!("the reply does not fit the schema at \"{}\": {error}", error.instance_path())))
 }
 
 /// Says how a run ended, unless that was said.
@@ -543,5 +580,19 @@ pub(crate) async fn finish_later<T, F: Future<Output = Result<T, ledger::Error>>
             Err(error) if stopping => return tracing::error!(id, %error, "the row stays open"),
             Err(_) => {}
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reply_that_does_not_fit_is_told_where() {
+        let schema = r#"{"type": "object", "properties": {"a": {"type": "array", "items": {"type": "integer"}}}}"#;
+        let fits = |reply: &str| fit(&RawValue::from_string(schema.to_owned()).unwrap(), reply);
+        assert_eq!(fits(r#"{"a": [1, 2]}"#), Ok(()));
+        assert_eq!(fits(r#"{"a": [1, "x"]}"#).unwrap_err(), r#"the reply does not fit the schema at "/a/1": "x" is not of type "integer""#);
+        assert_eq!(fits("words").unwrap_err(), "the reply does not fit the schema: it is no JSON");
     }
 }

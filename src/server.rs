@@ -96,6 +96,8 @@ pub struct Access {
     pub trusted_proxies: Networks,
     /// The operator's token.
     pub admin: Option<TokenHash>,
+    /// Networks that see the metrics without it.
+    pub metrics: Networks,
 }
 
 /// The socket's peer, which every request carries.
@@ -170,7 +172,12 @@ impl Server {
         let app = App {
             claude: Arc::new(Cli::new(settings.claude_bin, environment)),
             acpx: Arc::new(Cli::new(settings.acpx_bin, environment)),
-            access: Access { allow: settings.allow, trusted_proxies: settings.trusted_proxies, admin: settings.admin },
+            access: Access {
+                allow: settings.allow,
+                trusted_proxies: settings.trusted_proxies,
+                admin: settings.admin,
+                metrics: settings.metrics,
+            },
             runs: Runs::new(queue, desks, standby.clone(), ledger.clone(), feeds.clone(), api::render_run),
             feeds,
             sessions,
@@ -280,6 +287,7 @@ impl Server {
 fn router(app: Arc<App>) -> Router {
     api::routes(app.clone())
         .layer(middleware::from_fn(api::body::guard))
+        .layer(middleware::from_fn(api::metrics::count))
         .layer(middleware::from_fn_with_state(app, api::auth::admit))
         .layer(CatchPanicLayer::custom(api::error::panicked))
 }

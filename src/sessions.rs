@@ -34,6 +34,7 @@ use crate::feed::{Feed, Feeds, Final};
 use crate::ledger::{
     self, AgentOfTurn, Ledger, Limits as AppLimits, NewSession, RunEnd, Session, TurnBegun, TurnRow, WaitingTurn, turn_id,
 };
+use crate::metrics::METRICS;
 use crate::runs::{self, NoRun, Way};
 
 /// How long the end of a turn may take beyond its stop: the cancel, its grace, and the last look for processes.
@@ -383,10 +384,11 @@ impl Sessions {
             let WaitingInLane { place, lock, cancel } = waiting;
             let wanted = Wanted { app: session.new.app_name.clone(), most: request.details.limits.at_once(), run: false };
             let begin = async {
+                let came = Instant::now();
                 let turn = lock.await;
                 let place = shared.queue.join(wanted, detached).map_err(NoRun::from)?.place().await.map_err(NoRun::from)?;
                 runs::check_budget(&shared.ledger, &session.new.app_name, request.details.limits).await?;
-                Ok::<_, Refused>((turn, place))
+                Ok::<_, Refused>((turn, place, METRICS.begins("turn", came.elapsed())))
             };
             let begun = tokio::select! {
                 biased;
@@ -653,7 +655,13 @@ impl Shared {
                 let files =
                     attaching.map_err(|error| if error.kind() == ErrorKind::NotFound { Refused::FileGone } else { error.into() })?;
                 let prompt = claude::prompt_text(&prompt, &files);
-                let said = |event: &Event| feed.tell(event_name(event), event);
+                let mut first_text = Some(());
+                let said = |event: &Event| {
+                    if event.kind() == "text" && first_text.take().is_some() {
+                        METRICS.first_text("turn", started.elapsed());
+                    }
+                    feed.tell(event_name(event), event);
+                };
                 let heard = Heard { begun: || drop(hold), said, over: |turn| drop(over.send(turn)) };
                 let standby = shared.standby.take_turn(&target);
                 Ok::<_, Refused>(shared.acpx.turn(&target, &prompt, standby, deadline, &stopped, heard).await?)
@@ -734,9 +742,17 @@ impl Shared {
             duration_ms = end.duration_ms,
             "turn"
         );
+        let count_up = |cost_usd| {
+            let model = session.new.model.as_deref().unwrap_or_default();
+            METRICS.ended("turn", &session.new.app_name, model, &RunEnd { cost_usd, ..end.clone() });
+        };
         match self.ledger.finish_turn(&session_id, begun, end.clone(), agent.clone()).await {
-            Ok(count) => count,
+            Ok((count, cost)) => {
+                count_up(cost);
+                count
+            }
             Err(error) => {
+                count_up(None);
                 tracing::error!(session_id, %error, "the turn's row was not completed; trying again until it is, or the server stops");
                 let shared = self.clone();
                 let count = begun.turn_count + i64::from(end.ok);

@@ -8,6 +8,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
+use serde_json::value::RawValue;
 use serde_json::{Value, json};
 use tokio::process::Command;
 use uuid::Uuid;
@@ -29,8 +30,8 @@ pub const VARIABLES: &[(&str, &str)] = &[
 ];
 
 /// Makes `command` a run of the CLI. What it calls temporary goes into `temporary`.
-pub fn prepare(command: &mut Command, run_id: Uuid, model: &str, system_file: Option<&Path>, temporary: &Path) {
-    command.args(arguments(run_id, model, system_file)).envs(VARIABLES.iter().copied());
+pub fn prepare(command: &mut Command, run_id: Uuid, model: &str, system_file: Option<&Path>, schema: Option<&RawValue>, temporary: &Path) {
+    command.args(arguments(run_id, model, system_file, schema)).envs(VARIABLES.iter().copied());
     command.env("CLAUDE_CODE_TMPDIR", temporary).env("TMPDIR", temporary);
 }
 
@@ -81,7 +82,7 @@ pub fn clean_up(session_id: &str, environment: &Environment) -> io::Result<()> {
     Ok(())
 }
 
-fn arguments(run_id: Uuid, model: &str, system_file: Option<&Path>) -> Vec<OsString> {
+fn arguments(run_id: Uuid, model: &str, system_file: Option<&Path>, schema: Option<&RawValue>) -> Vec<OsString> {
     // No transcript is kept: one a run would pile up under the user's home for ever.
     let fixed = [
         "-p",
@@ -97,6 +98,9 @@ fn arguments(run_id: Uuid, model: &str, system_file: Option<&Path>) -> Vec<OsStr
     arguments.extend(["--session-id".into(), run_id.to_string().into(), "--model".into(), model.into()]);
     if let Some(file) = system_file {
         arguments.extend(["--append-system-prompt-file".into(), file.into()]);
+    }
+    if let Some(schema) = schema {
+        arguments.extend(["--json-schema".into(), schema.get().into()]);
     }
     arguments
 }

@@ -6,6 +6,7 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use serde_json::value::RawValue;
 use uuid::Uuid;
 
 use super::family::{self, Mark};
@@ -90,12 +91,12 @@ impl Desks {
 }
 
 impl Desk {
-    /// Starts claude at the desk. It waits for its prompt.
-    pub fn start(&self, model: &str) -> Result<Waiting, NotStarted> {
+    /// Starts claude at the desk, with a JSON Schema for its reply if there is one. It waits for its prompt.
+    pub fn start(&self, model: &str, schema: Option<&RawValue>) -> Result<Waiting, NotStarted> {
         let Desks { workshop, claude, .. } = &self.desks;
         let program = programs::find(claude, &workshop.environment).ok_or_else(|| NotStarted::NotInstalled(claude.clone()))?;
         let mut command = workshop.command(&program, self.folder.path());
-        claude::prepare(&mut command, self.uuid, model, self.system_file.as_deref(), &self.folder.temporary());
+        claude::prepare(&mut command, self.uuid, model, self.system_file.as_deref(), schema, &self.folder.temporary());
         process::start(&mut command, &self.mark()).map_err(|error| {
             NotStarted::Failed(format!("{} could not be started ({error}); check that it is a program of this machine", program.display()))
         })

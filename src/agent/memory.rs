@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::family::{self, Large, Mark};
+use crate::metrics::METRICS;
 
 const LOOK: Duration = Duration::from_millis(500);
 
@@ -36,6 +37,7 @@ impl Memory {
             let too_large = tokio::task::spawn_blocking(move || family::larger_than(&of, limit)).await.unwrap_or_default();
             for Large { id, bytes, tree } in too_large {
                 tracing::warn!(id, mib = bytes >> 20, most = self.mib, "it took too much memory; ending it");
+                METRICS.killed("memory");
                 self.ended().insert(id);
                 tree.end();
             }

@@ -14,6 +14,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::family::{self, Mark, Started};
+use crate::metrics::METRICS;
 
 /// The longest line of output that is kept, in bytes.
 pub const MAX_LINE: usize = 32 << 20;
@@ -65,6 +66,20 @@ pub enum End {
     Cancelled,
     /// It was ended because it said nothing at all for as long as it had patience.
     Silent,
+}
+
+impl End {
+    /// Why it had to be ended, if it did not end by itself.
+    fn why_killed(&self) -> Option<&'static str> {
+        Some(match self {
+            Self::Exited(_) => return None,
+            Self::Lingered => "lingered",
+            Self::Stopped => "useless output",
+            Self::TimedOut => "timeout",
+            Self::Cancelled => "cancelled",
+            Self::Silent => "silent",
+        })
+    }
 }
 
 /// An agent process that is over.
@@ -227,6 +242,9 @@ pub async fn converse_and(
         // What it wrote last may still be on its way through the pipe.
         if matches!(end, End::Exited(_)) && !answered.is_cancelled() {
             let _ = timeout(PIPE_GRACE, closed.cancelled()).await;
+        }
+        if let Some(why) = end.why_killed() {
+            METRICS.killed(why);
         }
         let how = How { end, answered: answered.is_cancelled() };
         wind_down(&mut agent, &how).await;

@@ -143,6 +143,11 @@ impl Queue {
         }
     }
 
+    /// How many wait.
+    pub fn waiting(&self) -> usize {
+        self.state().waiting.len()
+    }
+
     /// Whether there is a place that nobody can have now.
     pub fn has_free(&self) -> bool {
         self.state().free > 0

@@ -20,6 +20,7 @@ use super::acpx::{Acpx, Target};
 use super::desk::{Desk, Desks};
 use super::process::Waiting;
 use super::{Workshop, claude, programs};
+use crate::metrics::METRICS;
 
 /// How long what was asked for is expected to be asked for again. Shorter than acpx's owners live without a turn (300 s).
 const EXPECTED: Duration = Duration::from_mins(4);
@@ -128,13 +129,17 @@ impl Pool {
     /// A desk at which claude waits for the prompt of such a run.
     pub fn take_run(&self, model: &str, system: Option<&str>) -> Option<(Desk, Waiting)> {
         let is_it = |want: &Want| matches!(want, Want::Run { model: m, system: s } if m == model && s.as_deref() == system);
-        let Standby { desk, process, .. } = self.take(is_it)?;
+        let found = self.take(is_it);
+        METRICS.standby("run", found.is_some());
+        let Standby { desk, process, .. } = found?;
         Some((desk?, process))
     }
 
     /// An acpx that waits for the prompt of the session's next turn.
     pub fn take_turn(&self, target: &Target) -> Option<Waiting> {
-        Some(self.take(|want| matches!(want, Want::Turn(other) if other == target))?.process)
+        let found = self.take(|want| matches!(want, Want::Turn(other) if other == target));
+        METRICS.standby("turn", found.is_some());
+        Some(found?.process)
     }
 
     fn take(&self, is_it: impl Fn(&Want) -> bool) -> Option<Standby> {
@@ -235,7 +240,7 @@ impl Pool {
         let print = self.fingerprint(&want);
         let started = match &want {
             Want::Run { model, system } => match self.0.desks.set_up(Uuid::now_v7(), system.clone(), Vec::new()).await {
-                Ok((desk, _)) => match desk.start(model) {
+                Ok((desk, _)) => match desk.start(model, None) {
                     Ok(process) => Ok((Some(desk), process)),
                     Err(error) => {
                         desk.clear_away().await;

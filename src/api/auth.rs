@@ -32,7 +32,7 @@ pub struct Operator;
 
 /// The caller's address, once it is known to be an allowed one.
 #[derive(Clone, Copy, Debug)]
-struct Address(IpAddr);
+pub(super) struct Address(pub(super) IpAddr);
 
 /// Lets in who calls from an allowed network; others get `403` whatever they ask for.
 pub async fn admit(State(app): State<Arc<App>>, mut request: Request, next: Next) -> Response {

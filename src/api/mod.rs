@@ -6,12 +6,15 @@ pub mod body;
 pub mod error;
 mod files;
 mod health;
+mod history;
+pub mod metrics;
 mod run;
 mod runs;
 mod sessions;
 mod tokens;
 mod work;
 
+pub(crate) use history::STATUSES;
 pub use run::render as render_run;
 pub use sessions::render as render_turn;
 
@@ -40,7 +43,16 @@ pub fn routes(app: Arc<App>) -> Router {
 }
 
 fn described() -> OpenApiRouter<Arc<App>> {
-    let routes = [health::routes(), run::routes(), runs::routes(), files::routes(), sessions::routes(), tokens::routes()];
+    let routes = [
+        health::routes(),
+        run::routes(),
+        runs::routes(),
+        history::routes(),
+        metrics::routes(),
+        files::routes(),
+        sessions::routes(),
+        tokens::routes(),
+    ];
     routes.into_iter().fold(OpenApiRouter::with_openapi(frame()), OpenApiRouter::merge)
 }
 

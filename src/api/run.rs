@@ -8,6 +8,7 @@ use axum::extract::State;
 use axum::http::{HeaderName, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
 use tokio_util::sync::DropGuard;
 use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
@@ -28,6 +29,8 @@ use crate::server::App;
 
 /// The longest prompt in bytes.
 const MAX_PROMPT: usize = 10 << 20;
+/// The longest schema in bytes: it becomes an argument.
+const MAX_SCHEMA: usize = 64 << 10;
 /// More files than a folder should be searched for.
 const MAX_FILES: usize = 256;
 pub(super) const RUN_ID: HeaderName = HeaderName::from_static("x-run-id");
@@ -47,6 +50,9 @@ struct RunRequest {
     /// Tokens from `POST /files`.
     #[schema(max_items = 256)]
     files: Option<Vec<String>>,
+    /// A JSON Schema of up to 64 KiB, which `result` then fits.
+    #[schema(value_type = Option<std::collections::BTreeMap<String, serde_json::Value>>)]
+    schema: Option<Box<RawValue>>,
     /// How long the CLI may take, in seconds; 120 by default.
     #[serde(default, deserialize_with = "whole_number")]
     #[schema(minimum = 5, maximum = 600)]
@@ -59,11 +65,26 @@ impl Validate for RunRequest {
         check_prompt(&self.prompt, &mut errors);
         check_model(self.model.as_deref(), &mut errors);
         check_files(self.files.as_deref(), &mut errors);
+        if let Some(Err(why)) = self.schema.as_deref().map(check_schema) {
+            errors.push(FieldError::new("/schema", why));
+        }
         if self.timeout_secs.is_some_and(|secs| !(5..=600).contains(&secs)) {
             errors.push(FieldError::new("/timeout_secs", "the timeout must be from 5 to 600 seconds"));
         }
         errors
     }
+}
+
+/// The CLI takes anything for a schema, and ignores what is none.
+fn check_schema(schema: &RawValue) -> Result<(), String> {
+    if schema.get().len() > MAX_SCHEMA {
+        return Err("the schema is longer than 64 KiB".to_owned());
+    }
+    let schema: serde_json::Value = serde_json::from_str(schema.get()).map_err(|error| error.to_string())?;
+    if !schema.is_object() {
+        return Err("the schema must be a JSON object".to_owned());
+    }
+    jsonschema::validator_for(&schema).map(drop).map_err(|error| format!("this is no JSON Schema: {error}"))
 }
 
 pub(super) fn check_prompt(prompt: &str, errors: &mut Vec<FieldError>) {
@@ -159,6 +180,7 @@ async fn run(
         details: Details {
             system: asked.system.filter(|system| !system.is_empty()),
             files: attachments(&app, &caller, asked.files.unwrap_or_default()).await?,
+            schema: asked.schema,
             timeout: Duration::from_secs(asked.timeout_secs.unwrap_or(120).cast_unsigned()),
             limits: caller.limits,
         },

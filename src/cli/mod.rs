@@ -5,6 +5,7 @@ pub mod confine;
 pub mod demo;
 pub mod doctor;
 pub mod healthcheck;
+pub mod history;
 mod http;
 pub mod serve;
 pub mod token;

@@ -1,5 +1,6 @@
 //! `clawdforge token`: mints, lists and revokes tokens on the ledger itself, with the server running or not.
 
+use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::{Context, ensure};
@@ -61,10 +62,10 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     super::runtime()?.block_on(async {
         match args.command {
             Command::Create { name, cidrs, max_concurrent, daily_usd, data } => {
-                create(&open(data)?, &name, cidrs, Limits { max_concurrent, daily_usd }).await
+                create(&open(&data.read())?, &name, cidrs, Limits { max_concurrent, daily_usd }).await
             }
-            Command::List { data } => list(&open(data)?).await,
-            Command::Revoke { name, data } => revoke(&open(data)?, &name).await,
+            Command::List { data } => list(&open(&data.read())?).await,
+            Command::Revoke { name, data } => revoke(&open(&data.read())?, &name).await,
         }
     })?;
     Ok(ExitCode::SUCCESS)
@@ -74,8 +75,9 @@ fn dollars(text: &str) -> Result<f64, &'static str> {
     text.parse().ok().filter(|usd: &f64| usd.is_finite() && *usd >= 0.0).ok_or("not an amount of dollars such as 2.50")
 }
 
-fn open(data: DataFlags) -> anyhow::Result<Ledger> {
-    let file = Settings::ledger_file(&data.read());
+/// The ledger of a data folder that a server has served.
+pub(super) fn open(data_dir: &Path) -> anyhow::Result<Ledger> {
+    let file = Settings::ledger_file(data_dir);
     ensure!(file.is_file(), "there is no ledger at {}; start the server once, or name its folder with --data-dir", file.display());
     Ledger::open(&file).with_context(|| file.display().to_string())
 }

@@ -19,6 +19,7 @@ mod idempotency;
 mod runs;
 mod sessions;
 mod tokens;
+mod usage;
 
 pub use copy::{NoLedger, check, copy, settle};
 pub use files::File;
@@ -26,6 +27,7 @@ pub use idempotency::{Claimed, Key};
 pub use runs::{NewRun, RunEnd, RunRow, RunsWanted};
 pub use sessions::{AgentOfTurn, NewSession, Session, TurnBegun, TurnRow, TurnState, WaitingTurn, turn_id};
 pub use tokens::{App, Limits, NameTaken, TokenRow};
+pub use usage::UsageRow;
 
 /// How long a write waits for another program's lock.
 const BUSY: Duration = Duration::from_secs(2);

@@ -281,8 +281,14 @@ impl Ledger {
         .await
     }
 
-    /// Completes the row of a turn, and counts it where it went well. Gives the session's turns so far.
-    pub async fn finish_turn(&self, session_id: &str, turn: TurnBegun, end: RunEnd, agent: AgentOfTurn) -> Result<i64, Error> {
+    /// Completes the row of a turn, and counts it where it went well. Gives the session's turns so far, and the turn's cost.
+    pub async fn finish_turn(
+        &self,
+        session_id: &str,
+        turn: TurnBegun,
+        end: RunEnd,
+        agent: AgentOfTurn,
+    ) -> Result<(i64, Option<f64>), Error> {
         let (session_id, now) = (session_id.to_owned(), clock::now());
         self.write(move |db| {
             let before: Option<f64> = db
@@ -290,6 +296,7 @@ impl Ledger {
                 .optional()?
                 .flatten();
             let so_far = before.filter(|_| !agent.began).unwrap_or(0.0);
+            let cost = agent.cost_usd.map(|cost| (cost - so_far).max(0.0));
             let finished = db.execute(
                 "UPDATE session_events SET request = NULL, finished_at = ?2, duration_ms = ?3, ok = ?4, stop_reason = ?5, error = ?6, result = ?7,
                      input_tokens = ?8, output_tokens = ?9, cost_usd = ?10
@@ -304,13 +311,13 @@ impl Ledger {
                     end.result,
                     end.input_tokens,
                     end.output_tokens,
-                    agent.cost_usd.map(|cost| (cost - so_far).max(0.0)),
+                    cost,
                 ],
             )?;
             if finished == 0 {
                 // It was written at an earlier try.
                 let count = db.query_row("SELECT turn_count FROM sessions WHERE session_id = ?1", [session_id], |row| row.get(0));
-                return Ok(count.optional()?.unwrap_or(turn.turn_count));
+                return Ok((count.optional()?.unwrap_or(turn.turn_count), None));
             }
             let count = db.query_row(
                 "UPDATE sessions SET last_turn_at = ?2, turn_count = turn_count + ?3, acp_session_id = coalesce(?4, acp_session_id),
@@ -320,7 +327,7 @@ impl Ledger {
                 |row| row.get(0),
             );
             // The session may be deleted by now.
-            Ok(count.optional()?.unwrap_or(turn.turn_count + i64::from(end.ok)))
+            Ok((count.optional()?.unwrap_or(turn.turn_count + i64::from(end.ok)), cost))
         })
         .await
     }

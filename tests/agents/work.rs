@@ -171,3 +171,20 @@ async fn turns_in_the_background_are_cancelled_or_survive_a_crash_that_found_the
     let state = server.get(&format!("/sessions/{id}"), &token).await.json;
     assert_eq!(state["turn_count"], 1);
 }
+
+#[tokio::test]
+async fn a_reply_fits_the_schema_or_it_is_said_where_not() {
+    let Some(forge) = Forge::start().await else { return };
+    let (server, token) = (&forge.server, &forge.token);
+    let schema = json!({"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]});
+    let ask = async |reply: Value| {
+        let tool = json!({"tool": {"name": "StructuredOutput", "input": reply}});
+        server.post("/run", token, &json!({"prompt": format!("stub: {tool}"), "schema": schema})).await
+    };
+    let answer = ask(json!({"n": 3})).await;
+    assert_eq!((answer.status, &answer.json["result"]), (StatusCode::OK, &json!({"n": 3})), "{answer:?}");
+    let text = format!("stub: {}", json!({"text": r#"{"n": "three"}"#}));
+    let wrong = server.post("/run", token, &json!({"prompt": text, "schema": schema})).await;
+    assert_eq!(wrong.status, StatusCode::BAD_GATEWAY, "{wrong:?}");
+    assert!(wrong.json["error"].as_str().unwrap().contains("does not fit the schema"), "{wrong:?}");
+}

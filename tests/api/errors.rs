@@ -82,21 +82,10 @@ async fn the_description_is_openapi_3_1_and_names_every_path() {
     let document = Answer::of(Client::new().get(server.url("/openapi.json"))).await.json;
     assert!(document["openapi"].as_str().unwrap().starts_with("3.1"));
     let paths: Vec<_> = document["paths"].as_object().unwrap().keys().map(String::as_str).collect();
-    assert_eq!(
-        paths,
-        [
-            "/admin/tokens",
-            "/admin/tokens/{name}",
-            "/files",
-            "/healthz",
-            "/run",
-            "/runs/{id}",
-            "/runs/{id}/events",
-            "/sessions",
-            "/sessions/{id}",
-            "/sessions/{id}/turn"
-        ]
-    );
+    let expected = "/admin/runs /admin/tokens /admin/tokens/{name} /admin/usage /files /healthz /metrics /run /runs /runs/{id} \
+        /runs/{id}/events /sessions /sessions/{id} /sessions/{id}/cancel /sessions/{id}/turn /sessions/{id}/turns/{turn} \
+        /sessions/{id}/turns/{turn}/events /usage";
+    assert_eq!(paths.join(" "), expected);
 }
 
 #[tokio::test]

@@ -6,6 +6,7 @@ mod access;
 mod errors;
 mod files;
 mod harness;
+mod history;
 mod limits;
 mod operator;
 mod run;

@@ -162,3 +162,17 @@ async fn a_backup_is_taken_beside_a_running_server_and_restored_elsewhere() {
     }
     assert!(clawdforge(&["token", "list", "--data-dir", &data], &[]).status.success());
 }
+
+#[tokio::test]
+async fn runs_and_usage_are_tables() {
+    let server = Options::stand_in().start();
+    let token = server.mint("app").await;
+    let id = server.run(&token, "line\nbreak").await.header("x-run-id").to_owned();
+    let (listed, table, _) = on(&server, &["runs", "--limit", "5", "--status", "succeeded"]);
+    assert!(listed && table.lines().count() == 2, "{table}");
+    assert!(table.contains(&id) && table.contains("line break") && table.contains("0.2500"), "{table}");
+    let (refused, _, told) = on(&server, &["runs", "--status", "odd"]);
+    assert!(!refused && told.contains("--status is none of"), "{told}");
+    let (summed, table, _) = on(&server, &["usage", "--app", "app"]);
+    assert!(summed && table.lines().count() == 2 && table.contains("sonnet"), "{table}");
+}
