@@ -2,11 +2,14 @@
 
 from .client import Forge
 from .errors import ForgeAPIError, ForgeAuthError, ForgeError, ForgeTransportError
-from .results import AppToken, FileToken, RunResult, TurnResult
+from .results import AppToken, Event, FileToken, RunResult, RunState, TurnResult
 from .session import Session
+from .stream import EventStream
 
 __all__ = [
     "AppToken",
+    "Event",
+    "EventStream",
     "FileToken",
     "Forge",
     "ForgeAPIError",
@@ -14,6 +17,7 @@ __all__ = [
     "ForgeError",
     "ForgeTransportError",
     "RunResult",
+    "RunState",
     "Session",
     "TurnResult",
 ]

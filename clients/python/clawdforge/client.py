@@ -5,17 +5,19 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import fields
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, Literal, cast, overload
 from urllib.parse import quote
 
 import requests
 
 from .errors import ForgeAPIError, ForgeTransportError, api_error
 from .multipart import file_part
-from .results import AppToken, FileToken, RunResult
+from .results import AppToken, FileToken, RunResult, RunState
 from .session import Session
+from .stream import EventStream, Following, Work, key_header
 
 
 class Forge:
@@ -26,7 +28,7 @@ class Forge:
     which stays open; otherwise one is made, and closed by :meth:`close` or at the end of ``with``.
 
     Every method raises :class:`ForgeTransportError` where no answer came, :class:`ForgeAuthError` for 401 and 403, and
-    :class:`ForgeAPIError` for any other error. Nothing is ever sent twice: a run costs money.
+    :class:`ForgeAPIError` for any other error. Nothing that does work is ever sent twice: a run costs money.
     """
 
     def __init__(
@@ -70,6 +72,7 @@ class Forge:
         """Whether the server is well, and which CLIs it has. Needs no token, and sends none."""
         return self._call("GET", "/healthz", auth=_anonymous)
 
+    @overload
     def run(
         self,
         prompt: str,
@@ -78,18 +81,90 @@ class Forge:
         system: str | None = None,
         files: Sequence[str] | None = None,
         timeout_secs: int | None = None,
-    ) -> RunResult:
+        schema: dict[str, Any] | None = None,
+        idempotency_key: str | None = None,
+        stream: Literal[False] = False,
+    ) -> RunResult: ...
+
+    @overload
+    def run(
+        self,
+        prompt: str,
+        *,
+        model: str | None = None,
+        system: str | None = None,
+        files: Sequence[str] | None = None,
+        timeout_secs: int | None = None,
+        schema: dict[str, Any] | None = None,
+        idempotency_key: str | None = None,
+        stream: Literal[True],
+    ) -> EventStream[RunResult]: ...
+
+    def run(
+        self,
+        prompt: str,
+        *,
+        model: str | None = None,
+        system: str | None = None,
+        files: Sequence[str] | None = None,
+        timeout_secs: int | None = None,
+        schema: dict[str, Any] | None = None,
+        idempotency_key: str | None = None,
+        stream: bool = False,
+    ) -> RunResult | EventStream[RunResult]:
         """Runs a prompt and waits for the reply.
 
-        ``files`` are the tokens of uploads, ``timeout_secs`` is 5 to 600. An error with status 502 says in its message why
-        claude failed; 503 with ``Retry-After`` means that the server is busy.
+        ``files`` are the tokens of uploads, ``timeout_secs`` is 5 to 600. With ``schema``, a JSON Schema, the result is a value
+        of that kind. Sent again with the same ``idempotency_key``, it gives the first one's answer and runs nothing. With
+        ``stream`` it doesn't wait, but gives the events as they come. An error with status 502 says in its message why claude
+        failed; 503 with ``Retry-After`` means that the server is busy.
         """
+        body, headers = self._run(prompt, model, system, files, timeout_secs, schema), key_header(idempotency_key)
+        if stream:
+            work = Work("/run", "X-Run-Id", "/runs/{}/events", ("DELETE", "/runs/{}"))
+            return EventStream(Following(self, work, body, headers), _run_result)
+        return _run_result(self._call("POST", "/run", json=body, headers=headers, timeout_secs=body["timeout_secs"]))
+
+    def submit(
+        self,
+        prompt: str,
+        *,
+        model: str | None = None,
+        system: str | None = None,
+        files: Sequence[str] | None = None,
+        timeout_secs: int | None = None,
+        schema: dict[str, Any] | None = None,
+        idempotency_key: str | None = None,
+    ) -> RunState:
+        """Begins a run in the background, which goes on whatever becomes of this client; as :meth:`run` otherwise."""
+        body = self._run(prompt, model, system, files, timeout_secs, schema)
+        headers = key_header(idempotency_key) | {"Prefer": "respond-async"}
+        return _run_state(self._call("POST", "/run", json=body, headers=headers))
+
+    def get_run(self, run_id: str) -> RunState:
+        """How far a run has come. Status 404 where this app has none of that id."""
+        return _run_state(self._call("GET", f"/runs/{_segment(run_id, 'run_id')}"))
+
+    def cancel(self, run_id: str) -> bool:
+        """Ends a run, whose processes are gone when this returns; whether there was anything to end."""
+        return not self._call("DELETE", f"/runs/{_segment(run_id, 'run_id')}")["already_over"]
+
+    def _run(
+        self,
+        prompt: str,
+        model: str | None,
+        system: str | None,
+        files: Sequence[str] | None,
+        timeout_secs: int | None,
+        schema: dict[str, Any] | None,
+    ) -> dict[str, Any]:
         timeout_secs = self.default_timeout_secs if timeout_secs is None else timeout_secs
         body = self._prompt(prompt, files) | {"model": model or self.default_model, "timeout_secs": timeout_secs}
         if system is not None:
             body["system"] = system
-        answer = self._call("POST", "/run", json=body, timeout_secs=timeout_secs)
-        return RunResult(answer["ok"], answer["result"], answer["duration_ms"], answer["stop_reason"])
+        if schema is not None:
+            body["schema"] = schema
+        return body
 
     def upload_file(
         self,
@@ -133,14 +208,24 @@ class Forge:
             raise
         session.close()
 
-    def create_session(self, *, agent: str = "claude", model: str | None = None, meta: dict[str, Any] | None = None) -> Session:
-        """Creates a session, which stays open until it is closed, or idle for as long as the server allows."""
+    def create_session(
+        self,
+        *,
+        agent: str = "claude",
+        model: str | None = None,
+        meta: dict[str, Any] | None = None,
+        idempotency_key: str | None = None,
+    ) -> Session:
+        """Creates a session, which stays open until it is closed, or idle for as long as the server allows.
+
+        Sent again with the same ``idempotency_key``, it gives the first one's session.
+        """
         body: dict[str, Any] = {"agent": agent}
         if model is not None:
             body["model"] = model
         if meta is not None:
             body["meta"] = meta
-        answer = self._call("POST", "/sessions", json=body)
+        answer = self._call("POST", "/sessions", json=body, headers=key_header(idempotency_key))
         return Session(self, answer["session_id"], answer["agent"])
 
     def list_sessions(self, *, include_closed: bool = True) -> list[dict[str, Any]]:
@@ -185,27 +270,45 @@ class Forge:
             body["files"] = _strings(files, "files")
         return body
 
-    def _call(self, method: str, path: str, *, timeout_secs: float | None = None, **request: Any) -> dict[str, Any]:
+    def _call(self, method: str, path: str, **request: Any) -> dict[str, Any]:
+        response = self._send(method, path, **request)
+        body = _body(response)
+        if not isinstance(body, dict):
+            message = "the answer is not a JSON object; is this a clawdforge server?"
+            raise ForgeAPIError(response.status_code, body, message)
+        return body
+
+    def _send(self, method: str, path: str, *, timeout_secs: float | None = None, **request: Any) -> requests.Response:
         timeout = (self.default_timeout_secs if timeout_secs is None else timeout_secs) + self.http_timeout_margin
         # Not a header: the HTTP library would put one from ~/.netrc in its place.
         request.setdefault("auth", self._authorize)
         try:
             response = self._http.request(method, self.base_url + path, timeout=timeout, allow_redirects=False, **request)
+            ok = 200 <= response.status_code < 300
+            body = None if ok else _body(response)
         except (requests.exceptions.InvalidJSONError, requests.exceptions.InvalidURL) as error:
             raise ValueError(str(error)) from error
         except requests.RequestException as error:
             raise ForgeTransportError(f"{method} {path}: no answer came ({type(error).__name__}: {error})") from error
-        try:
-            body = response.json()
-        except ValueError:
-            body = None
-        if not isinstance(body, dict):
-            body = response.text or None
-        if not 200 <= response.status_code < 300:
+        if not ok:
             raise api_error(response.status_code, response.reason, body)
-        if not isinstance(body, dict):
-            raise ForgeAPIError(response.status_code, body, "the answer is not a JSON object; is this a clawdforge server?")
-        return body
+        return response
+
+
+def _body(response: requests.Response) -> dict[str, Any] | str | None:
+    try:
+        body = response.json()
+    except ValueError:
+        body = None
+    return body if isinstance(body, dict) else response.text or None
+
+
+def _run_result(answer: dict[str, Any]) -> RunResult:
+    return RunResult(answer["ok"], answer["result"], answer["duration_ms"], answer["stop_reason"])
+
+
+def _run_state(answer: dict[str, Any]) -> RunState:
+    return RunState(**{field.name: answer[field.name] for field in fields(RunState)})
 
 
 def _bearer(token: str) -> Callable[[requests.PreparedRequest], requests.PreparedRequest]:

@@ -19,6 +19,53 @@ class RunResult:
 
 
 @dataclass(frozen=True)
+class RunState:
+    """A run, as far as it has come. What is not known yet is None."""
+
+    run_id: str
+    #: ``queued``, ``running``, ``succeeded``, ``failed``, ``timed_out``, ``cancelled``, or ``interrupted`` by the server's end.
+    status: str
+    model: str
+    #: Unix seconds.
+    queued_at: int | None
+    #: Unix seconds.
+    started_at: int | None
+    #: Unix seconds.
+    finished_at: int | None
+    #: Milliseconds, without the time in the queue.
+    duration_ms: int | None
+    #: As in a :class:`RunResult`.
+    result: Any
+    #: What went wrong, in words.
+    error: str | None
+    stop_reason: str | None
+    input_tokens: int | None
+    output_tokens: int | None
+    cost_usd: float | None
+
+    @property
+    def done(self) -> bool:
+        """Whether it is over, well or not."""
+        return self.status not in ("queued", "running")
+
+
+@dataclass(frozen=True)
+class Event:
+    """What a run or turn said while it went on."""
+
+    #: Counts from 1.
+    id: int
+    #: ``text``, ``thinking``, ``tool_call``, …; ``result`` is the last, and ``gap`` says that some are missing.
+    name: str
+    data: dict[str, Any]
+
+    @property
+    def text(self) -> str:
+        """What the agent said, where this is a part of it; otherwise empty."""
+        return str(self.data.get("content", "")) if self.name == "text" else ""
+
+
+@dataclass(frozen=True)
 class FileToken:
     """An upload."""
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from .results import TurnResult
+from .stream import EventStream, Following, Work, key_header
 
 if TYPE_CHECKING:
     from .client import Forge
@@ -29,25 +30,57 @@ class Session:
     def __repr__(self) -> str:
         return f"Session(id={self.id!r}, agent={self.agent!r})"
 
-    def turn(self, prompt: str, *, files: Sequence[str] | None = None, timeout_secs: int | None = None) -> TurnResult:
+    @overload
+    def turn(
+        self,
+        prompt: str,
+        *,
+        files: Sequence[str] | None = None,
+        timeout_secs: int | None = None,
+        idempotency_key: str | None = None,
+        stream: Literal[False] = False,
+    ) -> TurnResult: ...
+
+    @overload
+    def turn(
+        self,
+        prompt: str,
+        *,
+        files: Sequence[str] | None = None,
+        timeout_secs: int | None = None,
+        idempotency_key: str | None = None,
+        stream: Literal[True],
+    ) -> EventStream[TurnResult]: ...
+
+    def turn(
+        self,
+        prompt: str,
+        *,
+        files: Sequence[str] | None = None,
+        timeout_secs: int | None = None,
+        idempotency_key: str | None = None,
+        stream: bool = False,
+    ) -> TurnResult | EventStream[TurnResult]:
         """Sends a prompt and waits for the agent to end its turn.
 
-        ``timeout_secs`` is 5 to 3600; without it the server allows 600. Turns of one session run one at a time. Raises
+        ``timeout_secs`` is 5 to 3600; without it the server allows 600. Turns of one session run one at a time.
+        ``idempotency_key`` and ``stream`` are as in :meth:`Forge.run`; leaving a stream cancels the session's turns. Raises
         :class:`ForgeAPIError` with status 502 where the turn failed (the session stays usable), 410 where the session is
         closed, and 404 where there is none of that id.
         """
         body = self._forge._prompt(prompt, files)
         if timeout_secs is not None:
             body["timeout_secs"] = timeout_secs
-        answer = self._forge._call("POST", f"/sessions/{self.id}/turn", json=body, timeout_secs=timeout_secs or SERVER_TURN_TIMEOUT)
-        return TurnResult(
-            ok=answer["ok"],
-            session_id=answer["session_id"],
-            turn_index=answer["turn_index"],
-            events=answer["events"],
-            stop_reason=answer["stop_reason"],
-            duration_ms=answer["duration_ms"],
-        )
+        path, headers = f"/sessions/{self.id}", key_header(idempotency_key)
+        if stream:
+            work = Work(f"{path}/turn", "X-Turn", f"{path}/turns/{{}}/events", ("POST", f"{path}/cancel"))
+            return EventStream(Following(self._forge, work, body, headers), _turn_result)
+        timeout_secs = timeout_secs or SERVER_TURN_TIMEOUT
+        return _turn_result(self._forge._call("POST", f"{path}/turn", json=body, headers=headers, timeout_secs=timeout_secs))
+
+    def cancel(self) -> int:
+        """Cancels the turn that is running and those that wait, and says how many. The session stays open."""
+        return int(self._forge._call("POST", f"/sessions/{self.id}/cancel")["cancelled"])
 
     def state(self) -> dict[str, Any]:
         """What the server knows of it: ``live``, ``turn_count``, ``last_turn_at``, ``closed_at``, …"""
@@ -62,3 +95,14 @@ class Session:
             if not self._closed:
                 self._forge._call("DELETE", f"/sessions/{self.id}")
                 self._closed = True
+
+
+def _turn_result(answer: dict[str, Any]) -> TurnResult:
+    return TurnResult(
+        ok=answer["ok"],
+        session_id=answer["session_id"],
+        turn_index=answer["turn_index"],
+        events=answer["events"],
+        stop_reason=answer["stop_reason"],
+        duration_ms=answer["duration_ms"],
+    )

@@ -7,7 +7,9 @@ import json
 import os
 import subprocess
 import sys
+import time
 import unittest
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -45,6 +47,52 @@ class Live(unittest.TestCase):
             self.assertIn("haiku", request["model"])
             self.assertIn("Mind the gap.", json.dumps(request["system"]))
 
+    def test_a_run_is_watched(self) -> None:
+        said = "A heron stands in the water, grey and héron-like, until it doesn't."
+        with app() as forge:
+            stream = forge.run(stub(text=said, pace_ms=50), stream=True)
+            times = [(time.monotonic(), event) for event in stream]
+            texts = [event.text for _, event in times if event.name == "text"]
+            self.assertEqual(("".join(texts), len(texts) > 2), (said, True))
+            self.assertGreater(times[len(texts) - 1][0] - times[0][0], 0.1)
+            self.assertEqual([event.id for _, event in times], list(range(1, len(times) + 1)))
+            self.assertEqual((times[-1][1].name, stream.result.result), ("result", said))
+            with self.assertRaises(ForgeAPIError) as failed:
+                list(forge.run(stub(error=401), stream=True))
+            self.assertEqual((failed.exception.status_code, forge.get_run(stream.id).result), (502, said))
+
+    def test_a_run_that_is_left_is_cancelled(self) -> None:
+        with app() as forge:
+            with forge.run(stub(text="long " * 100, pace_ms=200), stream=True) as stream:
+                next(stream)
+            state = forge.get_run(stream.id)
+            self.assertEqual((state.status, state.done, state.stop_reason), ("cancelled", True, "cancelled"))
+
+    def test_a_run_in_the_background(self) -> None:
+        with app() as forge:
+            key = str(uuid.uuid4())
+            state = forge.submit(stub(text="[1, 2]"), idempotency_key=key)
+            self.assertEqual(forge.submit(stub(text="[1, 2]"), idempotency_key=key).run_id, state.run_id)
+            while not state.done:
+                time.sleep(0.05)
+                state = forge.get_run(state.run_id)
+            self.assertEqual((state.status, state.result, state.error), ("succeeded", [1, 2], None))
+            self.assertIs(forge.cancel(state.run_id), False)
+            long = forge.submit(stub(delay_ms=20_000))
+            self.assertIs(forge.cancel(long.run_id), True)
+            self.assertEqual(forge.get_run(long.run_id).status, "cancelled")
+
+    def test_a_key_runs_once(self) -> None:
+        with app() as forge:
+            key = str(uuid.uuid4())
+            first = forge.run("Say hello.", idempotency_key=key)
+            self.assertEqual(forge.run("Say hello.", idempotency_key=key), first)
+            with forge.run("Say hello.", idempotency_key=key, stream=True) as stream:
+                self.assertEqual(list(stream)[-1].data["duration_ms"], first.duration_ms)
+            with self.assertRaises(ForgeAPIError) as other:
+                forge.run("Say something else.", idempotency_key=key)
+            self.assertEqual(other.exception.status_code, 422)
+
     def test_an_upload_reaches_a_run(self) -> None:
         with app() as forge:
             file = forge.upload_file(io.BytesIO(b"the cellar door"), filename='a "quoted" näme.txt', ttl_secs=600)
@@ -78,6 +126,9 @@ class Live(unittest.TestCase):
                 (400, lambda: forge.run("hello", files=["ff_unknown"])),
                 (400, lambda: forge.upload_file(io.BytesIO(b"x"), ttl_secs=1)),
                 (404, lambda: forge.get_session("0" * 32)),
+                (404, lambda: forge.get_run("0" * 32)),
+                (404, lambda: forge.cancel("0" * 32)),
+                (422, lambda: forge.run("hello", timeout_secs=1, stream=True)),
                 (404, lambda: Session(forge, "0" * 32, "claude").turn("hello")),
                 (403, forge.list_tokens),
             ]

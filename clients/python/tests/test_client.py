@@ -27,7 +27,13 @@ URL = "http://forge.test"
 TOKEN = "cf_0123456789abcdef"
 RUN = {"ok": True, "result": "hi", "duration_ms": 5, "stop_reason": "end_turn"}
 SESSION = {"ok": True, "session_id": "ab12", "agent": "claude", "model": None, "cwd": "/", "created_at": 1, "meta": None}
+TURN = {"ok": True, "session_id": "ab12", "turn_index": 1, "events": [], "stop_reason": "end_turn", "duration_ms": 7}
 CLOSED = {"ok": True, "session_id": "ab12", "already_closed": False}
+STATE = {
+    "run_id": "0a", "status": "running", "model": "opus", "queued_at": 1, "started_at": 2, "finished_at": None,
+    "duration_ms": None, "result": None, "error": None, "stop_reason": None, "input_tokens": None, "output_tokens": None,
+    "cost_usd": None,
+}
 PROBLEM = {"type": "about:blank", "title": "Unprocessable", "status": 422, "detail": "Mend the body."}
 
 
@@ -66,11 +72,47 @@ class Runs(unittest.TestCase):
         self.assertEqual((sent(), timeout()), ({"prompt": "hello", "model": "haiku", "timeout_secs": 10}, 12.5))
 
     @responses.activate
+    def test_a_run_in_the_background(self) -> None:
+        responses.post(f"{URL}/run", status=202, json=STATE | {"status": "queued"})
+        state = forge().submit("hello", model="opus", timeout_secs=300)
+        self.assertEqual((state.run_id, state.done, state.queued_at, state.result), ("0a", False, 1, None))
+        self.assertEqual((sent(), timeout()), ({"prompt": "hello", "model": "opus", "timeout_secs": 300}, 150))
+        self.assertEqual((header("Prefer"), header("Idempotency-Key")), ("respond-async", None))
+        over = {"status": "succeeded", "result": {"a": 1}, "cost_usd": 0.5, "later": 1}
+        for answer, done, result in ((STATE, False, None), (STATE | over, True, {"a": 1}), (STATE | {"status": "failed"}, True, None)):
+            responses.upsert("GET", f"{URL}/runs/0%2Fa", json=answer)
+            state = forge().get_run("0/a")
+            self.assertEqual((state.status, state.done, state.result), (answer["status"], done, result))
+        for over_before in (False, True):
+            responses.upsert("DELETE", f"{URL}/runs/0a", json={"ok": True, "run_id": "0a", "already_over": over_before})
+            self.assertIs(forge().cancel("0a"), not over_before)
+
+    @responses.activate
+    def test_a_key_and_a_schema_are_sent(self) -> None:
+        responses.post(f"{URL}/run", json=RUN)
+        responses.post(f"{URL}/sessions", json=SESSION)
+        responses.post(f"{URL}/sessions/ab12/turn", json=TURN)
+        schema = {"type": "object"}
+        forge().run("hello", schema=schema, idempotency_key="k-1")
+        self.assertEqual((sent()["schema"], header("Idempotency-Key")), (schema, "k-1"))
+        forge().create_session(idempotency_key="k-2").turn("hello", idempotency_key="k-3")
+        self.assertEqual([header("Idempotency-Key", call) for call in (1, 2)], ["k-2", "k-3"])
+        responses.replace("POST", f"{URL}/run", json=STATE)
+        forge().submit("hello", schema=schema, idempotency_key="k-4")
+        self.assertEqual((sent()["schema"], header("Idempotency-Key"), header("Prefer")), (schema, "k-4", "respond-async"))
+
+    @responses.activate
     def test_bad_input_is_refused_before_anything_is_sent(self) -> None:
         for call in (
             lambda: forge().run(""),
             lambda: forge().get_session(""),
             lambda: forge().get_session(".."),
+            lambda: forge().get_run(""),
+            lambda: forge().cancel(""),
+            lambda: forge().run("hello", stream=True, idempotency_key=""),
+            lambda: forge().submit("hello", idempotency_key="a b"),
+            lambda: Session(forge(), "ab12", "claude").turn("hello", idempotency_key="k" * 256),
+            lambda: forge().create_session(idempotency_key="ü"),
             lambda: forge().revoke_token(""),
             lambda: forge().create_token(""),
             lambda: Session(forge(), "ab12", "claude").turn(""),
@@ -261,8 +303,7 @@ class Sessions(unittest.TestCase):
     def test_a_turn(self) -> None:
         responses.post(f"{URL}/sessions", json=SESSION)
         events = [{"type": "text", "content": "Good "}, {"type": "tool_call", "content": "no"}, {"type": "text", "content": "day"}]
-        answer = {"ok": True, "session_id": "ab12", "turn_index": 1, "events": events, "text": "…", "stop_reason": "end_turn"}
-        responses.post(f"{URL}/sessions/ab12/turn", json=answer | {"duration_ms": 7})
+        responses.post(f"{URL}/sessions/ab12/turn", json=TURN | {"events": events, "text": "…"})
         session = forge().create_session(model="opus", meta={"for": "supper"})
         self.assertEqual(sent(), {"agent": "claude", "model": "opus", "meta": {"for": "supper"}})
         self.assertEqual((session.id, session.agent), ("ab12", "claude"))
@@ -272,6 +313,11 @@ class Sessions(unittest.TestCase):
         self.assertEqual((sent(), timeout()), ({"prompt": "hello"}, 630))
         session.turn("hello", files=["ff_1"], timeout_secs=60)
         self.assertEqual((sent(), timeout()), ({"prompt": "hello", "files": ["ff_1"], "timeout_secs": 60}, 90))
+
+    @responses.activate
+    def test_cancelling(self) -> None:
+        responses.post(f"{URL}/sessions/ab12/cancel", json={"ok": True, "session_id": "ab12", "cancelled": 2})
+        self.assertEqual(Session(forge(), "ab12", "claude").cancel(), 2)
 
     @responses.activate
     def test_closing_twice_sends_one_request(self) -> None:
