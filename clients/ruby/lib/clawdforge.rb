@@ -5,6 +5,7 @@ require_relative "clawdforge/errors"
 require_relative "clawdforge/results"
 require_relative "clawdforge/multipart"
 require_relative "clawdforge/http"
+require_relative "clawdforge/event_stream"
 require_relative "clawdforge/session"
 require_relative "clawdforge/client"
 

@@ -3,6 +3,7 @@
 require "minitest/autorun"
 require "open3"
 require "rbconfig"
+require "securerandom"
 require "tempfile"
 require "clawdforge"
 
@@ -52,6 +53,49 @@ class LiveTest < Minitest::Test
     assert_match(/opus/, asked["model"])
     assert_includes JSON.generate(asked["system"]), "Speak like a heron."
     assert_match(/haiku/, client(default_model: "haiku").run(prompt: stub(echo: true)).result["model"])
+  end
+
+  def test_a_run_is_watched
+    said = "A heron stands in the water, grey and héron-like, until it doesn't."
+    times = []
+    stream = client.run(prompt: stub(text: said, pace_ms: 50), stream: true)
+    events = stream.each_entry.map { |event| event.tap { times << Process.clock_gettime(Process::CLOCK_MONOTONIC) } }
+    texts = events.select { |event| event.name == "text" }
+    assert_equal said, texts.map(&:text).join
+    assert_operator texts.size, :>, 2
+    assert_operator times[texts.size - 1] - times.first, :>, 0.1
+    assert_equal (1..events.size).to_a, events.map(&:id)
+    assert_equal ["result", said, said], [events.last.name, stream.result.result, client.get_run(stream.id).result]
+    assert_equal events, stream.to_a
+    refused(502) { client.run(prompt: stub(error: 401)) { next } }
+    refused(422) { client.run(prompt: "hi", timeout_secs: 1) { flunk } }
+  end
+
+  def test_a_run_that_is_left_is_cancelled
+    stream = client.run(prompt: stub(text: "long " * 100, pace_ms: 200), stream: true)
+    assert_equal "text", stream.first.name
+    state = client.get_run(stream.id)
+    assert_equal ["cancelled", true, "cancelled"], [state.status, state.done?, state.stop_reason]
+  end
+
+  def test_a_run_in_the_background
+    key = SecureRandom.uuid
+    state = client.submit(prompt: stub(text: "[1, 2]"), idempotency_key: key)
+    assert_equal state.run_id, client.submit(prompt: stub(text: "[1, 2]"), idempotency_key: key).run_id
+    state = client.get_run(state.run_id) while !state.done? && sleep(0.05)
+    assert_equal ["succeeded", [1, 2], nil], [state.status, state.result, state.error]
+    assert_equal false, client.cancel(state.run_id)
+    long = client.submit(prompt: stub(delay_ms: 20_000))
+    assert_equal true, client.cancel(long.run_id)
+    assert_equal "cancelled", client.get_run(long.run_id).status
+  end
+
+  def test_a_key_runs_once
+    key = SecureRandom.uuid
+    first = client.run(prompt: "Say hello.", idempotency_key: key)
+    assert_equal first, client.run(prompt: "Say hello.", idempotency_key: key)
+    assert_equal(first, client.run(prompt: "Say hello.", idempotency_key: key) { next })
+    refused(422) { client.run(prompt: "Say something else.", idempotency_key: key) }
   end
 
   def test_an_upload_is_there_for_a_run_and_a_turn
@@ -119,6 +163,8 @@ class LiveTest < Minitest::Test
   def test_what_is_not_there
     ["0" * 32, "no/such?id", "ü"].each { |id| refused(404) { client.get_session(id) } }
     refused(404) { admin.revoke_token("nobody") }
+    refused(404) { client.get_run("0" * 32) }
+    refused(404) { client.cancel("0" * 32) }
   end
 
   def test_a_session_of_two_turns_has_a_memory

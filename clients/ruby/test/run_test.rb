@@ -4,6 +4,9 @@ require_relative "test_helper"
 
 class RunTest < ClientTest
   ANSWER = { "ok" => true, "result" => { "a" => [1] }, "duration_ms" => 12, "stop_reason" => "end_turn" }.freeze
+  STATE = { "run_id" => "0a", "status" => "running", "model" => "opus", "queued_at" => 1, "started_at" => 2,
+            "finished_at" => nil, "duration_ms" => nil, "result" => nil, "error" => nil, "stop_reason" => nil,
+            "input_tokens" => nil, "output_tokens" => nil, "cost_usd" => nil }.freeze
 
   def test_a_run_sends_the_defaults_and_nothing_that_was_not_given
     answers(:post, "/run", ANSWER)
@@ -41,6 +44,44 @@ class RunTest < ClientTest
       answers(:post, "/run", JSON.generate(ANSWER.merge("result" => value, "later" => 1), max_nesting: false))
       assert_equal value, client.run(prompt: "hi").result
     end
+  end
+
+  def test_a_run_in_the_background
+    answers(:post, "/run", STATE.merge("status" => "queued"), status: 202)
+    state = client.submit(prompt: "hi", model: "opus", timeout_secs: 300)
+    assert_equal ["0a", false, 1, nil], [state.run_id, state.done?, state.queued_at, state.result]
+    assert_requested(:post, "#{URL}/run", body: { prompt: "hi", model: "opus", timeout_secs: 300 },
+                                          headers: { "Prefer" => "respond-async" }) { |request| !request.headers.key?("Idempotency-Key") }
+    over = { "status" => "succeeded", "result" => { "a" => 1 }, "cost_usd" => 0.5, "later" => 1 }
+    [[{}, false, nil], [over, true, { "a" => 1 }], [{ "status" => "failed" }, true, nil]].each do |news, done, result|
+      answers(:get, "/runs/0%2Fa", STATE.merge(news))
+      state = client.get_run("0/a")
+      assert_equal [STATE.merge(news)["status"], done, result], [state.status, state.done?, state.result]
+    end
+    [false, true].each do |over_before|
+      answers(:delete, "/runs/0a", { "ok" => true, "run_id" => "0a", "already_over" => over_before })
+      assert_equal !over_before, client.cancel("0a")
+    end
+  end
+
+  def test_a_key_and_a_schema_are_sent
+    schema = { "type" => "object" }
+    answers(:post, "/run", ANSWER.merge(STATE))
+    client.run(prompt: "hi", schema: schema, idempotency_key: "k-1")
+    client.submit(prompt: "hi", schema: schema, idempotency_key: "k-2")
+    body = { prompt: "hi", model: "sonnet", timeout_secs: 120, schema: schema }
+    %w[k-1 k-2].each { |key| assert_requested :post, "#{URL}/run", body: body, headers: { "Idempotency-Key" => key }, times: 1 }
+  end
+
+  def test_a_key_or_an_id_that_is_none_is_refused_before_anything_is_sent
+    ["", "a b", "ü", "k\n", "k" * 256].each do |key|
+      assert_raises(ArgumentError) { client.run(prompt: "hi", idempotency_key: key) }
+      assert_raises(ArgumentError) { client.run(prompt: "hi", idempotency_key: key, stream: true) }
+      assert_raises(ArgumentError) { client.submit(prompt: "hi", idempotency_key: key) }
+      assert_raises(ArgumentError) { client.create_session(idempotency_key: key) }
+    end
+    [:get_run, :cancel].each { |call| assert_raises(ArgumentError) { client.public_send(call, "") } }
+    assert_not_requested :any, /./
   end
 
   def test_an_empty_prompt_is_refused_before_anything_is_sent

@@ -52,6 +52,17 @@ class SessionTest < ClientTest
     assert_requested :post, "#{URL}/sessions/abc/turn", body: { prompt: "more", files: ["ff_1"], timeout_secs: 60 }
   end
 
+  def test_keys_are_sent
+    client.create_session(idempotency_key: "k-1").turn("hi", idempotency_key: "k-2")
+    assert_requested :post, "#{URL}/sessions", headers: { "Idempotency-Key" => "k-1" }
+    assert_requested :post, "#{URL}/sessions/abc/turn", headers: { "Idempotency-Key" => "k-2" }
+  end
+
+  def test_cancelling
+    answers(:post, "/sessions/abc/cancel", { "ok" => true, "session_id" => "abc", "cancelled" => 2 })
+    assert_equal 2, client.session.cancel
+  end
+
   def test_an_empty_prompt_or_id_is_refused_before_anything_is_sent
     session = client.session
     ["", nil].each do |empty|

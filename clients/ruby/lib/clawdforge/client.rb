@@ -5,7 +5,7 @@ require "pathname"
 module Clawdforge
   # An app's access to a clawdforge server; with the admin token, the operator's. It may be used from many threads.
   #
-  # Nothing is retried, for a run costs money. Every call may raise {TransportError}, {AuthError} and {APIError}.
+  # Nothing that does work is sent twice, for a run costs money. Every call may raise {TransportError}, {AuthError} and {APIError}.
   class Client
     # @param base_url [String] such as "http://127.0.0.1:8800"; a path is kept as a prefix
     # @param token [String] the app's token; for the calls that manage tokens, the admin token
@@ -13,7 +13,8 @@ module Clawdforge
     # @param default_timeout [Integer] seconds that a run may take that doesn't say
     # @param http_timeout_margin [Numeric] seconds for which an answer is awaited beyond the time of the work itself
     # @param http_client [#request, nil] sends the requests in place of one new Net::HTTP for each: anything with
-    #   Net::HTTP's +request(net_http_request)+. Its +read_timeout+ is set where it has one, and it is never closed.
+    #   Net::HTTP's +request(net_http_request)+, with a block for streams. Its +read_timeout+ is set where it has one, and it
+    #   is never closed, but for a Net::HTTP whose stream was left.
     # @raise [ArgumentError] where base_url is no http or https URL
     def initialize(base_url:, token:, default_model: "sonnet", default_timeout: 120, http_timeout_margin: 30,
                    http_client: nil)
@@ -38,17 +39,53 @@ module Clawdforge
     # @param system [String, nil] a system prompt
     # @param files [Array<String, FileToken>, nil] uploads for the agent to read
     # @param timeout_secs [Integer, nil] seconds that the run may take, 5 to 600; default_timeout where it is nil
-    # @return [RunResult]
+    # @param schema [Hash, nil] a JSON Schema, of which the result is then a value
+    # @param idempotency_key [String, nil] up to 255 visible characters; sent again with the same one, the request gives
+    #   the first one's answer and runs nothing
+    # @param stream [Boolean] whether not to wait for the reply
+    # @yieldparam event [Event] each thing that the run says, as it happens
+    # @return [RunResult, EventStream] the events where +stream+ is true and there is no block
     # @raise [ArgumentError] for an empty prompt, before anything is sent
     # @raise [APIError] 502 where the agent failed or ran out of time, 503 where the server is busy, 400 for a file that
     #   is unknown or expired, 422 for other bad input
     # @raise [AuthError, TransportError]
-    def run(prompt:, model: nil, system: nil, files: nil, timeout_secs: nil)
-      HTTP.present("prompt", prompt)
-      timeout_secs ||= @default_timeout
-      body = { prompt: prompt, model: model || @default_model, system: system, files: FileToken.list(files),
-               timeout_secs: timeout_secs }
-      RunResult.from(@http.call(Net::HTTP::Post, "/run", json: body, work_secs: timeout_secs))
+    def run(prompt:, model: nil, system: nil, files: nil, timeout_secs: nil, schema: nil, idempotency_key: nil,
+            stream: false, &block)
+      body = run_body(prompt, model, system, files, timeout_secs, schema)
+      if stream || block
+        events = EventStream.of_run(@http, body, idempotency_key)
+        return block ? events.each(&block) : events
+      end
+      secs = body[:timeout_secs]
+      RunResult.from(@http.call(Net::HTTP::Post, "/run", json: body, key: idempotency_key, work_secs: secs))
+    end
+
+    # Begins a run in the background, which goes on whatever becomes of this client. It takes what {#run} takes.
+    #
+    # @return [RunState]
+    # @raise (see #run)
+    def submit(prompt:, model: nil, system: nil, files: nil, timeout_secs: nil, schema: nil, idempotency_key: nil)
+      body = run_body(prompt, model, system, files, timeout_secs, schema)
+      headers = { "Prefer" => "respond-async" }
+      RunState.from(@http.call(Net::HTTP::Post, "/run", json: body, key: idempotency_key, headers: headers))
+    end
+
+    # @param run_id [String] a run's id
+    # @return [RunState] how far it has come
+    # @raise [ArgumentError] for an empty id, before anything is sent
+    # @raise [APIError] 404 where there is no such run
+    # @raise [AuthError, TransportError]
+    def get_run(run_id)
+      RunState.from(@http.call(Net::HTTP::Get, "/runs/#{HTTP.segment("run_id", run_id)}"))
+    end
+
+    # Ends a run, whose processes are gone when this returns.
+    #
+    # @param run_id [String] a run's id
+    # @return [Boolean] whether there was anything to end
+    # @raise (see #get_run)
+    def cancel(run_id)
+      !@http.call(Net::HTTP::Delete, "/runs/#{HTTP.segment("run_id", run_id)}")["already_over"]
     end
 
     # Uploads a file for runs and turns to read. It is streamed, never whole in memory.
@@ -138,10 +175,12 @@ module Clawdforge
 
     # Opens a session, as {#session} does without a block.
     #
+    # @param idempotency_key [String, nil] sent again with the same one, the request gives the first one's session
     # @return [Session] open until it is closed
     # @raise (see #session)
-    def create_session(agent: "claude", model: nil, meta: nil)
-      Session.new(@http, @http.call(Net::HTTP::Post, "/sessions", json: { agent: agent, model: model, meta: meta }))
+    def create_session(agent: "claude", model: nil, meta: nil, idempotency_key: nil)
+      body = { agent: agent, model: model, meta: meta }
+      Session.new(@http, @http.call(Net::HTTP::Post, "/sessions", json: body, key: idempotency_key))
     end
 
     # Lists one's own sessions, newest first.
@@ -165,6 +204,13 @@ module Clawdforge
 
     def inspect
       "#<#{self.class} #{@http.base_url}>"
+    end
+
+    private
+
+    def run_body(prompt, model, system, files, timeout_secs, schema)
+      { prompt: HTTP.present("prompt", prompt), model: model || @default_model, system: system,
+        files: FileToken.list(files), timeout_secs: timeout_secs || @default_timeout, schema: schema }
     end
   end
 end

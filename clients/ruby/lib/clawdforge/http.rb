@@ -17,6 +17,8 @@ module Clawdforge
     }.freeze
     FAILURES = [IOError, SystemCallError, SocketError, Timeout::Error, OpenSSL::SSL::SSLError, Net::ProtocolError,
                 Net::HTTPBadResponse, Net::HTTPHeaderSyntaxError].freeze
+    # Seconds after which the server says something on a stream, if only that it is there.
+    BEAT = 15
 
     # @return [String] the server's address, without what signs in to it
     attr_reader :base_url
@@ -45,17 +47,49 @@ module Clawdforge
       ERB::Util.url_encode(present(name, value).to_s)
     end
 
+    # @return [String, nil] the idempotency key
+    # @raise [ArgumentError] where it is none
+    def self.key(key)
+      raise ArgumentError, "idempotency_key must be 1 to 255 visible ASCII characters" unless key.nil? || key.match?(/\A[!-~]{1,255}\z/)
+
+      key
+    end
+
+    # The parser's own error goes no further: it quotes the text, which may have a new token in it.
+    #
+    # @return [Hash, String, nil] the text itself where it is no JSON object, nil where it is empty
+    def self.parse(text)
+      text = text.dup.force_encoding(Encoding::UTF_8).scrub
+      value = JSON.parse(text, max_nesting: 1000)
+      value.is_a?(Hash) ? value : text
+    rescue JSON::ParserError
+      text unless text.empty?
+    end
+
     # @param verb [Class] such as Net::HTTP::Get
-    # @param json [Hash, nil] the body; what is nil in it is not sent
-    # @param upload [Multipart, nil] the body
     # @param work_secs [Numeric, nil] seconds that the server may work before it answers
+    # @param options [Hash] what {#build} takes
     # @return [Hash]
-    def call(verb, path, json: nil, upload: nil, bearer: true, work_secs: nil)
-      request = verb.new(@prefix + path, HEADERS)
-      request["Authorization"] = "Bearer #{@token}" if bearer
-      write_json(request, json) if json
-      write_upload(request, upload) if upload
+    def call(verb, path, work_secs: nil, **options)
+      request = build(verb, path, **options)
       answer(request, *exchange(request, [work_secs || @default_timeout, 0].max + @margin))
+    end
+
+    # As {#call}, for an answer that comes in pieces. What fails below is raised as it is.
+    #
+    # @yieldparam response [Net::HTTPResponse] a success, its body not read yet
+    def stream(verb, path, **options)
+      request = build(verb, path, **options)
+      http = connection(BEAT + @margin)
+      whole = false
+      http.request(request) do |response|
+        answer(request, response.code.to_i, response.message, response.body.to_s) unless response.is_a?(Net::HTTPSuccess)
+        yield response
+      end
+      whole = true
+    ensure
+      # An http_client would take what is left of the answer for the next one.
+      http.finish if !whole && http.respond_to?(:finish) && http.started?
     end
 
     def inspect
@@ -63,6 +97,18 @@ module Clawdforge
     end
 
     private
+
+    # @param json [Hash, nil] the body; what is nil in it is not sent
+    # @param upload [Multipart, nil] the body
+    # @param key [String, nil] the idempotency key
+    def build(verb, path, json: nil, upload: nil, bearer: true, key: nil, headers: {})
+      request = verb.new(@prefix + path, HEADERS.merge(headers))
+      request["Authorization"] = "Bearer #{@token}" if bearer
+      request["Idempotency-Key"] = key if HTTP.key(key)
+      write_json(request, json) if json
+      write_upload(request, upload) if upload
+      request
+    end
 
     def parse_url(url)
       uri = URI.parse(url)
@@ -118,21 +164,12 @@ module Clawdforge
     end
 
     def answer(request, status, reason, text)
-      body = parse(text)
+      body = HTTP.parse(text)
       raise APIError.for(status, reason, body) unless (200..299).cover?(status)
       return body if body.is_a?(Hash)
 
       message = "HTTP #{status}: the answer to #{request.method} #{request.path} is not a JSON object"
       raise APIError.new(message, status: status, body: body)
-    end
-
-    # The parser's own error goes no further: it quotes the text, which may have a new token in it.
-    def parse(text)
-      text = text.dup.force_encoding(Encoding::UTF_8).scrub
-      value = JSON.parse(text, max_nesting: 1000)
-      value.is_a?(Hash) ? value : text
-    rescue JSON::ParserError
-      text unless text.empty?
     end
   end
   private_constant :HTTP

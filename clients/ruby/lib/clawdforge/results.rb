@@ -19,6 +19,44 @@ module Clawdforge
   # @!attribute stop_reason [String] such as "end_turn"
   RunResult = Struct.new(:ok, :result, :duration_ms, :stop_reason, keyword_init: true) { extend FromAnswer }
 
+  # A run, as far as it has come. What is not known yet is nil.
+  #
+  # @!attribute run_id [String]
+  # @!attribute status [String] "queued", "running", "succeeded", "failed", "timed_out", "cancelled", or "interrupted" by the
+  #   server's end
+  # @!attribute model [String]
+  # @!attribute queued_at [Integer, nil] Unix seconds
+  # @!attribute started_at [Integer, nil] Unix seconds
+  # @!attribute finished_at [Integer, nil] Unix seconds
+  # @!attribute duration_ms [Integer, nil] milliseconds, without the time in the queue
+  # @!attribute result [Object, nil] as in a {RunResult}
+  # @!attribute error [String, nil] what went wrong, in words
+  # @!attribute stop_reason [String, nil]
+  # @!attribute input_tokens [Integer, nil]
+  # @!attribute output_tokens [Integer, nil]
+  # @!attribute cost_usd [Float, nil]
+  RunState = Struct.new(:run_id, :status, :model, :queued_at, :started_at, :finished_at, :duration_ms, :result, :error,
+                        :stop_reason, :input_tokens, :output_tokens, :cost_usd, keyword_init: true) do
+    extend FromAnswer
+
+    # @return [Boolean] whether it is over, well or not
+    def done?
+      !%w[queued running].include?(status)
+    end
+  end
+
+  # What a run or turn said while it went on.
+  #
+  # @!attribute id [Integer] counts from 1
+  # @!attribute name [String] "text", "thinking", "tool_call", …; "result" is the last, and "gap" says that some are missing
+  # @!attribute data [Hash]
+  Event = Struct.new(:id, :name, :data, keyword_init: true) do
+    # @return [String] what the agent said, where this is a part of it; otherwise empty
+    def text
+      name == "text" ? data["content"].to_s : ""
+    end
+  end
+
   # An upload.
   #
   # @!attribute file_token [String] what +files+ of runs and turns take

@@ -29,18 +29,35 @@ module Clawdforge
     # @param prompt [String] not empty
     # @param files [Array<String, FileToken>, nil] uploads for the agent to read
     # @param timeout_secs [Integer, nil] seconds that the turn may take; the server's own 600 where it is nil
-    # @return [TurnResult]
+    # @param idempotency_key [String, nil] as {Client#run} takes it
+    # @param stream [Boolean] whether not to wait for the answer; leaving a stream cancels the session's turns
+    # @yieldparam event [Event] each message of the agent, as it comes
+    # @return [TurnResult, EventStream] the events where +stream+ is true and there is no block
     # @raise [ArgumentError] for an empty prompt, before anything is sent
     # @raise [ClosedSessionError] after {#close}, before anything is sent
     # @raise [APIError] 502 where the agent failed or ran out of time (the session stays usable), 410 where the session
     #   was closed elsewhere, 404 where it is gone, 422 for bad input
     # @raise [AuthError, TransportError]
-    def turn(prompt, files: nil, timeout_secs: nil)
+    def turn(prompt, files: nil, timeout_secs: nil, idempotency_key: nil, stream: false, &block)
       HTTP.present("prompt", prompt)
       raise ClosedSessionError, "session #{id} is closed; create another one" if closed?
 
       body = { prompt: prompt, files: FileToken.list(files), timeout_secs: timeout_secs }
-      TurnResult.from(@http.call(Net::HTTP::Post, "#{path}/turn", json: body, work_secs: timeout_secs || TURN_SECS))
+      if stream || block
+        events = EventStream.of_turn(@http, path, body, idempotency_key)
+        return block ? events.each(&block) : events
+      end
+      secs = timeout_secs || TURN_SECS
+      TurnResult.from(@http.call(Net::HTTP::Post, "#{path}/turn", json: body, key: idempotency_key, work_secs: secs))
+    end
+
+    # Cancels the turn that is running and those that wait. The session stays open.
+    #
+    # @return [Integer] how many
+    # @raise [APIError] 404 where the server has deleted it
+    # @raise [AuthError, TransportError]
+    def cancel
+      @http.call(Net::HTTP::Post, "#{path}/cancel", json: {})["cancelled"]
     end
 
     # @return [SessionState] the session as the server has it now
