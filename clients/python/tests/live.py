@@ -175,6 +175,40 @@ class Live(unittest.TestCase):
             self.assertEqual(failed.exception.status_code, 502)
             self.assertEqual(session.turn("And now?").turn_index, 2)
 
+    def test_a_turn_is_watched(self) -> None:
+        said = "Plums ripen late, and quinces later still."
+        with app() as forge, forge.session() as session:
+            stream = session.turn(stub(text=said, pace_ms=50), stream=True)
+            events = list(stream)
+            self.assertEqual("".join(event.text for event in events), said)
+            self.assertEqual([event.id for event in events], list(range(1, len(events) + 1)))
+            self.assertEqual([event.data for event in events[:-1]], stream.result.events)
+            self.assertEqual((stream.id, stream.result.turn_index, stream.result.text()), ("1", 1, said))
+            with self.assertRaises(ForgeAPIError) as failed:
+                list(session.turn(stub(error=400), stream=True))
+            self.assertEqual(failed.exception.status_code, 502)
+
+    def test_a_turn_is_cancelled_and_the_session_goes_on(self) -> None:
+        long = stub(text="long " * 100, pace_ms=200)
+        with app() as forge, forge.session() as session:
+            with session.turn(long, stream=True) as left:
+                next(event for event in left if event.text)
+            self.assertEqual(session.cancel(), 0)
+            stream = session.turn(long, stream=True)
+            next(event for event in stream if event.text)
+            self.assertEqual(session.cancel(), 1)
+            with self.assertRaises(ForgeAPIError) as cancelled:
+                list(stream)
+            body = cancelled.exception.body
+            self.assertEqual(body["stop_reason"] if isinstance(body, dict) else body, "cancelled")
+            self.assertEqual(session.turn("And now?").turn_index, 1)
+
+    def test_a_key_makes_one_turn(self) -> None:
+        with app() as forge, forge.session() as session:
+            key = str(uuid.uuid4())
+            first = session.turn("hello", idempotency_key=key)
+            self.assertEqual(session.turn("hello", idempotency_key=key), first)
+
     def test_tokens(self) -> None:
         with operator() as forge:
             created = forge.create_token("python", ["127.0.0.0/8", "10.0.0.0/8"])

@@ -204,6 +204,39 @@ class LiveTest < Minitest::Test
     end
   end
 
+  def test_a_turn_is_watched
+    said = "Plums ripen late, and quinces later still."
+    client.session do |session|
+      stream = session.turn(stub(text: said, pace_ms: 50), stream: true)
+      events = stream.to_a
+      assert_equal said, events.map(&:text).join
+      assert_equal (1..events.size).to_a, events.map(&:id)
+      assert_equal events[..-2].map { |event| event.data["type"] }, stream.result.events.map(&:type)
+      assert_equal ["1", 1, said], [stream.id, stream.result.turn_index, stream.result.text]
+      refused(502) { session.turn(stub(error: 400)) { next } }
+    end
+  end
+
+  def test_a_turn_is_cancelled_and_the_session_goes_on
+    long = stub(text: "long " * 100, pace_ms: 200)
+    client.session do |session|
+      session.turn(long) { |event| break unless event.text.empty? }
+      assert_equal 0, session.cancel
+      cancelled = 0
+      error = refused(502) { session.turn(long) { |event| cancelled += session.cancel unless event.text.empty? } }
+      assert_equal ["cancelled", 1], [error.body["stop_reason"], cancelled]
+      assert_equal 1, session.turn("And now?").turn_index
+    end
+  end
+
+  def test_a_key_makes_one_turn
+    key = SecureRandom.uuid
+    client.session do |session|
+      first = session.turn("hello", idempotency_key: key)
+      assert_equal first, session.turn("hello", idempotency_key: key)
+    end
+  end
+
   def test_a_closed_session
     session = client.session
     2.times { session.close }
