@@ -209,6 +209,24 @@ class Live(unittest.TestCase):
             first = session.turn("hello", idempotency_key=key)
             self.assertEqual(session.turn("hello", idempotency_key=key), first)
 
+    def test_a_key_makes_one_session(self) -> None:
+        with app() as forge:
+            key = str(uuid.uuid4())
+            made = forge.create_session(idempotency_key=key)
+            self.assertEqual(forge.create_session(idempotency_key=key).id, made.id)
+            made.close()
+
+    def test_a_schema_decides_what_the_result_is(self) -> None:
+        schema = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"], "additionalProperties": False}
+        answer = stub(tool={"name": "StructuredOutput", "input": {"n": 42}})
+        with app() as forge:
+            self.assertEqual(forge.run(answer, schema=schema).result, {"n": 42})
+            stream = forge.run(answer, schema=schema, stream=True)
+            self.assertEqual(list(stream)[-1].data["result"], {"n": 42})
+            with self.assertRaises(ForgeAPIError) as wrong:
+                forge.run("hello", schema={"type": 5})
+            self.assertEqual(wrong.exception.status_code, 422)
+
     def test_tokens(self) -> None:
         with operator() as forge:
             created = forge.create_token("python", ["127.0.0.0/8", "10.0.0.0/8"])

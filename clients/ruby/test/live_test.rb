@@ -237,6 +237,21 @@ class LiveTest < Minitest::Test
     end
   end
 
+  def test_a_key_makes_one_session
+    key = SecureRandom.uuid
+    made = client.create_session(idempotency_key: key)
+    assert_equal made.id, client.create_session(idempotency_key: key).id
+    made.close
+  end
+
+  def test_a_schema_decides_what_the_result_is
+    schema = { type: "object", properties: { n: { type: "integer" } }, required: ["n"], additionalProperties: false }
+    answer = stub(tool: { name: "StructuredOutput", input: { n: 42 } })
+    assert_equal({ "n" => 42 }, client.run(prompt: answer, schema: schema).result)
+    assert_equal({ "n" => 42 }, client.run(prompt: answer, schema: schema) { next }.result)
+    refused(422) { client.run(prompt: "hello", schema: { type: 5 }) }
+  end
+
   def test_a_closed_session
     session = client.session
     2.times { session.close }
