@@ -42,10 +42,8 @@ struct Shared {
 pub struct Live {
     told: watch::Receiver<Told>,
     answer: watch::Receiver<Option<Final>>,
-    /// Cancels it.
-    pub cancel: CancellationToken,
-    /// Comes when it is over, with its processes.
-    pub over: CancellationToken,
+    cancel: CancellationToken,
+    over: CancellationToken,
 }
 
 /// How much of a feed there is.
@@ -113,6 +111,14 @@ impl Feeds {
     /// The work of that id, while it waits or goes on.
     pub fn live(&self, id: &str) -> Option<Live> {
         self.live_ones().get(id).cloned()
+    }
+
+    /// Cancels the work of that id, if it waits or goes on. When this returns it is over, with its processes.
+    pub async fn cancel(&self, id: &str) {
+        if let Some(live) = self.live(id) {
+            live.cancel.cancel();
+            live.over.cancelled().await;
+        }
     }
 
     /// What there is to read behind the event `after`. `None` where the feed is not kept any more, or there is no such event.

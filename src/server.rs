@@ -52,10 +52,12 @@ use crate::sweeper;
 use crate::uploads::Uploads;
 
 /// Open connections beyond those of runs and of the queue; further ones wait to be accepted.
-const SPARE_CONNECTIONS: usize = 512;
+const SPARE_CONNECTIONS: usize = 2048;
 /// How long a client may take to send a request's head, and how long a connection may be idle between requests. No round
 /// number: a client that asks again after just as long would find its connection closing under it.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(23);
+/// Bytes of a request's head, and bytes of an answer that wait for a client that does not read.
+const MOST_BUFFERED: usize = 64 << 10;
 /// How long what was sent to a client may go unread.
 const UNREAD_TIMEOUT: Duration = Duration::from_mins(1);
 /// What the names of unfinished copies of the ledger begin with.
@@ -403,7 +405,9 @@ fn connection(
         request.extensions_mut().insert(Peer(peer.ip()));
         router.clone().oneshot(request.map(Body::new))
     });
-    http1::Builder::new().timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT).serve_connection(TokioIo::new(stream), service)
+    let mut http = http1::Builder::new();
+    http.timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT).max_buf_size(MOST_BUFFERED);
+    http.serve_connection(TokioIo::new(stream), service)
 }
 
 /// A client that vanished without a word, or reads nothing of its answer, loses its connection, and so its run.

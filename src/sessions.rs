@@ -32,7 +32,8 @@ use crate::agent::{claude, process};
 use crate::clock;
 use crate::feed::{Feed, Feeds, Final};
 use crate::ledger::{
-    self, AgentOfTurn, Ledger, Limits as AppLimits, NewSession, RunEnd, Session, TurnBegun, TurnRow, WaitingTurn, turn_id,
+    self, AgentOfTurn, BeginSession, Key, Ledger, Limits as AppLimits, NewSession, RunEnd, Session, TurnBegun, TurnRow, WaitingTurn,
+    turn_id,
 };
 use crate::metrics::METRICS;
 use crate::runs::{self, NoRun, Way};
@@ -312,18 +313,22 @@ impl Sessions {
         self.shared.room(session_id).work()
     }
 
-    /// Creates a session. One that a caller stopped waiting for is taken away again.
-    pub async fn create(&self, new: NewSession) -> Result<Session, Refused> {
+    /// Creates a session. One that a caller stopped waiting for is taken away again, unless it has a key. `None` where that was
+    /// taken before.
+    pub async fn create(&self, new: NewSession, key: Option<Key>) -> Result<Option<Session>, Refused> {
         if self.shared.tasks.is_closed() {
             return Err(Refused::Stopping);
         }
         let shared = self.shared.clone();
         let cancel = shared.stop.child_token();
-        let guard = cancel.clone().drop_guard();
+        let stays = key.is_some();
+        let guard = (!stays).then(|| cancel.clone().drop_guard());
         let (answer, answered) = oneshot::channel();
         self.shared.tasks.spawn(async move {
-            let created = shared.create(&new, &cancel).await;
-            if let Err(Ok(session)) = answer.send(created) {
+            let created = shared.create(&new, key, &cancel).await;
+            if let Err(Ok(Some(session))) = answer.send(created)
+                && !stays
+            {
                 let place = shared.enter(&session.new.session_id);
                 if let Err(error) = shared.close(&session, place, "close", None).await {
                     tracing::warn!(%error, "a session that nobody waited for is left open until it is idle for too long");
@@ -331,7 +336,7 @@ impl Sessions {
             }
         });
         let created = answered.await.map_err(|_| Refused::Died)?;
-        guard.disarm();
+        guard.map(DropGuard::disarm);
         created
     }
 
@@ -547,15 +552,19 @@ impl Shared {
         }
     }
 
-    async fn create(self: &Arc<Self>, new: &NewSession, cancel: &CancellationToken) -> Result<Session, Refused> {
-        let created_at = self.ledger.begin_session(new.clone(), self.limits.most_open).await?.ok_or(Refused::Full)?;
+    async fn create(self: &Arc<Self>, new: &NewSession, key: Option<Key>, cancel: &CancellationToken) -> Result<Option<Session>, Refused> {
+        let created_at = match self.ledger.begin_session(new.clone(), key, self.limits.most_open).await? {
+            BeginSession::Begun(at) => at,
+            BeginSession::Full => return Err(Refused::Full),
+            BeginSession::KeyTaken => return Ok(None),
+        };
         self.count_open().await;
         match self.create_on_disk(new, cancel).await {
             Ok(()) => {
                 tracing::info!(session_id = new.session_id, app = new.app_name, agent = new.agent, model = new.model, "session created");
                 self.standby.used(Want::Turn(self.target(new)));
                 let new = new.clone();
-                Ok(Session { new, created_at, last_turn_at: None, turn_count: 0, closed_at: None })
+                Ok(Some(Session { new, created_at, last_turn_at: None, turn_count: 0, closed_at: None }))
             }
             Err(error) => {
                 self.forget(new).await;

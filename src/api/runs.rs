@@ -155,10 +155,7 @@ async fn cancel(
     id: Result<Path<String>, PathRejection>,
 ) -> Result<Json<RunCancelled>, ApiError> {
     let RunRow { new, finished, .. } = find(&app, &caller, id).await?;
-    if let Some(live) = app.feeds.live(&new.run_id) {
-        live.cancel.cancel();
-        live.over.cancelled().await;
-    }
+    app.feeds.cancel(&new.run_id).await;
     Ok(Json(RunCancelled { ok: true, run_id: new.run_id, already_over: finished.is_some() }))
 }
 

@@ -12,6 +12,7 @@ use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use serde_json::value::RawValue;
+use tokio::time::sleep;
 use tokio_util::sync::DropGuard;
 use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::router::OpenApiRouter;
@@ -33,7 +34,7 @@ use crate::sessions::{Ending, Outcome, Refused, Submitted, TurnDetails, TurnRequ
 
 const TURN: HeaderName = HeaderName::from_static("x-turn");
 
-#[derive(Debug, Deserialize, ToSchema)]
+#[derive(Debug, Deserialize, Serialize, ToSchema)]
 struct SessionRequest {
     /// One of the server's agents; `claude` by default.
     agent: Option<String>,
@@ -227,15 +228,22 @@ struct SessionClosed {
 }
 
 /// Create a session
-#[utoipa::path(post, path = "/sessions", operation_id = "create_session", tag = "sessions", security(("app" = [])), request_body = SessionRequest, responses(
+#[utoipa::path(post, path = "/sessions", operation_id = "create_session", tag = "sessions", security(("app" = [])),
+    params(("Idempotency-Key" = Option<String>, Header, description = "Up to 255 characters; the same key and body lead to one session, for 24 hours")),
+    request_body = SessionRequest, responses(
     (status = OK, body = SessionCreated),
     (status = "default", body = Problem, content_type = "application/problem+json", description = "The session was not created"),
 ))]
 async fn create(
     State(app): State<Arc<App>>,
     caller: Caller,
+    wish: Wish,
     ValidJson(asked): ValidJson<SessionRequest>,
 ) -> Result<Json<SessionCreated>, ApiError> {
+    let key = wish.key(&caller.app, "/sessions", &asked);
+    if let Some(session_id) = work::claimed(&app, key.as_ref()).await? {
+        return created_before(&app, &caller, &session_id).await;
+    }
     let agent = asked.agent.unwrap_or_else(|| "claude".to_owned());
     if !app.agents.contains(&agent) {
         let detail = format!("the agent must be one of {}", app.agents.join(", "));
@@ -245,16 +253,40 @@ async fn create(
     let new = NewSession {
         cwd: app.sessions.cwd(&session_id).display().to_string(),
         session_id,
-        app_name: caller.app,
+        app_name: caller.app.clone(),
         agent,
         model: asked.model,
         permissions: asked.permissions.unwrap_or_else(|| "approve-all".to_owned()),
         meta: asked.meta.map(|meta| meta.get().to_owned()),
     };
-    let session = app.sessions.create(new).await?;
-    let meta = meta(&session);
-    let NewSession { session_id, agent, model, cwd, .. } = session.new;
-    Ok(Json(SessionCreated { ok: true, session_id, agent, model, cwd, created_at: session.created_at, meta }))
+    let Some(session) = app.sessions.create(new, key.clone()).await? else {
+        // The same request came twice at once.
+        let first = work::claimed(&app, key.as_ref()).await?.ok_or(ApiError::Defect)?;
+        return created_before(&app, &caller, &first).await;
+    };
+    Ok(Json(session.into()))
+}
+
+/// The session that the first request with a key led to, when it is there.
+async fn created_before(app: &App, caller: &Caller, session_id: &str) -> Result<Json<SessionCreated>, ApiError> {
+    loop {
+        if let Some(session) = app.ledger.session(&caller.app, session_id).await? {
+            return Ok(Json(session.into()));
+        }
+        let creates = app.ledger.half_created_sessions().await?.iter().any(|session| session.new.session_id == session_id);
+        if !creates {
+            return Err(ApiError::Acpx("the first request with this key failed".to_owned()));
+        }
+        sleep(Duration::from_millis(50)).await;
+    }
+}
+
+impl From<Session> for SessionCreated {
+    fn from(session: Session) -> Self {
+        let meta = meta(&session);
+        let NewSession { session_id, agent, model, cwd, .. } = session.new;
+        Self { ok: true, session_id, agent, model, cwd, created_at: session.created_at, meta }
+    }
 }
 
 /// Send a turn
@@ -466,6 +498,33 @@ async fn turn_events(
 }
 
 #[derive(Serialize, ToSchema)]
+struct TurnCancelled {
+    ok: bool,
+    session_id: String,
+    turn: i64,
+    /// Whether it was over before.
+    already_over: bool,
+}
+
+/// Cancel a turn
+///
+/// When the answer comes, the turn is over, and so is what it ran.
+#[utoipa::path(delete, path = "/sessions/{id}/turns/{turn}", operation_id = "cancel_turn", tag = "sessions", security(("app" = [])),
+    params(("id" = String, Path), ("turn" = i64, Path)), responses(
+    (status = OK, body = TurnCancelled),
+    (status = "default", body = Problem, content_type = "application/problem+json", description = "The request was refused"),
+))]
+async fn cancel_turn(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    path: Result<Path<(String, i64)>, PathRejection>,
+) -> Result<Json<TurnCancelled>, ApiError> {
+    let (session_id, turn, row) = find_turn(&app, &caller, path).await?;
+    app.feeds.cancel(&turn_id(&session_id, turn)).await;
+    Ok(Json(TurnCancelled { ok: true, session_id, turn, already_over: row.finished.is_some() }))
+}
+
+#[derive(Serialize, ToSchema)]
 struct TurnsCancelled {
     ok: bool,
     session_id: String,
@@ -564,7 +623,7 @@ pub(super) fn routes() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(create, list))
         .routes(routes!(state, close))
         .routes(routes!(turn))
-        .routes(routes!(turn_status))
+        .routes(routes!(turn_status, cancel_turn))
         .routes(routes!(turn_events))
         .routes(routes!(cancel))
 }

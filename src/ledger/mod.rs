@@ -6,12 +6,13 @@
 
 use std::collections::HashMap;
 use std::path::Path;
+use std::pin::pin;
 use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use rusqlite::{Connection, ErrorCode, TransactionBehavior};
-use tokio::sync::Mutex;
-use tokio::time::timeout;
+use tokio::sync::{Mutex, OwnedMutexGuard};
+use tokio::time::{Instant, timeout};
 
 mod copy;
 mod files;
@@ -25,7 +26,7 @@ pub use copy::{NoLedger, check, copy, settle};
 pub use files::File;
 pub use idempotency::{Claimed, Key};
 pub use runs::{NewRun, RunEnd, RunRow, RunsWanted};
-pub use sessions::{AgentOfTurn, NewSession, Session, TurnBegun, TurnRow, TurnState, WaitingTurn, turn_id};
+pub use sessions::{AgentOfTurn, BeginSession, NewSession, Session, TurnBegun, TurnRow, TurnState, WaitingTurn, turn_id};
 pub use tokens::{App, Limits, NameTaken, TokenRow};
 pub use usage::UsageRow;
 
@@ -195,6 +196,8 @@ pub struct Ledger {
     access: Arc<Mutex<Connection>>,
     /// When tokens were last used, on the way to the table.
     used: Arc<std::sync::Mutex<HashMap<String, i64>>>,
+    /// Since when a write waits for another program's lock.
+    shut_out: Arc<std::sync::Mutex<Option<Instant>>>,
 }
 
 impl Ledger {
@@ -205,7 +208,12 @@ impl Ledger {
         records.pragma_update(None, "synchronous", "FULL")?;
         migrate(&mut records, MIGRATIONS)?;
         let access = connect(file)?;
-        Ok(Self { records: Arc::new(Mutex::new(records)), access: Arc::new(Mutex::new(access)), used: Arc::default() })
+        Ok(Self {
+            records: Arc::new(Mutex::new(records)),
+            access: Arc::new(Mutex::new(access)),
+            used: Arc::default(),
+            shut_out: Arc::default(),
+        })
     }
 
     /// Runs `work` in one transaction on the records. It is immediate, so that a lock is met at its start and not in
@@ -215,8 +223,21 @@ impl Ledger {
         work: impl FnOnce(&rusqlite::Transaction<'_>) -> rusqlite::Result<T> + Send + 'static,
     ) -> Result<T, Error> {
         let ledger = self.clone();
-        on_thread(&self.records, move |connection| {
-            let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        let mut connection = pin!(self.records.clone().lock_owned());
+        // Whoever comes while another program holds the lock waits as long as the first, not in turn behind it. Behind other
+        // writes it waits as long as they take.
+        let connection = loop {
+            match timeout(BUSY, &mut connection).await {
+                Ok(connection) => break connection,
+                Err(_) if self.shut_out().is_some_and(|since| since.elapsed() > BUSY / 2) => return Err(Error::Locked),
+                Err(_) => {}
+            }
+        };
+        on_thread(connection, move |connection| {
+            *ledger.shut_out() = Some(Instant::now());
+            let begun = connection.transaction_with_behavior(TransactionBehavior::Immediate);
+            *ledger.shut_out() = None;
+            let transaction = begun?;
             let used = std::mem::take(&mut *ledger.used());
             tokens::note_used(&transaction, &used)?;
             let value = work(&transaction)?;
@@ -228,7 +249,11 @@ impl Ledger {
 
     /// Looks something up with `work`.
     async fn read<T: Send + 'static>(&self, work: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static) -> Result<T, Error> {
-        on_thread(&self.access, move |connection| work(connection)).await
+        on_thread(self.access.clone().lock_owned().await, move |connection| work(connection)).await
+    }
+
+    fn shut_out(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.shut_out.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn used(&self) -> MutexGuard<'_, HashMap<String, i64>> {
@@ -237,11 +262,9 @@ impl Ledger {
 }
 
 async fn on_thread<T: Send + 'static>(
-    connection: &Arc<Mutex<Connection>>,
+    mut connection: OwnedMutexGuard<Connection>,
     work: impl FnOnce(&mut Connection) -> rusqlite::Result<T> + Send + 'static,
 ) -> Result<T, Error> {
-    // Whoever comes while the ledger is locked waits as long as the first, not in turn behind it.
-    let Ok(mut connection) = timeout(BUSY, connection.clone().lock_owned()).await else { return Err(Error::Locked) };
     let done = tokio::task::spawn_blocking(move || work(&mut connection));
     Ok(done.await.expect("ledger calls neither panic nor are cancelled")?)
 }

@@ -40,6 +40,17 @@ pub struct Session {
     pub closed_at: Option<i64>,
 }
 
+/// What came of the wish for a session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BeginSession {
+    /// It is to be created; Unix seconds.
+    Begun(i64),
+    /// As many are open as may be.
+    Full,
+    /// The key was taken before.
+    KeyTaken,
+}
+
 /// A turn that is about to start.
 #[derive(Clone, Debug)]
 pub struct TurnRow {
@@ -106,12 +117,17 @@ const COLUMNS: &str = "session_id, app_name, agent, model, permissions, meta, cw
 
 impl Ledger {
     /// Records a session that is about to be created, if fewer than `most` are open. Gives the time of its creation.
-    pub async fn begin_session(&self, session: NewSession, most: usize) -> Result<Option<i64>, Error> {
+    pub async fn begin_session(&self, session: NewSession, key: Option<Key>, most: usize) -> Result<BeginSession, Error> {
         let now = clock::now();
         self.write(move |db| {
             let open: usize = usize::try_from(count_open(db)?).unwrap_or(usize::MAX);
             if open >= most {
-                return Ok(None);
+                return Ok(BeginSession::Full);
+            }
+            if let Some(key) = key
+                && !claim(db, &key, &session.session_id)?
+            {
+                return Ok(BeginSession::KeyTaken);
             }
             db.execute(
                 "INSERT INTO sessions (session_id, app_name, agent, model, permissions, meta, cwd, created_at)
@@ -127,7 +143,7 @@ impl Ledger {
                     now
                 ],
             )?;
-            Ok(Some(now))
+            Ok(BeginSession::Begun(now))
         })
         .await
     }
@@ -145,7 +161,13 @@ impl Ledger {
     /// Forgets a session that never came to exist.
     pub async fn forget_session(&self, session_id: &str) -> Result<(), Error> {
         let session_id = session_id.to_owned();
-        self.write(move |db| db.execute("DELETE FROM sessions WHERE session_id = ?1", [session_id])).await.map(drop)
+        self.write(move |db| {
+            // The key may be used again: nothing came of it.
+            db.execute("DELETE FROM idempotency WHERE id = ?1", [&session_id])?;
+            db.execute("DELETE FROM sessions WHERE session_id = ?1", [session_id])
+        })
+        .await
+        .map(drop)
     }
 
     /// The app's session of that id.

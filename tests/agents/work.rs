@@ -96,6 +96,22 @@ async fn a_tools_calls_are_told() {
     assert_eq!(update.data["status"], "failed");
 }
 
+#[tokio::test]
+async fn a_key_that_three_callers_use_at_once_creates_one_session() {
+    let Some(forge) = Forge::start().await else { return };
+    let Forge { server, token, home: _home, _stub } = forge;
+    let create = |server: &Server, body: Value| {
+        Answer::of(server.request(Method::POST, "/sessions", &token).header("idempotency-key", "k").json(&body))
+    };
+    let body = json!({"meta": {"a": 1}});
+    let (one, two, three) = tokio::join!(create(&server, body.clone()), create(&server, body.clone()), create(&server, body.clone()));
+    assert_eq!((one.status, &one.text, &one.text), (StatusCode::OK, &two.text, &three.text));
+    create(&server, json!({})).await.problem(422);
+    let server = server.crash_and_restart();
+    assert_eq!(create(&server, body).await.text, one.text);
+    assert_eq!(server.query::<i64>("SELECT count(*) FROM sessions"), 1);
+}
+
 async fn session(server: &Server, token: &str) -> String {
     server.post("/sessions", token, &json!({})).await.json["session_id"].as_str().unwrap().to_owned()
 }
@@ -154,6 +170,13 @@ async fn turns_in_the_background_are_cancelled_or_survive_a_crash_that_found_the
     for location in [&running, &waiting] {
         assert_eq!(status(&server, location).await["status"], "cancelled");
     }
+    let one = background(&server, r#"stub: {"delay_ms": 60000}"#).await;
+    let cancel_one = async || Answer::of(server.request(Method::DELETE, &one, &token)).await.json;
+    assert_eq!(cancel_one().await, json!({"ok": true, "session_id": id, "turn": 3, "already_over": false}));
+    assert_eq!(
+        (cancel_one().await["already_over"].clone(), status(&server, &one).await["status"].clone()),
+        (json!(true), json!("cancelled"))
+    );
     let again = Answer::of(server.request(Method::POST, &format!("/sessions/{id}/cancel"), &token)).await;
     assert_eq!((again.status, &again.json["cancelled"]), (StatusCode::OK, &json!(0)));
 

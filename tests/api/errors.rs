@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::harness::{ADMIN, Answer, Options};
+use crate::harness::{ADMIN, Answer, Options, many_descriptors};
 
 #[tokio::test]
 async fn every_error_is_a_problem() {
@@ -92,7 +92,8 @@ async fn the_description_is_openapi_3_1_and_names_every_path() {
 async fn connections_past_the_limit_wait_and_are_served_when_others_go() {
     let server = Options::stand_in().set("CLAWDFORGE_MAX_RUNS", 1).set("CLAWDFORGE_MAX_QUEUED_RUNS", 0).start();
     let mut silent = Vec::new();
-    for _ in 0..513 {
+    many_descriptors();
+    for _ in 0..2049 {
         silent.push(TcpStream::connect(server.address()).await.unwrap());
     }
     let health = || Client::new().get(server.url("/healthz")).timeout(std::time::Duration::from_secs(5)).send();

@@ -6,7 +6,7 @@ use serde_json::json;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
-use crate::harness::{Answer, Options, Server, until};
+use crate::harness::{Answer, Options, Server, peak, until};
 
 async fn send(server: &Server, token: &str, path: &str, form: Form) -> Answer {
     Answer::of(server.request(Method::POST, path, token).multipart(form)).await
@@ -86,12 +86,6 @@ async fn a_body_that_ends_early_leaves_nothing() {
     until("the upload to begin", || left(&server) == 1).await;
     drop(leaves);
     until("the partial file to go", || left(&server) == 0).await;
-}
-
-/// The most memory that the server ever had, in KiB.
-fn peak(server: &Server) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{}/status", server.pid())).unwrap();
-    status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.trim().strip_suffix(" kB")?.parse().ok()).unwrap()
 }
 
 #[tokio::test]

@@ -256,6 +256,19 @@ pub fn wait_for<T, E: std::fmt::Display>(mut look: impl FnMut() -> Result<T, E>)
     }
 }
 
+/// The most memory that the server ever had, in KiB.
+pub fn peak(server: &Server) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", server.pid())).unwrap();
+    status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.trim().strip_suffix(" kB")?.parse().ok()).unwrap()
+}
+
+/// Lets this process open as many files as it may.
+pub fn many_descriptors() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum }).unwrap();
+}
+
 /// Polls without holding up the test's other futures.
 pub async fn until(what: &str, mut look: impl FnMut() -> bool) {
     let begun = Instant::now();

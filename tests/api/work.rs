@@ -6,8 +6,10 @@ use futures_util::future::join_all;
 use reqwest::{Method, StatusCode};
 use rustix::process::Signal;
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 
-use crate::harness::{Answer, Options, Server, until};
+use crate::harness::{Answer, Options, Server, many_descriptors, peak, until};
 
 /// A run with these headers.
 async fn run(server: &Server, token: &str, prompt: &str, headers: &[(&str, &str)]) -> Answer {
@@ -233,4 +235,28 @@ async fn a_stop_leaves_what_waits_in_the_background_for_the_next_start() {
     let server = server.restart();
     assert_eq!(state(&server, &token, &running).await["status"], "succeeded");
     assert_eq!(ended(&server, &token, &queued).await["status"], "succeeded");
+}
+
+#[tokio::test]
+async fn a_thousand_readers_that_stop_reading_cost_little_and_hold_up_nobody() {
+    many_descriptors();
+    let server = Options::stand_in().start();
+    let token = server.mint("app").await;
+    let id = server.run(&token, "do: long").await.header("x-run-id").to_owned();
+    let request = format!("GET /runs/{id}/events HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {token}\r\n\r\n");
+    let mut readers = Vec::new();
+    for _ in 0..1000 {
+        let mut reader = TcpStream::connect(server.address()).await.unwrap();
+        reader.write_all(request.as_bytes()).await.unwrap();
+        reader.read_u8().await.unwrap();
+        readers.push(reader);
+    }
+    let before = std::time::Instant::now();
+    assert_eq!(server.run(&token, "hello").await.status, StatusCode::OK);
+    assert!(before.elapsed() < Duration::from_secs(2));
+    // 3 MB wait for each of them, of which a quarter of a MiB is held.
+    assert!(peak(&server) < 400 << 10, "the server's memory went up to {} KiB", peak(&server));
+    let last = server.get(&format!("/runs/{id}/events"), &token).await.text;
+    assert!(last.len() > 3_000_000 && last.ends_with("}\n\n"));
+    drop(readers);
 }
