@@ -121,7 +121,7 @@ class Forge:
         """
         body, headers = self._run(prompt, model, system, files, timeout_secs, schema), key_header(idempotency_key)
         if stream:
-            work = Work("/run", "X-Run-Id", "/runs/{}/events", ("DELETE", "/runs/{}"))
+            work = Work("/run", "X-Run-Id", "/runs/{}")
             return EventStream(Following(self, work, body, headers), _run_result)
         return _run_result(self._call("POST", "/run", json=body, headers=headers, timeout_secs=body["timeout_secs"]))
 

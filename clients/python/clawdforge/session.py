@@ -64,7 +64,7 @@ class Session:
         """Sends a prompt and waits for the agent to end its turn.
 
         ``timeout_secs`` is 5 to 3600; without it the server allows 600. Turns of one session run one at a time.
-        ``idempotency_key`` and ``stream`` are as in :meth:`Forge.run`; leaving a stream cancels the session's turns. Raises
+        ``idempotency_key`` and ``stream`` are as in :meth:`Forge.run`; leaving a stream cancels its turn. Raises
         :class:`ForgeAPIError` with status 502 where the turn failed (the session stays usable), 410 where the session is
         closed, and 404 where there is none of that id.
         """
@@ -73,7 +73,7 @@ class Session:
             body["timeout_secs"] = timeout_secs
         path, headers = f"/sessions/{self.id}", key_header(idempotency_key)
         if stream:
-            work = Work(f"{path}/turn", "X-Turn", f"{path}/turns/{{}}/events", ("POST", f"{path}/cancel"))
+            work = Work(f"{path}/turn", "X-Turn", f"{path}/turns/{{}}")
             return EventStream(Following(self._forge, work, body, headers), _turn_result)
         timeout_secs = timeout_secs or SERVER_TURN_TIMEOUT
         return _turn_result(self._forge._call("POST", f"{path}/turn", json=body, headers=headers, timeout_secs=timeout_secs))

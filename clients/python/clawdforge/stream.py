@@ -30,16 +30,14 @@ BEAT = 15
 
 @dataclass(frozen=True)
 class Work:
-    """What a stream follows. ``{}`` in a path stands for its id."""
+    """What a stream follows."""
 
     #: Where it is asked for.
     path: str
     #: The header with its id.
     header: str
-    #: Where its events are.
-    events: str
-    #: The method and the path that cancel it.
-    cancel: tuple[str, str]
+    #: Where it is seen, with ``{}`` for its id.
+    place: str
 
 
 class Following:
@@ -79,7 +77,7 @@ class Following:
 
     def _resume(self) -> Iterator[Event]:
         headers = {"Last-Event-ID": str(self._last)}
-        self._response = self._open("GET", self._work.events.format(self.id), headers=headers)
+        self._response = self._open("GET", self._work.place.format(self.id) + "/events", headers=headers)
         return _events(self._response, self._last)
 
     def _open(self, method: str, path: str, headers: dict[str, str], **request: Any) -> requests.Response:
@@ -94,9 +92,8 @@ class Following:
     def leave(self) -> None:
         """Ends the connection and the work."""
         self.stop()
-        method, path = self._work.cancel
         with suppress(ForgeError):
-            self._forge._call(method, path.format(self.id))
+            self._forge._call("DELETE", self._work.place.format(self.id))
 
 
 class EventStream(Iterator[Event], Generic[Result]):

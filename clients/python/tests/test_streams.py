@@ -224,7 +224,7 @@ class Streams(unittest.TestCase):
         left.close()
         self.assertEqual(
             self.requests(),
-            ["POST /sessions/ab12/turn", "GET /sessions/ab12/turns/2/events", "POST /sessions/ab12/turn", "POST /sessions/ab12/cancel"],
+            ["POST /sessions/ab12/turn", "GET /sessions/ab12/turns/2/events", "POST /sessions/ab12/turn", "DELETE /sessions/ab12/turns/2"],
         )
         self.assertEqual(self.asked[0][2], {"prompt": "hi", "timeout_secs": 60})
 

@@ -205,7 +205,7 @@ class StreamTest < ClientTest
     assert_equal "a", session.turn("hi") { |event| break event.text }
     @serving.join
     assert_equal ["POST /sessions", "POST /sessions/abc/turn", "GET /sessions/abc/turns/2/events", "POST /sessions/abc/turn",
-                  "POST /sessions/abc/cancel"], requests
+                  "DELETE /sessions/abc/turns/2"], requests
     assert_equal({ "prompt" => "hi", "timeout_secs" => 60 }, @asked[1].last)
   end
 end

@@ -13,9 +13,8 @@ module Clawdforge
 
     # Times in a row, without a new event, that a broken connection is taken up again.
     RESUMES = 3
-    # What a stream follows: where it is asked for, the header with its id, and with that id where its events are and what
-    # cancels it.
-    Work = Struct.new(:path, :header, :events, :cancel)
+    # What a stream follows: where it is asked for, the header with its id, and where all such are seen.
+    Work = Struct.new(:path, :header, :places)
     private_constant :RESUMES, :Work
 
     # @return [String, nil] the run's id, or the turn's number; nil before the first event
@@ -25,16 +24,12 @@ module Clawdforge
 
     # @api private
     def self.of_run(http, body, key)
-      work = Work.new("/run", "X-Run-Id", ->(id) { "/runs/#{id}/events" },
-                      ->(id) { http.call(Net::HTTP::Delete, "/runs/#{id}") })
-      new(http, work, body, key, RunResult)
+      new(http, Work.new("/run", "X-Run-Id", "/runs"), body, key, RunResult)
     end
 
     # @api private
     def self.of_turn(http, path, body, key)
-      work = Work.new("#{path}/turn", "X-Turn", ->(id) { "#{path}/turns/#{id}/events" },
-                      ->(_) { http.call(Net::HTTP::Post, "#{path}/cancel", json: {}) })
-      new(http, work, body, key, TurnResult)
+      new(http, Work.new("#{path}/turn", "X-Turn", "#{path}/turns"), body, key, TurnResult)
     end
 
     # @api private
@@ -90,7 +85,7 @@ module Clawdforge
       headers = { "Accept" => "text/event-stream" }
       if @id
         headers["Last-Event-ID"] = @last.to_s
-        return @http.stream(Net::HTTP::Get, @work.events.call(@id), headers: headers, &block)
+        return @http.stream(Net::HTTP::Get, "#{@work.places}/#{@id}/events", headers: headers, &block)
       end
       @http.stream(Net::HTTP::Post, @work.path, json: @body, key: @key, headers: headers) do |response|
         @id = response[@work.header]
@@ -150,7 +145,7 @@ module Clawdforge
     end
 
     def cancel
-      @work.cancel.call(@id) if @id
+      @http.call(Net::HTTP::Delete, "#{@work.places}/#{@id}") if @id
     rescue Error
       # Why the stream was left is what the caller has to see.
       nil

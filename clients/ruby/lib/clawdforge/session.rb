@@ -30,7 +30,7 @@ module Clawdforge
     # @param files [Array<String, FileToken>, nil] uploads for the agent to read
     # @param timeout_secs [Integer, nil] seconds that the turn may take; the server's own 600 where it is nil
     # @param idempotency_key [String, nil] as {Client#run} takes it
-    # @param stream [Boolean] whether not to wait for the answer; leaving a stream cancels the session's turns
+    # @param stream [Boolean] whether not to wait for the answer; leaving a stream cancels its turn
     # @yieldparam event [Event] each message of the agent, as it comes
     # @return [TurnResult, EventStream] the events where +stream+ is true and there is no block
     # @raise [ArgumentError] for an empty prompt, before anything is sent
