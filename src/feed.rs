@@ -130,11 +130,11 @@ impl Feeds {
                 opened => opened?,
             };
             let Some(at) = end_of_event(&mut file, after)? else { return Ok(None) };
-            let told = match live {
-                Some(live) => live.told,
-                None => watch::Sender::new(Told { ended: true, ..whole_events(&mut file)? }).subscribe(),
+            let (told, answer) = match live {
+                Some(live) => (live.told, Some(live.answer)),
+                None => (watch::Sender::new(Told { ended: true, ..whole_events(&mut file)? }).subscribe(), None),
             };
-            Ok(Some(Reader { file: Arc::new(file), at, told }))
+            Ok(Some(Reader { file: Arc::new(file), at, told, answer }))
         })
         .await
     }
@@ -192,8 +192,9 @@ impl Feed {
 
     /// Tells the answer: nothing comes behind it.
     pub fn end(&self, answer: &Final) {
-        self.write(|id| frame(&format!("id: {id}\n"), answer), true);
+        // First for those who wait for it alone: a reader that hears of the end may need it too.
         self.answer.send_replace(Some(answer.clone()));
+        self.write(|id| frame(&format!("id: {id}\n"), answer), true);
     }
 
     fn write(&self, frame: impl FnOnce(u64) -> Vec<u8>, ends: bool) {
@@ -230,6 +231,8 @@ pub struct Reader {
     file: Arc<File>,
     at: u64,
     told: watch::Receiver<Told>,
+    /// Of work that goes on.
+    answer: Option<watch::Receiver<Option<Final>>>,
 }
 
 impl Reader {
@@ -258,7 +261,8 @@ impl Reader {
             if told.broken && told.ended {
                 // Not reached again: the end is at hand.
                 self.told = watch::Sender::new(Told { broken: false, ..told }).subscribe();
-                return Ok(Some(Bytes::from_static(GAP)));
+                let answer = self.answer.as_ref().and_then(|answer| answer.borrow().clone());
+                return Ok(Some([GAP, &answer.map(|answer| frame("", &answer)).unwrap_or_default()].concat().into()));
             }
             if told.ended {
                 return Ok(None);
@@ -364,4 +368,76 @@ fn last_answer(mut lines: impl BufRead) -> io::Result<Option<Final>> {
         return Ok(code.filter(|_| whole).map(|code| Final { status: code, problem: status.contains("problem"), body: body.into() }));
     }
     Ok(None)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures_util::StreamExt;
+    use serde_json::json;
+
+    async fn text(feeds: &Feeds, id: &str, after: u64) -> String {
+        let pieces: Vec<_> = feeds.read(id, after).await.unwrap().unwrap().bytes().map(Result::unwrap).collect().await;
+        String::from_utf8(pieces.concat()).unwrap()
+    }
+
+    fn answer(body: &'static str) -> Final {
+        Final { status: 503, problem: true, body: Bytes::from_static(body.as_bytes()) }
+    }
+
+    #[tokio::test]
+    async fn what_a_crash_cut_short_is_gone_on_with() {
+        let folder = tempfile::tempdir().unwrap();
+        let feeds = Feeds::new(folder.path().to_owned());
+        let feed = feeds.begin("a", CancellationToken::new()).await.unwrap();
+        feed.tell("text", &json!({"content": "one"}));
+        drop(feed);
+        let mut file = OpenOptions::new().append(true).open(folder.path().join("a")).unwrap();
+        file.write_all(b"id: 2\nevent: text\ndata: {\"content\": \"cut").unwrap();
+        assert_eq!(text(&feeds, "a", 0).await, "id: 1\nevent: text\ndata: {\"content\":\"one\"}\n\n");
+        assert!(feeds.answer("a").await.unwrap().is_none());
+
+        let feed = feeds.begin("a", CancellationToken::new()).await.unwrap();
+        feed.end(&answer("{\n\"a\": 1}"));
+        drop(feed);
+        let last = "id: 2\nevent: error\n: 503 problem\ndata: {\ndata: \"a\": 1}\n\n";
+        assert_eq!(text(&feeds, "a", 1).await, last);
+        assert!(feeds.read("a", 3).await.unwrap().is_none());
+        let kept = feeds.answer("a").await.unwrap().unwrap();
+        assert_eq!((kept.status, kept.problem, kept.body), (503, true, Bytes::from_static(b"{\n\"a\": 1}")));
+    }
+
+    #[tokio::test]
+    async fn readers_hear_a_beat_and_then_what_comes() {
+        let folder = tempfile::tempdir().unwrap();
+        let feeds = Feeds::new(folder.path().to_owned());
+        let feed = feeds.begin("a", CancellationToken::new()).await.unwrap();
+        let mut bytes = Box::pin(feeds.read("a", 0).await.unwrap().unwrap().bytes());
+        tokio::time::pause();
+        assert_eq!(bytes.next().await.unwrap().unwrap(), Bytes::from_static(b":\n\n"));
+        tokio::time::resume();
+        feed.end(&answer("{}"));
+        drop(feed);
+        assert!(bytes.next().await.unwrap().unwrap().starts_with(b"id: 1\nevent: error\n"));
+        assert!(bytes.next().await.is_none());
+    }
+
+    #[tokio::test]
+    async fn a_full_disk_is_a_gap_and_the_answer_comes_all_the_same() {
+        let folder = tempfile::tempdir().unwrap();
+        let feeds = Feeds::new(folder.path().to_owned());
+        let feed = feeds.begin("a", CancellationToken::new()).await.unwrap();
+        feed.tell("text", &json!({"content": "kept"}));
+        let (reader, live) = (feeds.read("a", 0).await.unwrap().unwrap(), feeds.live("a").unwrap());
+        // Takes nothing, as a full disk does.
+        *feed.file.lock().unwrap() = File::open(folder.path().join("a")).unwrap();
+        feed.tell("text", &json!({"content": "lost"}));
+        feed.end(&answer("{}"));
+        drop(feed);
+        let told: Vec<_> = reader.bytes().map(Result::unwrap).collect().await;
+        let expected = "id: 1\nevent: text\ndata: {\"content\":\"kept\"}\n\nevent: gap\n";
+        let told = String::from_utf8(told.concat()).unwrap();
+        assert!(told.starts_with(expected) && told.ends_with("event: error\n: 503 problem\ndata: {}\n\n"), "{told}");
+        assert_eq!(live.answer().await.unwrap().status, 503);
+    }
 }

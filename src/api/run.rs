@@ -149,8 +149,8 @@ pub(super) struct RunFailure {
         ("Idempotency-Key" = Option<String>, Header, description = "Up to 255 characters; the same key and body lead to one run, for 24 hours"),
     ),
     responses(
-    (status = OK, headers(("x-run-id" = String, description = "The run's row in the ledger")), content((RunReply = "application/json"), (String = "text/event-stream"))),
-    (status = ACCEPTED, body = super::runs::RunState, description = "It goes on in the background", headers(("location" = String, description = "Where to see it"))),
+    (status = OK, headers(("x-run-id" = String, description = "The run's row in the ledger")), body = RunReply),
+    (status = ACCEPTED, description = "It goes on in the background; the body is as that of GET /runs/{id}", headers(("location" = String, description = "Where to see it"))),
     (status = BAD_GATEWAY, body = RunFailure, description = "The CLI failed or ran out of time"),
     (status = SERVICE_UNAVAILABLE, description = "The CLI is not installed (application/json), or the server is busy, stopping or out of disk (application/problem+json)",
         content((RunFailure = "application/json"), (Problem = "application/problem+json"))),

@@ -119,7 +119,7 @@ async fn state(State(app): State<Arc<App>>, caller: Caller, id: Result<Path<Stri
 /// Its events from the first, or behind `Last-Event-ID`, and on as they happen, to `result` or `error`.
 #[utoipa::path(get, path = "/runs/{id}/events", operation_id = "follow_run", tag = "runs", security(("app" = [])),
     params(("id" = String, Path), ("Last-Event-ID" = Option<String>, Header)), responses(
-    (status = OK, content((String = "text/event-stream")), description = "`result` has this body", headers(("x-run-id" = String))),
+    (status = OK, content((work::SentEvent = "text/event-stream")), description = "`result` has this body", headers(("x-run-id" = String))),
     (status = BAD_GATEWAY, body = RunFailure, description = "Never sent as a status: the body of the event `error`"),
     (status = "default", body = Problem, content_type = "application/problem+json", description = "The request was refused"),
 ))]

@@ -300,8 +300,8 @@ impl From<Session> for SessionCreated {
         ("Idempotency-Key" = Option<String>, Header, description = "Up to 255 characters; the same key and body lead to one turn, for 24 hours"),
     ),
     request_body = TurnBody, responses(
-    (status = OK, headers(("x-turn" = i64, description = "The turn's number, where it was accepted before it started")), content((TurnReply = "application/json"), (String = "text/event-stream"))),
-    (status = ACCEPTED, body = TurnStatus, description = "It goes on in the background", headers(("location" = String, description = "Where to see it"))),
+    (status = OK, headers(("x-turn" = i64, description = "The turn's number, where it was accepted before it started")), body = TurnReply),
+    (status = ACCEPTED, description = "It goes on in the background; the body is as that of GET /sessions/{id}/turns/{turn}", headers(("location" = String, description = "Where to see it"))),
     (status = BAD_GATEWAY, body = TurnFailure, description = "The agent failed or ran out of time; the session stays usable"),
     (status = GONE, body = Problem, content_type = "application/problem+json", description = "The session is closed"),
     (status = "default", body = Problem, content_type = "application/problem+json", description = "The turn was refused"),
@@ -483,7 +483,7 @@ async fn turn_status(
 /// Its events from the first, or behind `Last-Event-ID`, and on as they happen, to `result` or `error`.
 #[utoipa::path(get, path = "/sessions/{id}/turns/{turn}/events", operation_id = "follow_turn", tag = "sessions", security(("app" = [])),
     params(("id" = String, Path), ("turn" = i64, Path), ("Last-Event-ID" = Option<String>, Header)), responses(
-    (status = OK, content((String = "text/event-stream"))),
+    (status = OK, content((work::SentEvent = "text/event-stream"))),
     (status = "default", body = Problem, content_type = "application/problem+json", description = "The request was refused"),
 ))]
 async fn turn_events(

@@ -8,6 +8,7 @@ use axum::response::{IntoResponse, Response};
 use futures_util::StreamExt;
 use serde::Serialize;
 use tokio_util::sync::DropGuard;
+use utoipa::ToSchema;
 
 use super::error::ApiError;
 use crate::feed::{self, Feeds, Final, GAP};
@@ -75,6 +76,18 @@ impl Wish {
         let detached = self.background || key.is_some();
         Way { accepted: detached || self.stream, detached, key }
     }
+}
+
+/// An event as it is sent. Only described: the bytes are those of the feed.
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "only described")]
+pub(super) struct SentEvent {
+    /// Grows by one; for `Last-Event-ID`. `gap` has none.
+    id: Option<String>,
+    /// `text`, `tool_call` and the like; last `result` or `error`.
+    event: String,
+    /// JSON; of `result` and `error` what the plain call gives.
+    data: String,
 }
 
 /// An answer that is no problem.

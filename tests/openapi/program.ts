@@ -12,8 +12,8 @@ const operator = client(CLAWDFORGE_ADMIN_TOKEN);
 function assert(condition: boolean, what: string): asserts condition {
   if (!condition) throw new Error(what);
 }
-function good<T>(answer: { data?: T; error?: unknown; response: Response }): T {
-  if (answer.data === undefined) throw new Error(`${answer.response.status}: ${JSON.stringify(answer.error)}`);
+function good<T>(answer: { data?: T; error?: unknown; response: Response }): NonNullable<T> {
+  if (answer.data === undefined || answer.data === null) throw new Error(`${answer.response.status}: ${JSON.stringify(answer.error)}`);
   return answer.data;
 }
 
@@ -28,6 +28,20 @@ assert(good(await operator.DELETE("/admin/tokens/{name}", { params: { path: { na
 const run = await app.POST("/run", { body: { prompt: 'stub: {"text": "[1, 2]"}' } });
 assert(JSON.stringify(good(run).result) === "[1,2]", "a run's value");
 assert(run.response.headers.get("x-run-id") !== null, "a run's id");
+
+const background = await app.POST("/run", { body: { prompt: "hello" }, params: { header: { Prefer: "respond-async", "Idempotency-Key": "once" } } });
+assert(background.response.status === 202, "a run in the background");
+const run_id = background.response.headers.get("x-run-id") ?? "";
+const runPath = { path: { id: run_id } };
+const stream = await app.GET("/runs/{id}/events", { params: runPath, parseAs: "text" });
+assert(String(good(stream)).includes("event: result"), "a run's events");
+assert(good(await app.GET("/runs/{id}", { params: runPath })).status === "succeeded", "a run's state");
+assert(good(await app.DELETE("/runs/{id}", { params: runPath })).already_over, "a run's cancelling");
+assert(good(await app.GET("/runs", { params: { query: { limit: 1 } } })).runs[0]?.run_id === run_id, "a list of runs");
+assert(good(await app.GET("/usage")).usage.length > 0, "usage");
+assert(good(await operator.GET("/admin/runs")).count > 0, "every app's runs");
+assert(good(await operator.GET("/admin/usage")).cost_usd >= 0, "every app's usage");
+assert(String(good(await operator.GET("/metrics", { parseAs: "text" }))).includes("clawdforge_requests_total"), "metrics");
 
 const failed = await app.POST("/run", { body: { prompt: 'stub: {"error": 401}' } });
 assert(failed.response.status === 502 && failed.error !== undefined, "a run that fails");
@@ -58,6 +72,11 @@ assert(good(await app.GET("/sessions/{id}", { params: { path } })).turn_count ==
 assert(!good(await app.DELETE("/sessions/{id}", { params: { path } })).already_closed, "a close");
 const open = good(await app.GET("/sessions", { params: { query: { include_closed: false } } }));
 assert(open.sessions.every(({ session_id }) => session_id !== session.session_id), "a list");
+const first = { path: { ...path, turn: 1 } };
+assert(good(await app.GET("/sessions/{id}/turns/{turn}", { params: first })).status === "succeeded", "a turn's state");
+assert(good(await app.DELETE("/sessions/{id}/turns/{turn}", { params: first })).already_over, "a turn's cancelling");
+assert(String(good(await app.GET("/sessions/{id}/turns/{turn}/events", { params: first, parseAs: "text" }))).includes("event: result"), "a turn's events");
+assert(good(await app.POST("/sessions/{id}/cancel", { params: { path } })).cancelled === 0, "a session's cancelling");
 const gone = await app.POST("/sessions/{id}/turn", { params: { path }, body: { prompt: "hello" } });
 assert(gone.response.status === 410, "a turn of a closed session");
 
