@@ -139,6 +139,14 @@ impl Feeds {
         .await
     }
 
+    /// Ends the feed of work that a crash cut short, unless it has its end.
+    pub async fn end(&self, id: &str, answer: &Final) -> io::Result<()> {
+        if self.answer(id).await?.is_none() {
+            self.begin(id, CancellationToken::new()).await?.end(answer);
+        }
+        Ok(())
+    }
+
     /// The answer of work that is over, as far as its feed is kept.
     pub async fn answer(&self, id: &str) -> io::Result<Option<Final>> {
         let path = self.path(id);

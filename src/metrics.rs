@@ -154,11 +154,14 @@ impl Metrics {
         }
         let duration = Duration::from_millis(end.duration_ms.unsigned_abs());
         self.whole.get_or_create(&Kind { kind }).observe(duration.as_secs_f64());
+        // Only of models that there are: a client can name any.
         for (direction, count) in [("input", end.input_tokens), ("output", end.output_tokens)] {
-            let labels = Tokens { app: app.to_owned(), model: model.to_owned(), direction };
-            self.tokens.get_or_create(&labels).inc_by(count.unwrap_or_default().unsigned_abs());
+            if let Some(count) = count.filter(|_| end.ok) {
+                let labels = Tokens { app: app.to_owned(), model: model.to_owned(), direction };
+                self.tokens.get_or_create(&labels).inc_by(count.unsigned_abs());
+            }
         }
-        if let Some(usd) = end.cost_usd {
+        if let Some(usd) = end.cost_usd.filter(|_| end.ok) {
             self.dollars.get_or_create(&Use { app: app.to_owned(), model: model.to_owned() }).inc_by(usd.max(0.0));
         }
     }

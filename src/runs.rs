@@ -27,7 +27,7 @@ use crate::agent::desk::{Desk, Desks, NotStarted};
 use crate::agent::family;
 use crate::agent::folder::{Attachment, blocking, clear};
 use crate::agent::process::{self, End, Talk, Waiting};
-use crate::agent::queue::{self, Place, Queue, Ticket, Wanted};
+use crate::agent::queue::{self, Place, Promise, Queue, Ticket, Wanted};
 use crate::agent::standby::{self, Hold, Pool, Want};
 use crate::clock;
 use crate::feed::{Feed, Feeds, Final, Live};
@@ -153,7 +153,8 @@ impl From<queue::Refused> for NoRun {
 /// Makes the answer of what came of a run.
 pub type Render = fn(Result<Outcome, NoRun>) -> Final;
 
-/// All runs of a server.
+/// All runs of a server. Clones share them.
+#[derive(Clone)]
 pub struct Runs {
     queue: Queue,
     tasks: TaskTracker,
@@ -181,8 +182,17 @@ impl Runs {
     pub async fn submit(&self, request: Request, way: Way) -> Result<Option<Submitted>, NoRun> {
         let (app, limits) = (&request.row.app_name, request.details.limits);
         check_budget(&self.shared.ledger, app, limits).await?;
-        let ticket = self.queue.join(wanted(&request), false)?;
+        let ticket = self.queue.join(wanted(&request), if way.detached { Promise::New } else { Promise::None })?;
         let cancel = self.shared.stop.child_token();
+        let guard = (!way.detached).then(|| cancel.clone().drop_guard());
+        // Of its own: a client that leaves in the middle must not leave a row behind that nobody ends.
+        let runs = self.clone();
+        let accepting = self.tasks.spawn(async move { runs.accept(request, ticket, way, cancel).await });
+        let live = accepting.await.map_err(|_| NoRun::Died)??;
+        Ok(live.map(|live| Submitted { live, guard }))
+    }
+
+    async fn accept(&self, request: Request, ticket: Ticket, way: Way, cancel: CancellationToken) -> Result<Option<Live>, NoRun> {
         let run_id = request.row.run_id.clone();
         let feed = self.shared.feeds.begin(&run_id, cancel.clone()).await?;
         if way.accepted {
@@ -193,13 +203,9 @@ impl Runs {
                 return Ok(accepted.map(|_| None)?);
             }
         }
-        if way.detached {
-            ticket.promise();
-        }
-        let guard = (!way.detached).then(|| cancel.clone().drop_guard());
-        let live = self.shared.feeds.live(&run_id).ok_or(NoRun::Died)?;
+        let live = self.shared.feeds.live(&run_id);
         self.spawn(request, ticket, feed, cancel, way.accepted, way.detached);
-        Ok(Some(Submitted { live, guard }))
+        Ok(live)
     }
 
     /// Starts what waited when the server ended.
@@ -207,9 +213,15 @@ impl Runs {
         for (row, details) in self.shared.ledger.waiting_runs().await? {
             let request = Request { uuid: Uuid::try_parse(&row.run_id)?, row, details: serde_json::from_str(&details)? };
             let cancel = self.shared.stop.child_token();
+            if self.shared.feeds.answer(&request.row.run_id).await?.is_some() {
+                // It was refused, and only its row could not be told.
+                let end = RunEnd::failed("error", "it could not be started".to_owned());
+                self.shared.ledger.finish_run(&request.row.run_id, end).await?;
+                continue;
+            }
             let feed = self.shared.feeds.begin(&request.row.run_id, cancel.clone()).await?;
             tracing::info!(run_id = request.row.run_id, "a run that waited when the server ended");
-            let ticket = self.queue.join(wanted(&request), true).map_err(NoRun::from)?;
+            let ticket = self.queue.join(wanted(&request), Promise::Old).map_err(NoRun::from)?;
             self.spawn(request, ticket, feed, cancel, true, true);
         }
         Ok(())
@@ -557,8 +569,7 @@ pub async fn recover(workshop: &Workshop, ledger: &Ledger, feeds: &Feeds, render
     let runs = ledger.settle_runs().await?;
     for run_id in &runs {
         // Its readers get an end too.
-        let feed = feeds.begin(run_id, CancellationToken::new()).await?;
-        feed.end(&render(Ok(failed(Ending::Interrupted))));
+        feeds.end(run_id, &render(Ok(failed(Ending::Interrupted)))).await?;
     }
     let rows = runs.len();
     if processes + folders + rows > 0 {

@@ -25,7 +25,7 @@ use crate::agent::acpx::{self, Acpx, Heard, Target, Turn};
 use crate::agent::events::{Event, Events, TurnEnd};
 use crate::agent::family;
 use crate::agent::folder::{Attachment, Folder, blocking, clear, remove_tree};
-use crate::agent::queue::{Queue, Wanted};
+use crate::agent::queue::{Promise, Queue, Wanted};
 use crate::agent::room::Room;
 use crate::agent::standby::{Pool, Want};
 use crate::agent::{claude, process};
@@ -40,6 +40,9 @@ use crate::runs::{self, NoRun, Way};
 
 /// How long the end of a turn may take beyond its stop: the cancel, its grace, and the last look for processes.
 const END_GRACE: Duration = Duration::from_secs(30);
+
+/// Turns of one session that wait or go on, at most.
+const MOST_IN_LANE: usize = 64;
 
 /// What the name of the folder of a turn's files begins with.
 const FILES: &str = "files-for-turn-";
@@ -192,7 +195,8 @@ impl Outcome {
     }
 }
 
-/// All sessions of a server.
+/// All sessions of a server. Clones share them.
+#[derive(Clone)]
 pub struct Sessions {
     shared: Arc<Shared>,
 }
@@ -219,15 +223,20 @@ struct Lane {
     turn: Arc<tokio::sync::Mutex<()>>,
     /// Turns that wait or go on.
     busy: AtomicUsize,
-    cancels: Mutex<Vec<CancellationToken>>,
+    turns: Mutex<Vec<TurnInLane>>,
     closing: CancellationToken,
-    /// Comes when no turn waits or goes on any more.
-    idle: CancellationToken,
+}
+
+/// A turn that waits or goes on.
+#[derive(Clone)]
+struct TurnInLane {
+    cancel: CancellationToken,
+    over: CancellationToken,
 }
 
 impl Lane {
-    fn cancels(&self) -> MutexGuard<'_, Vec<CancellationToken>> {
-        self.cancels.lock().unwrap_or_else(PoisonError::into_inner)
+    fn turns(&self) -> MutexGuard<'_, Vec<TurnInLane>> {
+        self.turns.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -249,6 +258,8 @@ struct InLane {
     shared: Arc<Shared>,
     id: String,
     lane: Arc<Lane>,
+    /// Of a turn: comes when it is over.
+    over: Option<CancellationToken>,
 }
 
 impl Drop for InLane {
@@ -257,7 +268,10 @@ impl Drop for InLane {
         let mut lanes = self.shared.lanes();
         if self.lane.busy.fetch_sub(1, Ordering::Relaxed) == 1 {
             lanes.remove(&self.id);
-            self.lane.idle.cancel();
+        }
+        if let Some(over) = &self.over {
+            over.cancel();
+            self.lane.turns().retain(|turn| !turn.over.is_cancelled());
         }
     }
 }
@@ -280,7 +294,16 @@ impl Shared {
     fn enter_in(self: &Arc<Self>, lanes: &mut HashMap<String, Arc<Lane>>, id: &str) -> InLane {
         let lane = lanes.entry(id.to_owned()).or_default().clone();
         lane.busy.fetch_add(1, Ordering::Relaxed);
-        InLane { shared: self.clone(), id: id.to_owned(), lane }
+        InLane { shared: self.clone(), id: id.to_owned(), lane, over: None }
+    }
+
+    fn enter_turn(self: &Arc<Self>, id: &str, cancel: &CancellationToken) -> InLane {
+        let mut lanes = self.lanes();
+        let mut place = self.enter_in(&mut lanes, id);
+        let turn = TurnInLane { cancel: cancel.clone(), over: CancellationToken::new() };
+        place.over = Some(turn.over.clone());
+        place.lane.turns().push(turn);
+        place
     }
 }
 
@@ -348,6 +371,24 @@ impl Sessions {
         runs::check_budget(&self.shared.ledger, &session.new.app_name, request.details.limits).await?;
         let cancel = self.shared.stop.child_token();
         let waiting = self.wait(&session, cancel).await;
+        if waiting.place.lane.busy.load(Ordering::Relaxed) > MOST_IN_LANE {
+            return Err(Refused::Busy);
+        }
+        let guard = (!way.detached).then(|| waiting.cancel.clone().drop_guard());
+        // Of its own: a client that leaves in the middle must not leave a row behind that nobody ends.
+        let sessions = self.clone();
+        let accepting = self.shared.tasks.spawn(async move { sessions.accept(session, request, waiting, way).await });
+        let accepted = accepting.await.map_err(|_| Refused::Died)??;
+        Ok(accepted.map(|(turn, answered)| Submitted { turn, answered, guard }))
+    }
+
+    async fn accept(
+        &self,
+        session: Session,
+        request: TurnRequest,
+        waiting: WaitingInLane,
+        way: Way,
+    ) -> Result<Option<(Option<i64>, oneshot::Receiver<Final>)>, Refused> {
         let mut accepted = None;
         if way.accepted {
             let details = way.detached.then(|| serde_json::to_string(&request.details).expect("details are JSON"));
@@ -357,16 +398,13 @@ impl Sessions {
             };
             accepted = Some(self.shared.begin_feed(&session, begun, &waiting.cancel).await?);
         }
-        let guard = (!way.detached).then(|| waiting.cancel.clone().drop_guard());
         let turn = accepted.as_ref().map(|accepted| accepted.begun.turn);
-        let answered = self.spawn(session, request, waiting, accepted, way.detached);
-        Ok(Some(Submitted { turn, answered, guard }))
+        Ok(Some((turn, self.spawn(session, request, waiting, accepted, way.detached))))
     }
 
     /// A place in the lane, behind those that have one.
     async fn wait(&self, session: &Session, cancel: CancellationToken) -> WaitingInLane {
-        let place = self.shared.enter(&session.new.session_id);
-        place.lane.cancels().push(cancel.clone());
+        let place = self.shared.enter_turn(&session.new.session_id, &cancel);
         let mut lock: Pin<Box<dyn Future<Output = _> + Send>> = Box::pin(place.lane.turn.clone().lock_owned());
         // Asked for here, so that the order is that of the requests and not that of the tasks.
         if let Some(held) = poll_immediate(&mut lock).await {
@@ -391,7 +429,13 @@ impl Sessions {
             let begin = async {
                 let came = Instant::now();
                 let turn = lock.await;
-                let place = shared.queue.join(wanted, detached).map_err(NoRun::from)?.place().await.map_err(NoRun::from)?;
+                let place = shared
+                    .queue
+                    .join(wanted, if detached { Promise::Old } else { Promise::None })
+                    .map_err(NoRun::from)?
+                    .place()
+                    .await
+                    .map_err(NoRun::from)?;
                 runs::check_budget(&shared.ledger, &session.new.app_name, request.details.limits).await?;
                 Ok::<_, Refused>((turn, place, METRICS.begins("turn", came.elapsed())))
             };
@@ -410,14 +454,14 @@ impl Sessions {
                 // Held as long as the turn goes on. acpx's last second is not: it lets the next turn wait by itself.
                 Ok(_held) => {
                     let row = request.row.clone();
-                    match shared.begin(&session, row, accepted, &cancel).await {
+                    match shared.begin(&session, row, accepted.as_ref(), &cancel).await {
                         Ok(Accepted { begun, feed }) => {
                             let came = shared.clone().take_turn(&session, request, begun, place, cancel, feed.clone()).await;
                             let came = (shared.render)(&session.new.session_id, came);
                             feed.end(&came);
                             came
                         }
-                        Err(refused) => (shared.render)(&session.new.session_id, Err(refused)),
+                        Err(refused) => shared.refuse(&session, accepted, refused).await,
                     }
                 }
             };
@@ -429,9 +473,15 @@ impl Sessions {
     /// Starts what waited when the server ended.
     pub async fn resume(&self) -> anyhow::Result<()> {
         for WaitingTurn { session, row, begun, request } in self.shared.ledger.waiting_turns().await? {
+            if self.shared.feeds.answer(&turn_id(&row.session_id, begun.turn)).await?.is_some() {
+                // It was refused, and only its row could not be told.
+                let end = RunEnd::failed("error", "it could not be started".to_owned());
+                self.shared.ledger.finish_turn(&row.session_id, begun, end, AgentOfTurn::default()).await?;
+                continue;
+            }
             tracing::info!(session_id = row.session_id, turn = begun.turn, "a turn that waited when the server ended");
             let waiting = self.wait(&session, self.shared.stop.child_token()).await;
-            let accepted = self.shared.begin_feed(&session, begun, &waiting.cancel).await?;
+            let accepted = self.shared.begin_feed(&session, begun, &waiting.cancel).await.map_err(anyhow::Error::new)?;
             let request = TurnRequest { row, details: serde_json::from_str(&request)? };
             drop(self.spawn(session, request, waiting, Some(accepted), true));
         }
@@ -440,12 +490,14 @@ impl Sessions {
 
     /// Cancels the turns of a session that wait or go on. Gives how many there were. When it returns they are over.
     pub async fn cancel(&self, session_id: &str) -> usize {
-        let Some(lane) = self.shared.lanes().get(session_id).cloned() else { return 0 };
-        let cancels = std::mem::take(&mut *lane.cancels());
-        cancels.iter().for_each(CancellationToken::cancel);
-        let count = lane.busy.load(Ordering::Relaxed);
-        lane.idle.cancelled().await;
-        count
+        let turns = self.shared.lanes().get(session_id).map(|lane| lane.turns().clone()).unwrap_or_default();
+        for turn in &turns {
+            turn.cancel.cancel();
+        }
+        for turn in &turns {
+            turn.over.cancelled().await;
+        }
+        turns.len()
     }
 
     /// Closes a session; a turn that goes on is cancelled first. False where it was closed already.
@@ -500,8 +552,8 @@ impl Sessions {
         let settled = self.shared.ledger.settle_turns().await?;
         for (session_id, turn) in &settled {
             // Its readers get an end too.
-            let feed = self.shared.feeds.begin(&turn_id(session_id, *turn), CancellationToken::new()).await?;
-            feed.end(&(self.shared.render)(session_id, Ok(Outcome::interrupted())));
+            let interrupted = (self.shared.render)(session_id, Ok(Outcome::interrupted()));
+            self.shared.feeds.end(&turn_id(session_id, *turn), &interrupted).await?;
         }
         let turns = settled.len();
         for session in self.shared.ledger.half_created_sessions().await? {
@@ -600,25 +652,31 @@ impl Shared {
         }
     }
 
-    async fn begin_feed(&self, session: &Session, begun: TurnBegun, cancel: &CancellationToken) -> Result<Accepted, Refused> {
-        let feed = self.feeds.begin(&turn_id(&session.new.session_id, begun.turn), cancel.clone()).await?;
-        Ok(Accepted { begun, feed: Arc::new(feed) })
+    /// The feed of a turn that has a row. Where there can't be one, the row ends.
+    async fn begin_feed(self: &Arc<Self>, session: &Session, begun: TurnBegun, cancel: &CancellationToken) -> Result<Accepted, Refused> {
+        match self.feeds.begin(&turn_id(&session.new.session_id, begun.turn), cancel.clone()).await {
+            Ok(feed) => Ok(Accepted { begun, feed: Arc::new(feed) }),
+            Err(error) => {
+                self.finish_turn(session, begun, RunEnd::failed("error", error.to_string()), AgentOfTurn::default()).await;
+                Err(error.into())
+            }
+        }
     }
 
     /// The row of a turn that starts now, and its feed.
     async fn begin(
-        &self,
+        self: &Arc<Self>,
         session: &Session,
         row: TurnRow,
-        accepted: Option<Accepted>,
+        accepted: Option<&Accepted>,
         cancel: &CancellationToken,
     ) -> Result<Accepted, Refused> {
         let Some(Accepted { begun, feed }) = accepted else {
             let begun = self.ledger.begin_turn(row).await?.ok_or(Refused::Closed)?;
             return self.begin_feed(session, begun, cancel).await;
         };
-        let begun = self.ledger.start_turn(begun).await?.ok_or(Refused::Closed)?;
-        Ok(Accepted { begun, feed })
+        let begun = self.ledger.start_turn(*begun).await?.ok_or(Refused::Closed)?;
+        Ok(Accepted { begun, feed: feed.clone() })
     }
 
     /// Answers a turn that does not come about.

@@ -113,7 +113,7 @@ pub fn remove_tree(path: &Path) -> io::Result<()> {
                 // A folder comes up here, so that depth takes neither stack nor descriptors.
                 drop(open_own(&folder, OsStr::from_bytes(inner.to_bytes()))?);
                 while let Err(error) = renameat(&folder, inner.as_c_str(), &top, format!(".{moved}")) {
-                    if !matches!(error, Errno::EXIST | Errno::NOTEMPTY) {
+                    if !matches!(error, Errno::EXIST | Errno::NOTEMPTY | Errno::NOTDIR) {
                         return Err(error.into());
                     }
                     moved += 1;

@@ -43,6 +43,17 @@ struct Waiter {
     firm: bool,
 }
 
+/// Whether one that waits may be turned away for somebody else.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Promise {
+    /// It may.
+    None,
+    /// It may not. Of those an app can have half of all that wait.
+    New,
+    /// It may not, and finds room: it was promised before.
+    Old,
+}
+
 /// What a place is wanted for.
 #[derive(Clone, Debug)]
 pub struct Wanted {
@@ -95,12 +106,11 @@ impl Queue {
 
     /// Waits for a place.
     pub async fn enter(&self, wanted: Wanted) -> Result<Place, Refused> {
-        self.join(wanted, false)?.place().await
+        self.join(wanted, Promise::None)?.place().await
     }
 
-    /// Joins those who wait, if there is room; one that was `promised` a place finds room. Waiting ends when the ticket is
-    /// dropped.
-    pub fn join(&self, wanted: Wanted, promised: bool) -> Result<Ticket, Refused> {
+    /// Joins those who wait, if there is room. Waiting ends when the ticket is dropped.
+    pub fn join(&self, wanted: Wanted, promise: Promise) -> Result<Ticket, Refused> {
         let (told, answer) = oneshot::channel();
         let mut state = self.state();
         if state.closed {
@@ -108,9 +118,12 @@ impl Queue {
         }
         state.count += 1;
         let id = state.count;
-        state.waiting.push(Waiter { id, wanted, told, firm: promised });
+        state.waiting.push(Waiter { id, wanted, told, firm: promise == Promise::Old });
         self.serve(state);
-        let mut ticket = Ticket { answer, early: None, leaves: Leaves { queue: self.clone(), id } };
+        if promise == Promise::New {
+            self.state().promise(id)?;
+        }
+        let mut ticket = Ticket { answer, early: None, _leaves: Leaves { queue: self.clone(), id } };
         if let Ok(answered) = ticket.answer.try_recv() {
             ticket.early = Some(answered?);
         }
@@ -176,6 +189,19 @@ impl State {
         served.min_by_key(|(_, waiter)| turn_of(waiter)).map(|(at, _)| at)
     }
 
+    /// Promises its place to one that has just come, if it waits.
+    fn promise(&mut self, id: u64) -> Result<(), Refused> {
+        let Some(at) = self.waiting.iter().position(|waiter| waiter.id == id) else { return Ok(()) };
+        let app = &self.waiting[at].wanted.app;
+        let promised = self.waiting.iter().filter(|waiter| waiter.firm && waiter.wanted.app == *app).count();
+        if promised >= self.most_waiting.div_ceil(2) {
+            self.waiting.remove(at);
+            return Err(Refused::Full);
+        }
+        self.waiting[at].firm = true;
+        Ok(())
+    }
+
     /// The last of those of the app with the most that wait.
     fn one_too_many(&self) -> Option<usize> {
         let mut count: HashMap<&str, usize> = HashMap::new();
@@ -192,16 +218,10 @@ impl State {
 pub struct Ticket {
     answer: oneshot::Receiver<Result<Place, Refused>>,
     early: Option<Place>,
-    leaves: Leaves,
+    _leaves: Leaves,
 }
 
 impl Ticket {
-    /// Promises the place: whoever comes later does not take it.
-    pub fn promise(&self) {
-        let Leaves { queue, id } = &self.leaves;
-        queue.state().waiting.iter_mut().filter(|waiter| waiter.id == *id).for_each(|waiter| waiter.firm = true);
-    }
-
     /// Waits for the place.
     pub async fn place(self) -> Result<Place, Refused> {
         match self.early {

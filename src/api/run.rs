@@ -18,7 +18,7 @@ use uuid::Uuid;
 use super::auth::Caller;
 use super::body::{ValidJson, Validate, whole_number};
 use super::error::{ApiError, FieldError, Problem};
-use super::work::{self, Wish};
+use super::work::{self, Wish, Work};
 use crate::agent::folder::Attachment;
 use crate::agent::reply::Reply;
 use crate::clock;
@@ -194,7 +194,7 @@ async fn run(
         return present(&app, &caller, &wish, &run_id, guard).await;
     }
     let answer = live.answer().await.ok_or(ApiError::Stopping)?;
-    drop(guard);
+    guard.map(DropGuard::disarm);
     Ok(([(RUN_ID, run_id)], answer).into_response())
 }
 
@@ -203,12 +203,7 @@ async fn again(app: &App, caller: &Caller, wish: &Wish, run_id: &str) -> Result<
     if wish.background || wish.stream {
         return present(app, caller, wish, run_id, None).await;
     }
-    let answer = match app.feeds.live(run_id) {
-        Some(live) => live.answer().await,
-        None => app.feeds.answer(run_id).await?,
-    };
-    let row = app.ledger.run(&caller.app, run_id).await?.ok_or(ApiError::NotFound)?;
-    let answer = answer.or_else(|| super::runs::answer_in(row)).ok_or(ApiError::Stopping)?;
+    let answer = work::answer_of(app, Work::Run(&caller.app, run_id)).await?;
     Ok(([(RUN_ID, run_id)], answer).into_response())
 }
 
@@ -218,7 +213,7 @@ async fn present(app: &App, caller: &Caller, wish: &Wish, run_id: &str, guard: O
     let response = if wish.background {
         work::accepted(&format!("/runs/{run_id}"), &super::runs::RunState::from(row))
     } else {
-        work::follow(&app.feeds, run_id, 0, guard, || super::runs::answer_in(row)).await?
+        work::follow(app, Work::Run(&caller.app, run_id), 0, guard).await?
     };
     Ok(([(RUN_ID, run_id)], response).into_response())
 }

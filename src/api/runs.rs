@@ -16,7 +16,7 @@ use utoipa_axum::routes;
 use super::auth::Caller;
 use super::error::{ApiError, Problem};
 use super::run::{RunFailure, render};
-use super::work;
+use super::work::{self, Work};
 use crate::agent::reply::Reply;
 use crate::feed::Final;
 use crate::ledger::{RunEnd, RunRow};
@@ -92,8 +92,9 @@ impl From<RunRow> for RunState {
 }
 
 /// The answer of a run, as far as its row tells. `None` while there is none.
-pub(super) fn answer_in(row: RunRow) -> Option<Final> {
-    let (_, RunEnd { duration_ms, ok, stop_reason, error, result, .. }) = row.finished?;
+pub(super) async fn answer_of(app: &App, caller: &str, run_id: &str) -> Result<Option<Final>, ApiError> {
+    let row = app.ledger.run(caller, run_id).await?.ok_or(ApiError::NotFound)?;
+    let Some((_, RunEnd { duration_ms, ok, stop_reason, error, result, .. })) = row.finished else { return Ok(None) };
     let ending = match (row.status.as_str(), error.unwrap_or_default()) {
         _ if ok => Ending::Replied { text: result.unwrap_or_default(), stop_reason },
         ("cancelled", _) => Ending::Cancelled,
@@ -102,7 +103,7 @@ pub(super) fn answer_in(row: RunRow) -> Option<Final> {
         (_, error) => Ending::Failed(error),
     };
     let duration = Duration::from_millis(duration_ms.unsigned_abs());
-    Some(render(Ok(Outcome { ending, stderr: String::new(), duration })))
+    Ok(Some(render(Ok(Outcome { ending, stderr: String::new(), duration }))))
 }
 
 /// See a run
@@ -131,7 +132,7 @@ async fn events(
 ) -> Result<Response, ApiError> {
     let row = find(&app, &caller, id).await?;
     let run_id = row.new.run_id.clone();
-    work::follow(&app.feeds, &run_id, work::last_event_id(&headers)?, None, || answer_in(row)).await
+    work::follow(&app, Work::Run(&caller.app, &run_id), work::last_event_id(&headers)?, None).await
 }
 
 #[derive(Serialize, ToSchema)]

@@ -23,7 +23,7 @@ use super::auth::Caller;
 use super::body::{ValidJson, Validate, whole_number};
 use super::error::{ApiError, FieldError, Problem};
 use super::run::{attachments, check_files, check_model, check_prompt};
-use super::work::{self, Wish};
+use super::work::{self, Wish, Work};
 use crate::agent::acpx::PERMISSIONS;
 use crate::agent::events::Event;
 use crate::clock;
@@ -269,16 +269,18 @@ async fn create(
 
 /// The session that the first request with a key led to, when it is there.
 async fn created_before(app: &App, caller: &Caller, session_id: &str) -> Result<Json<SessionCreated>, ApiError> {
-    loop {
+    // Twice as long as a creation may take.
+    for _ in 0..2400 {
+        let creates = app.ledger.half_created_sessions().await?.iter().any(|session| session.new.session_id == session_id);
         if let Some(session) = app.ledger.session(&caller.app, session_id).await? {
             return Ok(Json(session.into()));
         }
-        let creates = app.ledger.half_created_sessions().await?.iter().any(|session| session.new.session_id == session_id);
         if !creates {
-            return Err(ApiError::Acpx("the first request with this key failed".to_owned()));
+            break;
         }
         sleep(Duration::from_millis(50)).await;
     }
+    Err(ApiError::Acpx("the first request with this key failed".to_owned()))
 }
 
 impl From<Session> for SessionCreated {
@@ -339,7 +341,7 @@ async fn turn(
         return present(&app, &wish, &session_id, turn, guard).await;
     }
     let answer = answered.await.map_err(|_| ApiError::Stopping)?;
-    drop(guard);
+    guard.map(DropGuard::disarm);
     Ok(answer.into_response())
 }
 
@@ -349,12 +351,7 @@ async fn again(app: &App, wish: &Wish, session_id: &str, id: &str) -> Result<Res
     if wish.background || wish.stream {
         return present(app, wish, session_id, turn, None).await;
     }
-    let answer = match app.feeds.live(id) {
-        Some(live) => live.answer().await,
-        None => app.feeds.answer(id).await?,
-    };
-    let row = app.ledger.turn(session_id, turn).await?.ok_or(ApiError::NotFound)?;
-    Ok(answer.or_else(|| answer_in(session_id, row)).ok_or(ApiError::Stopping)?.into_response())
+    Ok(work::answer_of(app, Work::Turn(session_id, turn)).await?.into_response())
 }
 
 /// The turn in the background, or its events.
@@ -363,7 +360,7 @@ async fn present(app: &App, wish: &Wish, session_id: &str, turn: i64, guard: Opt
     let response = if wish.background {
         work::accepted(&format!("/sessions/{session_id}/turns/{turn}"), &TurnStatus::new(session_id, turn, row))
     } else {
-        work::follow(&app.feeds, &turn_id(session_id, turn), 0, guard, || answer_in(session_id, row)).await?
+        work::follow(app, Work::Turn(session_id, turn), 0, guard).await?
     };
     Ok(([(TURN, turn.to_string())], response).into_response())
 }
@@ -388,9 +385,9 @@ pub fn render(session_id: &str, came: Result<Outcome, Refused>) -> Final {
 }
 
 /// The answer of a turn, as far as its row tells: without its events. `None` while there is none.
-fn answer_in(session_id: &str, row: TurnState) -> Option<Final> {
-    let TurnState { status, turn_index, finished, .. } = row;
-    let (_, RunEnd { duration_ms, ok, stop_reason, error, result, .. }) = finished?;
+pub(super) async fn answer_of(app: &App, session_id: &str, turn: i64) -> Result<Option<Final>, ApiError> {
+    let TurnState { status, turn_index, finished, .. } = app.ledger.turn(session_id, turn).await?.ok_or(ApiError::NotFound)?;
+    let Some((_, RunEnd { duration_ms, ok, stop_reason, error, result, .. })) = finished else { return Ok(None) };
     let ending = match (status.as_str(), error.unwrap_or_default()) {
         _ if ok => Ending::Completed(stop_reason),
         ("cancelled", _) => Ending::Cancelled,
@@ -400,7 +397,7 @@ fn answer_in(session_id: &str, row: TurnState) -> Option<Final> {
     };
     let duration = Duration::from_millis(duration_ms.unsigned_abs());
     let (text, stderr) = (result.unwrap_or_default(), String::new());
-    Some(render(session_id, Ok(Outcome { ending, turn_index, events: Vec::new(), text, stderr, duration })))
+    Ok(Some(render(session_id, Ok(Outcome { ending, turn_index, events: Vec::new(), text, stderr, duration }))))
 }
 
 /// A turn, as far as it has come.
@@ -492,9 +489,9 @@ async fn turn_events(
     path: Result<Path<(String, i64)>, PathRejection>,
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
-    let (session_id, turn, row) = find_turn(&app, &caller, path).await?;
+    let (session_id, turn, _) = find_turn(&app, &caller, path).await?;
     let after = work::last_event_id(&headers)?;
-    work::follow(&app.feeds, &turn_id(&session_id, turn), after, None, || answer_in(&session_id, row)).await
+    work::follow(&app, Work::Turn(&session_id, turn), after, None).await
 }
 
 #[derive(Serialize, ToSchema)]

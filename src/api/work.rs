@@ -1,18 +1,21 @@
 //! What runs and turns share on the wire: how they are asked for by headers, and how they are followed.
 
+use std::time::Duration;
+
 use axum::body::Body;
 use axum::extract::FromRequestParts;
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use futures_util::StreamExt;
+use futures_util::{StreamExt, stream};
 use serde::Serialize;
+use tokio::time::sleep;
 use tokio_util::sync::DropGuard;
 use utoipa::ToSchema;
 
 use super::error::ApiError;
-use crate::feed::{self, Feeds, Final, GAP};
-use crate::ledger::Key;
+use crate::feed::{self, Final, GAP};
+use crate::ledger::{Key, turn_id};
 use crate::runs::Way;
 use crate::secret::sha256_hex;
 use crate::server::App;
@@ -120,23 +123,82 @@ pub(super) fn last_event_id(headers: &HeaderMap) -> Result<u64, ApiError> {
     id.ok_or_else(|| ApiError::BadRequest("Send the id of an event as Last-Event-ID.".to_owned()))
 }
 
-/// The events behind `after`, to the end. Where they are not kept any more, that is said, and the answer that the row still
-/// gives follows. A reader that leaves drops the guard.
-pub(super) async fn follow(
-    feeds: &Feeds,
-    id: &str,
-    after: u64,
-    guard: Option<DropGuard>,
-    row: impl FnOnce() -> Option<Final>,
-) -> Result<Response, ApiError> {
-    let body = if let Some(reader) = feeds.read(id, after).await? {
-        Body::from_stream(reader.bytes().map(move |bytes| {
-            // Held as long as the body is.
-            let _ = &guard;
-            bytes
-        }))
+/// A run or a turn of the caller's own.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Work<'a> {
+    /// The caller's name, and the run's id.
+    Run(&'a str, &'a str),
+    /// A session's id, and the turn's number.
+    Turn(&'a str, i64),
+}
+
+impl Work<'_> {
+    /// What its feed is called.
+    fn id(self) -> String {
+        match self {
+            Self::Run(_, run_id) => run_id.to_owned(),
+            Self::Turn(session_id, turn) => turn_id(session_id, turn),
+        }
+    }
+
+    /// The answer, as far as the row tells. `None` while there is none.
+    async fn answer(self, app: &App) -> Result<Option<Final>, ApiError> {
+        match self {
+            Self::Run(caller, run_id) => super::runs::answer_of(app, caller, run_id).await,
+            Self::Turn(session_id, turn) => super::sessions::answer_of(app, session_id, turn).await,
+        }
+    }
+}
+
+/// What came, or comes, of work that was asked for before.
+pub(super) async fn answer_of(app: &App, work: Work<'_>) -> Result<Final, ApiError> {
+    let (feeds, id) = (&app.feeds, &work.id());
+    // Between its row and its feed, and between its end and its row, there is nothing to see of it.
+    for _ in 0..100 {
+        let live = match feeds.live(id) {
+            Some(live) => live.answer().await,
+            None => None,
+        };
+        let kept = match live {
+            Some(answer) => Some(answer),
+            None => feeds.answer(id).await?,
+        };
+        match kept {
+            Some(answer) => return Ok(answer),
+            None => {
+                if let Some(answer) = work.answer(app).await? {
+                    return Ok(answer);
+                }
+            }
+        }
+        sleep(Duration::from_millis(20)).await;
+    }
+    Err(ApiError::Stopping)
+}
+
+/// The events behind `after`, to the end. Where they are not kept any more, or have no end although the work has, that is
+/// said, and the answer that the row gives follows. A reader that leaves drops the guard.
+pub(super) async fn follow(app: &App, work: Work<'_>, after: u64, guard: Option<DropGuard>) -> Result<Response, ApiError> {
+    let (feeds, id) = (&app.feeds, &work.id());
+    let reader = feeds.read(id, after).await?;
+    let has_end = reader.is_some() && (feeds.live(id).is_some() || feeds.answer(id).await?.is_some());
+    let rest = if has_end {
+        Vec::new()
     } else {
-        Body::from([GAP, &row().map(|answer| feed::frame("", &answer)).unwrap_or_default()].concat())
+        [GAP, &work.answer(app).await?.map(|answer| feed::frame("", &answer)).unwrap_or_default()].concat()
+    };
+    let body = if let Some(reader) = reader {
+        // The guard is held as long as the body is, and is nothing to work that has ended.
+        let bytes = stream::unfold((Box::pin(reader.bytes()), guard), async |(mut bytes, guard)| {
+            if let Some(piece) = bytes.next().await {
+                return Some((piece, (bytes, guard)));
+            }
+            guard.map(DropGuard::disarm);
+            None
+        });
+        Body::from_stream(bytes.chain(stream::iter((!rest.is_empty()).then(|| Ok(rest.into())))))
+    } else {
+        Body::from(rest)
     };
     let mut response = Response::new(body);
     let headers = response.headers_mut();

@@ -1,7 +1,7 @@
 //! The ledger: `SQLite` and nothing else. One file per table; SQL stands nowhere but here.
 //!
-//! People query the file by hand, so columns have plain names. Every call runs on a blocking thread. Two connections
-//! keep who-may-call answers apart from the records: a ledger that another program has locked delays a run's row, not
+//! People query the file by hand, so columns have plain names. Every call runs on a blocking thread. Several connections
+//! keep who-may-call answers apart from the records, and both from the history: a ledger that another program has locked delays a run's row, not
 //! the look-up of a token.
 
 use std::collections::HashMap;
@@ -116,8 +116,8 @@ const MIGRATIONS: &[&str] = &[
     ALTER TABLE tokens ADD COLUMN daily_usd REAL;
     ALTER TABLE sessions ADD COLUMN agent_cost_usd REAL;
     ALTER TABLE session_events ADD COLUMN cost_usd REAL;
-    CREATE INDEX runs_app ON runs (app_name, started_at);
-    CREATE INDEX session_events_app ON session_events (app_name, started_at);
+    CREATE INDEX runs_app ON runs (app_name, started_at, model, finished_at, input_tokens, output_tokens, cost_usd);
+    CREATE INDEX session_events_app ON session_events (app_name, started_at, model, event, finished_at, input_tokens, output_tokens, cost_usd);
 ",
     // `request` is what else a queued run or turn needs, to start after a restart.
     "
@@ -194,6 +194,8 @@ impl From<rusqlite::Error> for Error {
 pub struct Ledger {
     records: Arc<Mutex<Connection>>,
     access: Arc<Mutex<Connection>>,
+    /// For what takes long.
+    history: Arc<Mutex<Connection>>,
     /// When tokens were last used, on the way to the table.
     used: Arc<std::sync::Mutex<HashMap<String, i64>>>,
     /// Since when a write waits for another program's lock.
@@ -207,13 +209,8 @@ impl Ledger {
         // A record that was acknowledged outlives a power cut.
         records.pragma_update(None, "synchronous", "FULL")?;
         migrate(&mut records, MIGRATIONS)?;
-        let access = connect(file)?;
-        Ok(Self {
-            records: Arc::new(Mutex::new(records)),
-            access: Arc::new(Mutex::new(access)),
-            used: Arc::default(),
-            shut_out: Arc::default(),
-        })
+        let [access, history] = [connect(file)?, connect(file)?].map(|connection| Arc::new(Mutex::new(connection)));
+        Ok(Self { records: Arc::new(Mutex::new(records)), access, history, used: Arc::default(), shut_out: Arc::default() })
     }
 
     /// Runs `work` in one transaction on the records. It is immediate, so that a lock is met at its start and not in
@@ -250,6 +247,14 @@ impl Ledger {
     /// Looks something up with `work`.
     async fn read<T: Send + 'static>(&self, work: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static) -> Result<T, Error> {
         on_thread(self.access.clone().lock_owned().await, move |connection| work(connection)).await
+    }
+
+    /// Looks through many rows with `work`, and keeps nobody else waiting but who does the same.
+    async fn look_through<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
+    ) -> Result<T, Error> {
+        on_thread(self.history.clone().lock_owned().await, move |connection| work(connection)).await
     }
 
     fn shut_out(&self) -> MutexGuard<'_, Option<Instant>> {

@@ -149,7 +149,7 @@ impl Ledger {
 
     /// Runs, newest first.
     pub async fn runs(&self, wanted: RunsWanted) -> Result<Vec<RunRow>, Error> {
-        self.read(move |db| {
+        self.look_through(move |db| {
             db.prepare_cached(&format!(
                 "SELECT {COLUMNS} FROM runs
                  WHERE (?2 IS NULL OR app_name = ?2) AND (?3 IS NULL OR run_id < ?3) AND (?4 IS NULL OR status = ?4)

@@ -120,14 +120,15 @@ impl Ledger {
     pub async fn begin_session(&self, session: NewSession, key: Option<Key>, most: usize) -> Result<BeginSession, Error> {
         let now = clock::now();
         self.write(move |db| {
-            let open: usize = usize::try_from(count_open(db)?).unwrap_or(usize::MAX);
-            if open >= most {
-                return Ok(BeginSession::Full);
-            }
             if let Some(key) = key
                 && !claim(db, &key, &session.session_id)?
             {
                 return Ok(BeginSession::KeyTaken);
+            }
+            let open: usize = usize::try_from(count_open(db)?).unwrap_or(usize::MAX);
+            if open >= most {
+                db.execute("DELETE FROM idempotency WHERE id = ?1", [&session.session_id])?;
+                return Ok(BeginSession::Full);
             }
             db.execute(
                 "INSERT INTO sessions (session_id, app_name, agent, model, permissions, meta, cwd, created_at)

@@ -28,20 +28,20 @@ pub struct UsageRow {
 impl Ledger {
     /// What an app, or every app, used of what began from `from` and before `to`, in Unix seconds; newest day first.
     pub async fn usage(&self, app_name: Option<String>, from: i64, to: i64) -> Result<Vec<UsageRow>, Error> {
-        self.read(move |db| {
-            db.prepare_cached(
+        self.look_through(move |db| {
+            let of_app = if app_name.is_some() { "app_name = ?1" } else { "?1 IS NULL" };
+            db.prepare_cached(&format!(
                 "SELECT date(started_at, 'unixepoch') AS day, app_name, model, sum(run), sum(1 - run),
                      coalesce(sum(input_tokens), 0), coalesce(sum(output_tokens), 0), total(cost_usd)
                  FROM (
                      SELECT started_at, app_name, model, 1 AS run, input_tokens, output_tokens, cost_usd FROM runs
-                     WHERE finished_at IS NOT NULL
+                     WHERE {of_app} AND finished_at IS NOT NULL AND started_at >= ?2 AND started_at < ?3
                      UNION ALL
                      SELECT started_at, app_name, coalesce(model, ''), 0, input_tokens, output_tokens, cost_usd FROM session_events
-                     WHERE event = 'turn' AND finished_at IS NOT NULL
+                     WHERE {of_app} AND event = 'turn' AND finished_at IS NOT NULL AND started_at >= ?2 AND started_at < ?3
                  )
-                 WHERE (?1 IS NULL OR app_name = ?1) AND started_at >= ?2 AND started_at < ?3
-                 GROUP BY day, app_name, model ORDER BY day DESC, app_name, model",
-            )?
+                 GROUP BY day, app_name, model ORDER BY day DESC, app_name, model"
+            ))?
             .query_map(params![app_name, from, to], row)?
             .collect()
         })

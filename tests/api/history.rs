@@ -75,6 +75,7 @@ async fn metrics_are_for_the_operator_or_allowed_addresses() {
     ] {
         assert!(text.lines().any(|other| other == line), "{line} is not in\n{text}");
     }
+    assert!(!text.contains("processes_killed_total{"), "what went well was ended by somebody\n{text}");
     server.get("/metrics", &token).await.problem(403);
     Answer::of(reqwest::Client::new().request(Method::GET, server.url("/metrics"))).await.problem(401);
     let open = Options::stand_in().set("CLAWDFORGE_METRICS_CIDRS", "127.0.0.0/8").start();
