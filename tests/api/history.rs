@@ -59,7 +59,15 @@ async fn metrics_are_for_the_operator_or_allowed_addresses() {
     let server = Options::stand_in().start();
     let (token, _) = three_runs_and_anothers(&server).await;
     server.get("/no/such/path", &token).await;
-    let text = server.get("/metrics", ADMIN).await.text;
+    // The last run's process ends after its answer.
+    let mut text = String::new();
+    for _ in 0..200 {
+        text = server.get("/metrics", ADMIN).await.text;
+        if text.contains("going_on{kind=\"run\"} 0") {
+            break;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
     for line in [
         r#"clawdforge_requests_total{method="POST",route="/run",status="200"} 3"#,
         r#"clawdforge_requests_total{method="POST",route="/run",status="502"} 1"#,
