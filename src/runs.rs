@@ -263,14 +263,7 @@ impl Runs {
     pub async fn finish(&self, drained: impl Future<Output = ()>) {
         self.queue.close();
         self.tasks.close();
-        tokio::select! {
-            () = self.tasks.wait() => {}
-            () = drained => tracing::info!(runs = self.tasks.len(), "ending the runs that are still going on"),
-        }
-        self.shared.stop.cancel();
-        if timeout(END_GRACE, self.tasks.wait()).await.is_err() {
-            tracing::error!(runs = self.tasks.len(), "runs did not end in time");
-        }
+        end_tasks("runs", &self.tasks, &self.shared.stop, drained, END_GRACE).await;
     }
 
     /// How many runs and turns wait for a place.
@@ -576,6 +569,24 @@ pub async fn recover(workshop: &Workshop, ledger: &Ledger, feeds: &Feeds, render
         tracing::warn!(processes, folders, rows, "cleared away what an earlier end left");
     }
     Ok(())
+}
+
+/// Lets tasks finish until `drained`, then has `stop` end them, for which they have the grace.
+pub(crate) async fn end_tasks(
+    what: &str,
+    tasks: &TaskTracker,
+    stop: &CancellationToken,
+    drained: impl Future<Output = ()>,
+    grace: Duration,
+) {
+    tokio::select! {
+        () = tasks.wait() => {}
+        () = drained => tracing::info!(what, count = tasks.len(), "ending what still goes on"),
+    }
+    stop.cancel();
+    if timeout(grace, tasks.wait()).await.is_err() {
+        tracing::error!(what, count = tasks.len(), "did not end in time");
+    }
 }
 
 /// Completes a row each second until that succeeds, or a last time when `stop` comes.

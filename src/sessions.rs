@@ -16,7 +16,7 @@ use std::time::Duration;
 use futures_util::future::poll_immediate;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{OwnedMutexGuard, oneshot};
-use tokio::time::{Instant, timeout};
+use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
@@ -515,14 +515,7 @@ impl Sessions {
     /// Lets turns finish until `drained`, then cancels them.
     pub async fn finish(&self, drained: impl Future<Output = ()>) {
         self.shared.tasks.close();
-        tokio::select! {
-            () = self.shared.tasks.wait() => {}
-            () = drained => tracing::info!(tasks = self.shared.tasks.len(), "cancelling the turns that are still going on"),
-        }
-        self.shared.stop.cancel();
-        if timeout(END_GRACE, self.shared.tasks.wait()).await.is_err() {
-            tracing::error!(tasks = self.shared.tasks.len(), "turns did not end in time");
-        }
+        runs::end_tasks("turns", &self.shared.tasks, &self.shared.stop, drained, END_GRACE).await;
     }
 
     /// Closes the sessions that are idle for too long, and deletes those that are closed for long enough. Gives how many

@@ -223,24 +223,22 @@ fn new_run(row: &Row<'_>) -> rusqlite::Result<NewRun> {
 }
 
 fn run_row(row: &Row<'_>) -> rusqlite::Result<RunRow> {
-    let finished_at: Option<i64> = row.get(8)?;
-    let end = || {
-        Ok::<_, rusqlite::Error>(RunEnd {
-            duration_ms: row.get::<_, Option<i64>>(9)?.unwrap_or_default(),
-            ok: row.get(10)?,
-            stop_reason: row.get(11)?,
-            error: row.get(12)?,
-            result: row.get(13)?,
-            input_tokens: row.get(14)?,
-            output_tokens: row.get(15)?,
-            cost_usd: row.get(16)?,
-        })
+    let (new, status, queued_at, started_at) = (new_run(row)?, row.get(5)?, row.get(6)?, row.get(7)?);
+    Ok(RunRow { new, status, queued_at, started_at, finished: finished(row, 8)? })
+}
+
+/// When some work ended, and how, from nine columns that begin with the former.
+pub(super) fn finished(row: &Row<'_>, at: usize) -> rusqlite::Result<Option<(i64, RunEnd)>> {
+    let Some(finished_at) = row.get(at)? else { return Ok(None) };
+    let end = RunEnd {
+        duration_ms: row.get::<_, Option<i64>>(at + 1)?.unwrap_or_default(),
+        ok: row.get(at + 2)?,
+        stop_reason: row.get(at + 3)?,
+        error: row.get(at + 4)?,
+        result: row.get(at + 5)?,
+        input_tokens: row.get(at + 6)?,
+        output_tokens: row.get(at + 7)?,
+        cost_usd: row.get(at + 8)?,
     };
-    Ok(RunRow {
-        new: new_run(row)?,
-        status: row.get(5)?,
-        queued_at: row.get(6)?,
-        started_at: row.get(7)?,
-        finished: finished_at.map(|at| Ok::<_, rusqlite::Error>((at, end()?))).transpose()?,
-    })
+    Ok(Some((finished_at, end)))
 }

@@ -3,6 +3,7 @@
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use super::idempotency::{Key, claim};
+use super::runs::finished;
 use super::{Error, Ledger, RunEnd};
 use crate::clock;
 
@@ -320,7 +321,7 @@ impl Ledger {
                 .flatten();
             let so_far = before.filter(|_| !agent.began).unwrap_or(0.0);
             let cost = agent.cost_usd.map(|cost| (cost - so_far).max(0.0));
-            let finished = db.execute(
+            let written = db.execute(
                 "UPDATE session_events SET request = NULL, finished_at = ?2, duration_ms = ?3, ok = ?4, stop_reason = ?5, error = ?6, result = ?7,
                      input_tokens = ?8, output_tokens = ?9, cost_usd = ?10
                  WHERE id = ?1 AND finished_at IS NULL",
@@ -337,7 +338,7 @@ impl Ledger {
                     cost,
                 ],
             )?;
-            if finished == 0 {
+            if written == 0 {
                 // It was written at an earlier try.
                 let count = db.query_row("SELECT turn_count FROM sessions WHERE session_id = ?1", [session_id], |row| row.get(0));
                 return Ok((count.optional()?.unwrap_or(turn.turn_count), None));
@@ -436,26 +437,8 @@ fn insert_turn(db: &Connection, turn: &TurnRow, queued: bool, request: Option<&s
 }
 
 fn turn_state(row: &Row<'_>) -> rusqlite::Result<TurnState> {
-    let finished_at: Option<i64> = row.get(3)?;
-    let end = || {
-        Ok::<_, rusqlite::Error>(RunEnd {
-            duration_ms: row.get::<_, Option<i64>>(4)?.unwrap_or_default(),
-            ok: row.get(5)?,
-            stop_reason: row.get(6)?,
-            error: row.get(7)?,
-            result: row.get(8)?,
-            input_tokens: row.get(9)?,
-            output_tokens: row.get(10)?,
-            cost_usd: row.get(11)?,
-        })
-    };
-    Ok(TurnState {
-        status: row.get(0)?,
-        queued_at: row.get(1)?,
-        started_at: row.get(2)?,
-        turn_index: row.get(12)?,
-        finished: finished_at.map(|at| Ok::<_, rusqlite::Error>((at, end()?))).transpose()?,
-    })
+    let (status, queued_at, started_at, turn_index) = (row.get(0)?, row.get(1)?, row.get(2)?, row.get(12)?);
+    Ok(TurnState { status, queued_at, started_at, turn_index, finished: finished(row, 3)? })
 }
 
 fn count_open(db: &Connection) -> rusqlite::Result<u32> {

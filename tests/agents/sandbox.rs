@@ -73,6 +73,10 @@ async fn an_agent_with_a_shell_reaches_its_own_folder_and_no_other() {
         ("follow a link out", format!("ln -s {diary} link; cat link; ln {diary} hard; cat hard; mv {diary} moved")),
         ("go round by /proc", format!("cat /proc/self/root{diary} /proc/self/cwd/../../clawdforge.db")),
         ("read the server's environment", format!("cat /proc/{0}/environ /proc/{0}/mem; ls /proc/{0}/fd", server.pid())),
+        (
+            "find the token in any process",
+            r"cat /proc/[0-9]*/environ /proc/[0-9]*/cmdline | tr '\0' '\n' | grep an-admin-token || echo cannot".to_owned(),
+        ),
         ("kill the server", format!("kill -9 {0}; kill -STOP {0}", server.pid())),
     ] {
         let told = shell(server, token, &mine, &command).await;
