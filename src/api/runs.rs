@@ -157,6 +157,11 @@ async fn cancel(
 ) -> Result<Json<RunCancelled>, ApiError> {
     let RunRow { new, finished, .. } = find(&app, &caller, id).await?;
     app.feeds.cancel(&new.run_id).await;
+    if finished.is_none() {
+        // One that waits for the next start of the server has only its row.
+        let end = RunEnd::failed("cancelled", "it was cancelled before it began".to_owned());
+        app.ledger.finish_run(&new.run_id, end).await?;
+    }
     Ok(Json(RunCancelled { ok: true, run_id: new.run_id, already_over: finished.is_some() }))
 }
 
