@@ -75,7 +75,7 @@ async fn an_agent_with_a_shell_reaches_its_own_folder_and_no_other() {
         ("read the server's environment", format!("cat /proc/{0}/environ /proc/{0}/mem; ls /proc/{0}/fd", server.pid())),
         (
             "find the token in any process",
-            r"cat /proc/[0-9]*/environ /proc/[0-9]*/cmdline | tr '\0' '\n' | grep an-admin-token || echo cannot".to_owned(),
+            r"cat /proc/[0-9]*/environ /proc/[0-9]*/cmdline | tr '\0' '\n' | grep 'an-admin-toke[n]' || echo cannot".to_owned(),
         ),
         ("kill the server", format!("kill -9 {0}; kill -STOP {0}", server.pid())),
     ] {
