@@ -69,9 +69,10 @@ fn key(headers: &HeaderMap) -> Result<Option<String>, ApiError> {
 impl Wish {
     /// The key, for what the app asks for at this path.
     pub(super) fn key(&self, app: &str, path: &str, asked: &impl Serialize) -> Option<Key> {
+        let key = self.key.clone()?;
         let asked = serde_json::to_vec(asked).expect("requests are JSON");
         let fingerprint = sha256_hex(&[path.as_bytes(), b"\n", &asked].concat());
-        Some(Key { app_name: app.to_owned(), key: self.key.clone()?, fingerprint })
+        Some(Key { app_name: app.to_owned(), key, fingerprint })
     }
 
     /// How the work is to be done.
@@ -155,21 +156,16 @@ pub(super) async fn answer_of(app: &App, work: Work<'_>) -> Result<Final, ApiErr
     let (feeds, id) = (&app.feeds, &work.id());
     // Between its row and its feed, and between its end and its row, there is nothing to see of it.
     for _ in 0..100 {
-        let live = match feeds.live(id) {
-            Some(live) => live.answer().await,
-            None => None,
-        };
-        let kept = match live {
-            Some(answer) => Some(answer),
-            None => feeds.answer(id).await?,
-        };
-        match kept {
-            Some(answer) => return Ok(answer),
-            None => {
-                if let Some(answer) = work.answer(app).await? {
-                    return Ok(answer);
-                }
-            }
+        if let Some(live) = feeds.live(id)
+            && let Some(answer) = live.answer().await
+        {
+            return Ok(answer);
+        }
+        if let Some(answer) = feeds.answer(id).await? {
+            return Ok(answer);
+        }
+        if let Some(answer) = work.answer(app).await? {
+            return Ok(answer);
         }
         sleep(Duration::from_millis(20)).await;
     }
