@@ -118,8 +118,17 @@ impl Acpx {
         // The adapter would else look for a copy of its own, which installations leave out.
         let environment = &self.workshop.environment;
         let named = environment.get("CLAUDE_CODE_EXECUTABLE").unwrap_or(&self.claude_program);
-        let claude = programs::find(named, environment).ok_or_else(|| Error::NotInstalled(named.to_owned()))?;
-        command.env("CLAUDE_CODE_EXECUTABLE", &self.claude).env(HOW_TO_START_CLAUDE, self.how_to_start(&claude, target)?);
+        match programs::find(named, environment) {
+            Some(claude) => {
+                command.env("CLAUDE_CODE_EXECUTABLE", &self.claude).env(HOW_TO_START_CLAUDE, self.how_to_start(&claude, target)?);
+            }
+            // The adapter would start a copy of its own, outside the sandbox.
+            None if target.agent == "claude" => {
+                let named = named.display();
+                return Err(Error::Failed(format!("the claude CLI is not installed (looked for \"{named}\")")));
+            }
+            None => {}
+        }
         Ok(command)
     }
 

@@ -34,6 +34,16 @@ async fn without_acpx_there_are_no_sessions_and_no_traces() {
 }
 
 #[tokio::test]
+async fn without_claude_it_is_claude_that_is_said_to_be_missing() {
+    let server = options("").set("CLAWDFORGE_CLAUDE_BIN", "no-such-claude").start();
+    let token = server.mint("app").await;
+    let answer = server.post("/sessions", &token, &json!({})).await;
+    assert!(answer.problem(502).contains("the claude CLI is not installed (looked for \"no-such-claude\")"), "{answer:?}");
+    assert_eq!(server.query::<i64>("SELECT count(*) FROM sessions"), 0);
+    assert_eq!(server.data().join("sessions").read_dir().unwrap().count(), 0);
+}
+
+#[tokio::test]
 async fn a_creation_that_fails_says_why_and_leaves_nothing() {
     for (behaviour, expected) in [("fail", "no agent here"), ("garbage", "did not say what it created")] {
         let server = options(behaviour).start();
