@@ -116,12 +116,16 @@ impl Queue {
         if state.closed {
             return Err(Refused::Closed);
         }
+        // Before it is looked for room, so that nobody makes room in vain.
+        if promise == Promise::New && state.promised(&wanted.app) >= state.most_waiting.div_ceil(2).max(1) {
+            return Err(Refused::Full);
+        }
         state.count += 1;
         let id = state.count;
         state.waiting.push(Waiter { id, wanted, told, firm: promise == Promise::Old });
         self.serve(state);
         if promise == Promise::New {
-            self.state().promise(id)?;
+            self.state().waiting.iter_mut().filter(|waiter| waiter.id == id).for_each(|waiter| waiter.firm = true);
         }
         let mut ticket = Ticket { answer, early: None, _leaves: Leaves { queue: self.clone(), id } };
         if let Ok(answered) = ticket.answer.try_recv() {
@@ -189,17 +193,9 @@ impl State {
         served.min_by_key(|(_, waiter)| turn_of(waiter)).map(|(at, _)| at)
     }
 
-    /// Promises its place to one that has just come, if it waits.
-    fn promise(&mut self, id: u64) -> Result<(), Refused> {
-        let Some(at) = self.waiting.iter().position(|waiter| waiter.id == id) else { return Ok(()) };
-        let app = &self.waiting[at].wanted.app;
-        let promised = self.waiting.iter().filter(|waiter| waiter.firm && waiter.wanted.app == *app).count();
-        if promised >= self.most_waiting.div_ceil(2) {
-            self.waiting.remove(at);
-            return Err(Refused::Full);
-        }
-        self.waiting[at].firm = true;
-        Ok(())
+    /// How many of an app wait for a place that was promised.
+    fn promised(&self, app: &str) -> usize {
+        self.waiting.iter().filter(|waiter| waiter.firm && waiter.wanted.app == app).count()
     }
 
     /// The last of those of the app with the most that wait.
