@@ -37,6 +37,9 @@ use crate::metrics::METRICS;
 /// How long the end of a run may take beyond its stop: two graces and the last look for its processes.
 const END_GRACE: Duration = Duration::from_secs(15);
 
+/// What is said of work that waited for a start of the server, and did not come about.
+pub(crate) const COULD_NOT_START: &str = "it could not be started; send it again";
+
 /// What an app asks for.
 #[derive(Clone, Debug)]
 pub struct Request {
@@ -211,14 +214,18 @@ impl Runs {
     /// Starts what waited when the server ended.
     pub async fn resume(&self) -> anyhow::Result<()> {
         for (row, details) in self.shared.ledger.waiting_runs().await? {
-            let request = Request { uuid: Uuid::try_parse(&row.run_id)?, row, details: serde_json::from_str(&details)? };
-            let cancel = self.shared.stop.child_token();
-            if self.shared.feeds.answer(&request.row.run_id).await?.is_some() {
-                // It was refused, and only its row could not be told.
-                let end = RunEnd::failed("error", "it could not be started".to_owned());
-                self.shared.ledger.finish_run(&request.row.run_id, end).await?;
+            let request = Uuid::try_parse(&row.run_id).ok().zip(serde_json::from_str(&details).ok());
+            let refused_before = self.shared.feeds.answer(&row.run_id).await?.is_some();
+            let Some((uuid, details)) = request.filter(|_| !refused_before) else {
+                // It was refused, and only its row could not be told; or another release kept it in a form of its own.
+                let end = RunEnd::failed("error", COULD_NOT_START.to_owned());
+                self.shared.ledger.finish_run(&row.run_id, end).await?;
+                let outcome = failed(Ending::Failed(COULD_NOT_START.to_owned()));
+                self.shared.feeds.end(&row.run_id, &(self.shared.render)(Ok(outcome))).await?;
                 continue;
-            }
+            };
+            let request = Request { uuid, row, details };
+            let cancel = self.shared.stop.child_token();
             let feed = self.shared.feeds.begin(&request.row.run_id, cancel.clone()).await?;
             tracing::info!(run_id = request.row.run_id, "a run that waited when the server ended");
             let ticket = self.queue.join(wanted(&request), Promise::Old).map_err(NoRun::from)?;

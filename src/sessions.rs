@@ -473,16 +473,20 @@ impl Sessions {
     /// Starts what waited when the server ended.
     pub async fn resume(&self) -> anyhow::Result<()> {
         for WaitingTurn { session, row, begun, request } in self.shared.ledger.waiting_turns().await? {
-            if self.shared.feeds.answer(&turn_id(&row.session_id, begun.turn)).await?.is_some() {
-                // It was refused, and only its row could not be told.
-                let end = RunEnd::failed("error", "it could not be started".to_owned());
+            let id = turn_id(&row.session_id, begun.turn);
+            let refused_before = self.shared.feeds.answer(&id).await?.is_some();
+            let Some(details) = serde_json::from_str(&request).ok().filter(|_| !refused_before) else {
+                // It was refused, and only its row could not be told; or another release kept it in a form of its own.
+                let end = RunEnd::failed("error", runs::COULD_NOT_START.to_owned());
                 self.shared.ledger.finish_turn(&row.session_id, begun, end, AgentOfTurn::default()).await?;
+                let refused = Refused::Failed(runs::COULD_NOT_START.to_owned());
+                self.shared.feeds.end(&id, &(self.shared.render)(&row.session_id, Err(refused))).await?;
                 continue;
-            }
+            };
             tracing::info!(session_id = row.session_id, turn = begun.turn, "a turn that waited when the server ended");
             let waiting = self.wait(&session, self.shared.stop.child_token()).await;
             let accepted = self.shared.begin_feed(&session, begun, &waiting.cancel).await.map_err(anyhow::Error::new)?;
-            let request = TurnRequest { row, details: serde_json::from_str(&request)? };
+            let request = TurnRequest { row, details };
             drop(self.spawn(session, request, waiting, Some(accepted), true));
         }
         Ok(())

@@ -225,6 +225,24 @@ async fn after_a_crash_each_background_run_has_one_honest_end() {
 }
 
 #[tokio::test]
+async fn a_request_that_can_not_be_read_any_more_does_not_stop_the_start() {
+    let mut server = Options::stand_in().set("CLAWDFORGE_MAX_RUNS", 1).start();
+    let token = server.mint("app").await;
+    background(&server, &token, "do: hang").await;
+    let [odd, good] = [background(&server, &token, "odd").await, background(&server, &token, "good").await];
+    server.signal(Signal::KILL);
+    server.ended();
+    let ledger = rusqlite::Connection::open(server.data().join("clawdforge.db")).unwrap();
+    ledger.execute("UPDATE runs SET request = '{}' WHERE run_id = ?1", [&odd]).unwrap();
+    drop(ledger);
+    let server = server.restart();
+    assert_eq!(ended(&server, &token, &odd).await["status"], "failed");
+    let told = server.get(&format!("/runs/{odd}/events"), &token).await.text;
+    assert!(told.contains("event: error\n: 502\n"), "{told}");
+    assert_eq!(ended(&server, &token, &good).await["status"], "succeeded");
+}
+
+#[tokio::test]
 async fn a_stop_leaves_what_waits_in_the_background_for_the_next_start() {
     let server = Options::stand_in().set("CLAWDFORGE_MAX_RUNS", 1).start();
     let token = server.mint("app").await;
