@@ -1,8 +1,8 @@
 //! The ledger: `SQLite` and nothing else. One file per table; SQL stands nowhere but here.
 //!
 //! People query the file by hand, so columns have plain names. Every call runs on a blocking thread. Several connections
-//! keep who-may-call answers apart from the records, and both from the history: a ledger that another program has locked delays a run's row, not
-//! the look-up of a token.
+//! keep who-may-call answers apart from the records, and both from the history: a ledger that another program has locked
+//! delays a run's row, not the look-up of a token.
 
 use std::collections::HashMap;
 use std::path::Path;

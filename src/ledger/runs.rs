@@ -204,7 +204,7 @@ impl Ledger {
 
     /// Deletes the rows of runs that ended more than `days` days ago.
     pub async fn forget_runs(&self, days: u32) -> Result<usize, Error> {
-        let before = clock::now() - i64::from(days) * 86_400;
+        let before = clock::now() - i64::from(days) * clock::DAY;
         self.write(move |db| db.execute("DELETE FROM runs WHERE started_at < ?1 AND finished_at < ?1", [before])).await
     }
 }

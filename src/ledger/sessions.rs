@@ -409,7 +409,7 @@ impl Ledger {
 
     /// Deletes the events of more than `days` days ago.
     pub async fn forget_session_events(&self, days: u32) -> Result<usize, Error> {
-        let before = clock::now() - i64::from(days) * 86_400;
+        let before = clock::now() - i64::from(days) * clock::DAY;
         self.write(move |db| db.execute("DELETE FROM session_events WHERE started_at < ?1 AND finished_at < ?1", [before])).await
     }
 }
