@@ -101,6 +101,10 @@ impl Drop for Stub {
 async fn messages(headers: HeaderMap, Json(request): Json<Value>) -> Response {
     let prompt = prompt(&request);
     let directive = match directive(&prompt) {
+        // A request beside the conversation, with what was said in it.
+        _ if prompt.starts_with("<session>") => {
+            Directive { text: Some(r#"{"title": "A talk with the stub"}"#.to_owned()), ..Directive::default() }
+        }
         Ok(directive) => directive,
         Err(error) => return api_error(400, &format!("the stub's directive is wrong: {error}"), false),
     };

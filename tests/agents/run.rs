@@ -187,12 +187,12 @@ async fn what_bash_started_ends_with_the_run() {
     until("no file", || forge.home.path().join(".claude/session-env").read_dir().map_or(0, Iterator::count) == 0).await;
 
     let begun = Instant::now();
-    let answer = forge.server.post("/run", &forge.token, &json!({"prompt": bash("sleep 613"), "timeout_secs": 5})).await;
+    let answer = forge.server.post("/run", &forge.token, &json!({"prompt": bash("true; sleep 613"), "timeout_secs": 5})).await;
     assert_eq!(answer.json["stop_reason"], "timeout", "{answer:?}");
     assert!(begun.elapsed() < Duration::from_secs(10));
     assert_eq!(forge.server.descendants(), [0; 0]);
 
-    let sleeps = bash("sleep 614");
+    let sleeps = bash("true; sleep 614");
     let leaves = tokio::time::timeout(Duration::from_secs(3), forge.server.run(&forge.token, &sleeps));
     assert!(leaves.await.is_err());
     until("the row", || forge.server.query::<i64>("SELECT count(*) FROM runs WHERE stop_reason = 'cancelled'") == 1).await;
@@ -204,7 +204,7 @@ async fn after_a_crash_in_the_middle_nothing_goes_on() {
     let Some(forge) = Forge::start_with(Options::default()).await else { return };
     allow_bash(forge.home.path());
     let Forge { server, token, home: _home, _stub } = forge;
-    let sleeps = bash("sleep 615");
+    let sleeps = bash("true; sleep 615");
     tokio::select! {
         answer = server.run(&token, &sleeps) => panic!("{answer:?}"),
         () = until("the command", || server.running("sleep\x00615")) => {}

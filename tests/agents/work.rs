@@ -149,7 +149,7 @@ async fn turns_in_the_background_are_cancelled_or_survive_a_crash_that_found_the
     let Forge { server, token, home: _home, _stub } = forge;
     let id = session(&server, &token).await;
     let path = format!("/sessions/{id}/turn");
-    let tool = json!({"tool": {"name": "Bash", "input": {"command": "sleep 641", "description": "test"}}});
+    let tool = json!({"tool": {"name": "Bash", "input": {"command": "true; sleep 641", "description": "test"}}});
     let sleeps = format!("stub: {tool}");
     let background = async |server: &Server, prompt: &str| {
         let request = server.request(Method::POST, &path, &token).header("prefer", "respond-async").json(&json!({"prompt": prompt}));
