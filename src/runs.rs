@@ -346,10 +346,8 @@ impl Shared {
     /// Completes the row and answers.
     async fn conclude(&self, request: &Request, has_row: bool, feed: &Feed, outcome: Outcome, usage: Usage) -> bool {
         let end = row_end(&outcome, usage);
-        if let Details { system, schema: None, .. } = &request.details
-            && end.ok
-        {
-            self.standby.used(Want::Run { model: request.row.model.clone(), system: system.clone() });
+        if end.ok {
+            self.standby.used(Want::Run { model: request.row.model.clone() });
         }
         self.complete(request, has_row, feed, end, (self.render)(Ok(outcome))).await
     }
@@ -382,9 +380,7 @@ impl Shared {
 
     /// A desk with what the run needs: one at which claude waits already, or a new one.
     async fn prepare(&self, request: &Request) -> io::Result<Prepared> {
-        // A schema is told when claude is started.
-        let ready = || self.standby.take_run(&request.row.model, request.details.system.as_deref());
-        match request.details.schema.is_none().then(ready).flatten() {
+        match self.standby.take_run(&request.row.model) {
             Some((desk, waiting)) => {
                 let (desk, attached) = desk.attach(request.details.files.clone()).await;
                 match attached {
@@ -400,7 +396,7 @@ impl Shared {
     }
 
     async fn prepare_cold(&self, request: &Request, uuid: Uuid) -> io::Result<Prepared> {
-        let (desk, files) = self.desks.set_up(uuid, request.details.system.clone(), request.details.files.clone()).await?;
+        let (desk, files) = self.desks.set_up(uuid, request.details.files.clone()).await?;
         Ok(Prepared { desk, files, waiting: None })
     }
 
@@ -421,7 +417,7 @@ impl Shared {
             let started = Instant::now();
             let ended = |ending, stderr| Outcome { ending, stderr, duration: started.elapsed() };
             let is_standby = standby.is_some();
-            let waiting = match standby.take().map_or_else(|| desk.start(&request.row.model, request.details.schema.as_deref()), Ok) {
+            let waiting = match standby.take().map_or_else(|| desk.start(&request.row.model), Ok) {
                 Ok(waiting) => waiting,
                 Err(error) => {
                     let ending = match error {
@@ -432,8 +428,9 @@ impl Shared {
                     return Some(desk);
                 }
             };
-            let input = claude::input(&request.row.prompt, &files);
-            let patience = is_standby.then(|| standby::patience_with_claude(request.details.timeout));
+            let Details { system, schema, timeout, .. } = &request.details;
+            let input = claude::input(&request.row.prompt, &files, system.as_deref(), schema.as_deref());
+            let patience = is_standby.then(|| standby::patience_with_claude(*timeout));
             let mut reader = Reader::default();
             let mut first_text = Some(());
             let read = |line: process::Line<'_>| {
@@ -449,7 +446,7 @@ impl Shared {
                 let next = reader.line(line);
                 // A failure waits for the end of standard error.
                 if let Some((text, stop_reason)) = reader.take_reply() {
-                    let ending = match request.details.schema.as_deref().map_or(Ok(()), |schema| fit(schema, &text)) {
+                    let ending = match schema.as_deref().map_or(Ok(()), |schema| fit(schema, &text)) {
                         Ok(()) => Ending::Replied { text, stop_reason },
                         Err(why) => Ending::Failed(why),
                     };
@@ -457,7 +454,7 @@ impl Shared {
                 }
                 next
             };
-            let talk = Talk { input, hold_input: true, deadline: started + request.details.timeout, cancel, patience };
+            let talk = Talk { input, hold_input: true, deadline: started + *timeout, cancel, patience };
             let finished = process::converse_with(waiting, &desk.mark(), talk, read).await;
             if is_standby && finished.never_spoke() {
                 tracing::info!(run_id = request.row.run_id, end = ?finished.end, "a standby was of no use; starting cold");
@@ -471,7 +468,7 @@ impl Shared {
                 }
                 continue;
             }
-            let ending = match (ending(finished.end, &mut reader, self.stop.is_cancelled(), request.details.timeout), desk.why_ended()) {
+            let ending = match (ending(finished.end, &mut reader, self.stop.is_cancelled(), *timeout), desk.why_ended()) {
                 (Ending::Failed(_), Some(why)) => Ending::Failed(why),
                 (ending, _) => ending,
             };

@@ -3,11 +3,10 @@
 //! It is run with stream-json both ways, because only so can its input be held open until its answer was read whole:
 //! given a prompt and the end of its input at once, it exits without waiting for its pipe and cuts a longer reply.
 
-use std::ffi::OsString;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
 use tokio::process::Command;
@@ -20,6 +19,24 @@ use super::process::{Line, MAX_LINE, Next};
 /// The heading in the prompt under which the attached files are named.
 const FILES_HEADING: &str = "[Attached files — open with Read tool as needed]";
 
+/// The mode in which the CLI asks for what isn't plainly safe, which a run has nobody to answer. It is named, because what a
+/// release starts in by itself changes.
+const MODE: &str = "default";
+
+/// How the CLI is called for any run. No transcript is kept: one a run would pile up under the user's home for ever.
+const ARGUMENTS: &[&str] = &[
+    "-p",
+    "--input-format",
+    "stream-json",
+    "--output-format",
+    "stream-json",
+    "--verbose",
+    "--include-partial-messages",
+    "--no-session-persistence",
+    "--permission-mode",
+    MODE,
+];
+
 /// Variables that the CLI gets beside those of every agent.
 pub const VARIABLES: &[(&str, &str)] = &[
     // `@path` in a prompt would otherwise put that file's text in front of the model without asking for permission,
@@ -27,11 +44,14 @@ pub const VARIABLES: &[(&str, &str)] = &[
     ("CLAUDE_CODE_DISABLE_ATTACHMENTS", "1"),
     // A folder for memories would stay for every run, and what one app had remembered would be another's to read.
     ("CLAUDE_CODE_DISABLE_AUTO_MEMORY", "1"),
+    // A request to the model after each turn for what the user might say next, which nobody sees.
+    ("CLAUDE_CODE_ENABLE_PROMPT_SUGGESTION", "false"),
 ];
 
-/// Makes `command` a run of the CLI. What it calls temporary goes into `temporary`.
-pub fn prepare(command: &mut Command, run_id: Uuid, model: &str, system_file: Option<&Path>, schema: Option<&RawValue>, temporary: &Path) {
-    command.args(arguments(run_id, model, system_file, schema)).envs(VARIABLES.iter().copied());
+/// Makes `command` a run of the CLI. What it calls temporary goes into `temporary`. Every process of the machine can read the
+/// arguments, so nothing of an app's stands there.
+pub fn prepare(command: &mut Command, run_id: Uuid, model: &str, temporary: &Path) {
+    command.args(ARGUMENTS).args(["--session-id", &run_id.to_string(), "--model", model]).envs(VARIABLES.iter().copied());
     command.env("CLAUDE_CODE_TMPDIR", temporary).env("TMPDIR", temporary);
 }
 
@@ -82,29 +102,6 @@ pub fn clean_up(session_id: &str, environment: &Environment) -> io::Result<()> {
     Ok(())
 }
 
-fn arguments(run_id: Uuid, model: &str, system_file: Option<&Path>, schema: Option<&RawValue>) -> Vec<OsString> {
-    // No transcript is kept: one a run would pile up under the user's home for ever.
-    let fixed = [
-        "-p",
-        "--input-format",
-        "stream-json",
-        "--output-format",
-        "stream-json",
-        "--verbose",
-        "--include-partial-messages",
-        "--no-session-persistence",
-    ];
-    let mut arguments: Vec<OsString> = fixed.into_iter().map(OsString::from).collect();
-    arguments.extend(["--session-id".into(), run_id.to_string().into(), "--model".into(), model.into()]);
-    if let Some(file) = system_file {
-        arguments.extend(["--append-system-prompt-file".into(), file.into()]);
-    }
-    if let Some(schema) = schema {
-        arguments.extend(["--json-schema".into(), schema.get().into()]);
-    }
-    arguments
-}
-
 /// The text that the CLI is to take for the prompt, with the attached files named under it.
 pub fn prompt_text(prompt: &str, files: &[PathBuf]) -> String {
     // A leading slash would make it a command of the CLI's own; behind a line's end it is text.
@@ -116,11 +113,35 @@ pub fn prompt_text(prompt: &str, files: &[PathBuf]) -> String {
     text
 }
 
-/// The line that hands the prompt of a run over.
-pub fn input(prompt: &str, files: &[PathBuf]) -> Vec<u8> {
+/// The lines that hand a run over: what is added to the CLI's own system prompt and what the reply has to fit, if there is
+/// such, and the prompt.
+pub fn input(prompt: &str, files: &[PathBuf], system: Option<&str>, schema: Option<&RawValue>) -> Vec<u8> {
+    #[derive(Serialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Initialize<'a> {
+        subtype: &'static str,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        append_system_prompt: Option<&'a str>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        json_schema: Option<&'a RawValue>,
+    }
+    #[derive(Serialize)]
+    struct ControlRequest<'a> {
+        r#type: &'static str,
+        request_id: &'static str,
+        request: Initialize<'a>,
+    }
+    let mut lines = Vec::new();
+    if system.is_some() || schema.is_some() {
+        let request = Initialize { subtype: "initialize", append_system_prompt: system, json_schema: schema };
+        let line = ControlRequest { r#type: "control_request", request_id: "run", request };
+        serde_json::to_writer(&mut lines, &line).expect("a request is JSON");
+        lines.push(b'\n');
+    }
     let text = prompt_text(prompt, files);
     let message = json!({"type": "user", "message": {"role": "user", "content": [{"type": "text", "text": text}]}});
-    format!("{message}\n").into_bytes()
+    lines.extend_from_slice(format!("{message}\n").as_bytes());
+    lines
 }
 
 /// Says what a line of the output tells of the run's progress: `text` and `thinking` as they are generated, `tool_call`,
@@ -214,7 +235,21 @@ impl Reader {
                 }
                 Next::Answered
             }
-            Ok(Kind { kind, subtype }) => {
+            Ok(Kind { kind, subtype, permission_mode, response }) => {
+                let refused = match (kind.as_str(), subtype.as_deref(), response) {
+                    ("system", Some("init"), _) => permission_mode.filter(|mode| mode != MODE).map(|mode| {
+                        format!("claude started in its permission mode \"{mode}\", where it may do what a run must not; ask the operator to look for \"defaultMode\" in its managed settings")
+                    }),
+                    ("control_response", _, Some(Response { subtype, error })) if subtype == "error" => Some(format!(
+                        "claude does not take the system prompt or the schema ({})",
+                        error.as_deref().unwrap_or("it gives no reason")
+                    )),
+                    _ => None,
+                };
+                if let Some(why) = refused {
+                    self.answer = Some(Answer::Failure(why));
+                    return Next::Stop;
+                }
                 match (kind.as_str(), subtype.as_deref()) {
                     ("system", Some("api_retry")) => self.retry = serde_json::from_slice(line).ok(),
                     // The API has answered since.
@@ -276,6 +311,17 @@ struct Kind {
     #[serde(rename = "type")]
     kind: String,
     subtype: Option<String>,
+    /// Of `system`/`init`.
+    #[serde(rename = "permissionMode")]
+    permission_mode: Option<String>,
+    /// Of `control_response`.
+    response: Option<Response>,
+}
+
+#[derive(Deserialize)]
+struct Response {
+    subtype: String,
+    error: Option<String>,
 }
 
 /// The line that says that the CLI will try an API call again.
@@ -392,6 +438,33 @@ mod tests {
     }
 
     #[test]
+    fn a_run_that_is_not_what_was_asked_for_is_ended() {
+        for (line, why) in [
+            (r#"{"type":"system","subtype":"init","permissionMode":"auto"}"#, "\"auto\""),
+            (r#"{"type":"control_response","response":{"subtype":"error","request_id":"run","error":"no such thing"}}"#, "no such thing"),
+        ] {
+            let (mut reader, next) = read(&[line]);
+            assert_eq!(next, [Next::Stop]);
+            assert!(matches!(reader.take_answer(), Some(Answer::Failure(text)) if text.contains(why)), "{line}");
+        }
+        let (_, next) = read(&[r#"{"type":"system","subtype":"init","permissionMode":"default"}"#]);
+        assert_eq!(next, [Next::More]);
+    }
+
+    #[test]
+    fn system_prompt_and_schema_stand_on_a_line_before_the_prompt() {
+        let schema = RawValue::from_string(r#"{"type": "object"}"#.to_owned()).unwrap();
+        let lines = input("hello", &[], Some("Be\nbrief."), Some(&schema));
+        let lines: Vec<serde_json::Value> =
+            lines.split_inclusive(|byte| *byte == b'\n').map(|line| serde_json::from_slice(line).unwrap()).collect();
+        assert_eq!(
+            lines[0]["request"],
+            json!({"subtype": "initialize", "appendSystemPrompt": "Be\nbrief.", "jsonSchema": {"type": "object"}})
+        );
+        assert_eq!((lines.len(), &lines[1]["type"]), (2, &json!("user")));
+    }
+
+    #[test]
     fn a_result_after_the_answer_does_not_count() {
         let (mut reader, _) =
             read(&[r#"{"type":"result","is_error":false,"result":"first"}"#, r#"{"type":"result","is_error":true,"result":"second"}"#]);
@@ -426,7 +499,7 @@ mod tests {
 
         #[test]
         fn any_prompt_arrives_as_it_is(prompt in "[/@!# -]?\\PC{0,80}[\n\u{0}\u{1b}\"]?") {
-            let line = input(&prompt, &[]);
+            let line = input(&prompt, &[], None, None);
             prop_assert_eq!(line.split(|byte| *byte == b'\n').count(), 2);
             let message: serde_json::Value = serde_json::from_slice(&line).unwrap();
             let text = message["message"]["content"][0]["text"].as_str().unwrap();

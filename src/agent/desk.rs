@@ -6,7 +6,6 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use serde_json::value::RawValue;
 use uuid::Uuid;
 
 use super::family::{self, Mark};
@@ -29,7 +28,6 @@ pub struct Desks {
 pub struct Desk {
     uuid: Uuid,
     folder: Folder,
-    system_file: Option<PathBuf>,
     desks: Desks,
     _in_use: InUse,
 }
@@ -62,17 +60,16 @@ impl Desks {
         Self { workshop, claude, in_use: Arc::default() }
     }
 
-    /// Makes the folder of a desk, with the system prompt and the files in it. Gives the files' paths.
-    pub async fn set_up(&self, uuid: Uuid, system: Option<String>, files: Vec<Attachment>) -> io::Result<(Desk, Vec<PathBuf>)> {
+    /// Makes the folder of a desk, with the files in it. Gives the files' paths.
+    pub async fn set_up(&self, uuid: Uuid, files: Vec<Attachment>) -> io::Result<(Desk, Vec<PathBuf>)> {
         let desks = self.clone();
         blocking(move || {
             let id = uuid.simple().to_string();
             desks.in_use().insert(id.clone());
             let in_use = InUse { desks: desks.clone(), id };
             let folder = Folder::create(&desks.workshop.folder, &in_use.id)?;
-            let filled = system.map(|text| folder.write_system_prompt(&text)).transpose();
-            match filled.and_then(|system_file| Ok((system_file, folder.attach(&files)?))) {
-                Ok((system_file, files)) => Ok((Desk { uuid, folder, system_file, desks, _in_use: in_use }, files)),
+            match folder.attach(&files) {
+                Ok(files) => Ok((Desk { uuid, folder, desks, _in_use: in_use }, files)),
                 Err(error) => folder.remove().and(Err(error)),
             }
         })
@@ -91,12 +88,12 @@ impl Desks {
 }
 
 impl Desk {
-    /// Starts claude at the desk, with a JSON Schema for its reply if there is one. It waits for its prompt.
-    pub fn start(&self, model: &str, schema: Option<&RawValue>) -> Result<Waiting, NotStarted> {
+    /// Starts claude at the desk. It waits for its prompt.
+    pub fn start(&self, model: &str) -> Result<Waiting, NotStarted> {
         let Desks { workshop, claude, .. } = &self.desks;
         let program = programs::find(claude, &workshop.environment).ok_or_else(|| NotStarted::NotInstalled(claude.clone()))?;
         let mut command = workshop.command(&program, self.folder.path());
-        claude::prepare(&mut command, self.uuid, model, self.system_file.as_deref(), schema, &self.folder.temporary());
+        claude::prepare(&mut command, self.uuid, model, &self.folder.temporary());
         process::start(&mut command, &self.mark()).map_err(|error| {
             NotStarted::Failed(format!("{} could not be started ({error}); check that it is a program of this machine", program.display()))
         })

@@ -13,8 +13,7 @@ use rustix::fs::{AtFlags, CWD, Dir, Mode, OFlags, open, openat, renameat, unlink
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
-/// The file of the system prompt. An attached file can't have this name: theirs never begin with a dot.
-const SYSTEM_PROMPT: &str = ".system-prompt";
+/// An attached file can't have this name: theirs never begin with a dot.
 const TEMPORARY: &str = ".tmp";
 /// How long the removal of a folder may take: an agent may be filling it.
 const REMOVAL: Duration = Duration::from_mins(1);
@@ -55,13 +54,6 @@ impl Folder {
     /// The folder's path.
     pub fn path(&self) -> &Path {
         &self.0
-    }
-
-    /// Writes the system prompt into the folder.
-    pub fn write_system_prompt(&self, text: &str) -> io::Result<PathBuf> {
-        let path = self.0.join(SYSTEM_PROMPT);
-        fs::write(&path, text)?;
-        Ok(path)
     }
 
     /// Puts the attached files into the folder under names that do not clash, and gives their paths in order.

@@ -30,8 +30,6 @@ const SETTLE: Duration = Duration::from_secs(1);
 const LOOK: Duration = Duration::from_secs(2);
 /// How many uses are remembered, at least.
 const USES: usize = 16;
-/// The longest system prompt, in bytes, that something is started ahead for.
-const LONGEST_SYSTEM: usize = 64 << 10;
 /// How long a standby may take to end when it is ended.
 const END_GRACE: Duration = Duration::from_secs(10);
 
@@ -52,8 +50,6 @@ pub enum Want {
     Run {
         /// Its model.
         model: String,
-        /// Its system prompt.
-        system: Option<String>,
     },
     /// A session's next turn.
     Turn(Target),
@@ -126,10 +122,9 @@ impl Pool {
         Hold(self.clone())
     }
 
-    /// A desk at which claude waits for the prompt of such a run.
-    pub fn take_run(&self, model: &str, system: Option<&str>) -> Option<(Desk, Waiting)> {
-        let is_it = |want: &Want| matches!(want, Want::Run { model: m, system: s } if m == model && s.as_deref() == system);
-        let found = self.take(is_it);
+    /// A desk at which claude waits for the prompt of a run with this model.
+    pub fn take_run(&self, model: &str) -> Option<(Desk, Waiting)> {
+        let found = self.take(|want| matches!(want, Want::Run { model: other } if other == model));
         METRICS.standby("run", found.is_some());
         let Standby { desk, process, .. } = found?;
         Some((desk?, process))
@@ -172,8 +167,7 @@ impl Pool {
 
     /// Notes that this was asked for, and went well.
     pub fn used(&self, want: Want) {
-        let too_long = matches!(&want, Want::Run { system: Some(system), .. } if system.len() > LONGEST_SYSTEM);
-        if self.0.most == 0 || too_long {
+        if self.0.most == 0 {
             return;
         }
         let mut state = self.state();
@@ -239,8 +233,8 @@ impl Pool {
         }
         let print = self.fingerprint(&want);
         let started = match &want {
-            Want::Run { model, system } => match self.0.desks.set_up(Uuid::now_v7(), system.clone(), Vec::new()).await {
-                Ok((desk, _)) => match desk.start(model, None) {
+            Want::Run { model } => match self.0.desks.set_up(Uuid::now_v7(), Vec::new()).await {
+                Ok((desk, _)) => match desk.start(model) {
                     Ok(process) => Ok((Some(desk), process)),
                     Err(error) => {
                         desk.clear_away().await;
