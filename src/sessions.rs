@@ -556,6 +556,10 @@ impl Sessions {
         for session in self.shared.ledger.half_created_sessions().await? {
             self.shared.forget(&session.new).await;
         }
+        let rooms = self.shared.acpx.workshop.folder.read_dir()?.flatten().map(|session| Room::new(session.path()));
+        for (room, error) in rooms.filter_map(|room| room.renew().err().map(|error| (room, error))) {
+            tracing::warn!(path = %room.folder().display(), %error, "a session's settings are those of an earlier release");
+        }
         // The files of turns that a crash cut short. One that can't be removed must not stop the start.
         if turns > 0 {
             for session in self.shared.acpx.workshop.folder.read_dir()?.flatten() {

@@ -32,6 +32,8 @@ const CANCELLED_GRACE: Duration = Duration::from_secs(4);
 /// Bytes of a turn's messages that are kept: they all stand in its answer.
 const MAX_TURN: usize = 16 << 20;
 
+/// The agent that is claude, as acpx calls it.
+pub const CLAUDE_AGENT: &str = "claude";
 /// The name by which this program starts the claude of a session.
 pub const CLAUDE: &str = "claude-of-session";
 /// The variable that tells it how, as a JSON array of arguments.
@@ -40,6 +42,11 @@ pub const HOW_TO_START_CLAUDE: &str = "AGENT_CONFINE";
 /// The permissions that a session may be created with, and acpx's flag for each.
 pub const PERMISSIONS: &[(&str, &str)] =
     &[("approve-all", "--approve-all"), ("approve-reads", "--approve-reads"), ("deny-all", "--deny-all")];
+
+/// Whether what an agent does in one of its modes is up to the permissions. In others it asks for nothing.
+fn keeps(permissions: &str, mode: &str) -> bool {
+    matches!(mode, "default" | "plan") || (permissions == "approve-all" && matches!(mode, "acceptEdits" | "bypassPermissions"))
+}
 
 /// A session, as acpx is told of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -123,7 +130,7 @@ impl Acpx {
                 command.env("CLAUDE_CODE_EXECUTABLE", &self.claude).env(HOW_TO_START_CLAUDE, self.how_to_start(&claude, target)?);
             }
             // The adapter would start a copy of its own, outside the sandbox.
-            None if target.agent == "claude" => {
+            None if target.agent == CLAUDE_AGENT => {
                 let named = named.display();
                 return Err(Error::Failed(format!("the claude CLI is not installed (looked for \"{named}\")")));
             }
@@ -230,8 +237,9 @@ impl Acpx {
             let waiting = standby.take().map_or_else(|| self.start_prompt(target), Ok)?;
             let mut events = Some(Events::default());
             let mut bytes = 0;
+            let mut breach = None;
             let read = |line: Line<'_>| {
-                let Some(turn) = events.as_mut() else { return Next::More };
+                let Some(turn) = events.as_mut().filter(|_| breach.is_none()) else { return Next::More };
                 let Line::Whole(line) = line else { return Next::Stop };
                 // Said when the agent has started, and the prompt goes to it.
                 if let Some(begun) = begun.take_if(|_| line.windows(16).any(|part| part == b"\"session/prompt\"")) {
@@ -246,6 +254,13 @@ impl Acpx {
                 if let Some(event) = turn.last().filter(|_| turn.count() > count) {
                     said(event);
                 }
+                if let Some(mode) = turn.mode_at_work().filter(|mode| target.agent == CLAUDE_AGENT && !keeps(&target.permissions, mode)) {
+                    breach = Some(format!(
+                        "the agent worked in its mode \"{mode}\", where the session's permissions ({}) do not hold, and was ended; ask the operator to look for \"defaultMode\" in claude's managed settings",
+                        target.permissions
+                    ));
+                    return Next::Stop;
+                }
                 let Some(end) = end else { return Next::More };
                 if let (Some(over), Some(events)) = (over.take(), events.take()) {
                     over(Turn { events, end: Some(end) });
@@ -257,8 +272,8 @@ impl Acpx {
             let wind_down = async |agent: &mut Started, how: &How| {
                 match how {
                     How { answered: true, .. } => end_alone(agent, how).await,
-                    // Its turn may go on in the owner, where nothing tells any more when it ends.
-                    How { end: End::Exited(_) | End::Silent, .. } => drop(family::end(&self.mark(&target.name)).await),
+                    // Its turn may go on in the owner, where nothing tells any more when it ends, or must not.
+                    How { end: End::Exited(_) | End::Silent | End::Stopped, .. } => drop(family::end(&self.mark(&target.name)).await),
                     _ => self.stop_turn(target, agent).await,
                 }
             };
@@ -268,7 +283,7 @@ impl Acpx {
                 continue;
             }
             if let (Some(over), Some(events)) = (over, events) {
-                over(Turn { events, end: None });
+                over(Turn { events, end: breach.map(TurnEnd::Failed) });
             }
             return Ok(finished);
         }

@@ -91,6 +91,7 @@ pub struct Events {
     usage: Option<(i64, i64)>,
     cost_usd: Option<f64>,
     agent_began: bool,
+    mode: Option<String>,
     last_error: Option<String>,
 }
 
@@ -147,6 +148,11 @@ impl Events {
         self.agent_began
     }
 
+    /// The mode that the agent says it works in, once the turn's prompt is on its way to it.
+    pub fn mode_at_work(&self) -> Option<&str> {
+        self.mode.as_deref().filter(|_| self.prompt_id.is_some())
+    }
+
     /// The events, one for each message.
     pub fn into_events(self) -> Vec<Event> {
         self.events
@@ -180,6 +186,7 @@ impl Events {
 
     fn response(&mut self, message: &Value) -> (Map<String, Value>, Option<TurnEnd>) {
         let result = &message["result"];
+        self.note_mode(&result["modes"]["currentModeId"]);
         if let Some(reason) = result["stopReason"].as_str() {
             let count = |name: &str| result["usage"][name].as_i64();
             let cached = count("cachedReadTokens").unwrap_or(0).saturating_add(count("cachedWriteTokens").unwrap_or(0));
@@ -200,6 +207,12 @@ impl Events {
         (kind("protocol"), None)
     }
 
+    fn note_mode(&mut self, mode: &Value) {
+        if let Some(mode) = mode.as_str() {
+            self.mode = Some(mode.to_owned());
+        }
+    }
+
     fn update(&mut self, update: &Value) -> Map<String, Value> {
         let name = update["sessionUpdate"].as_str().unwrap_or("protocol");
         let content = || update["content"]["text"].as_str().unwrap_or_default().to_owned();
@@ -215,7 +228,12 @@ impl Events {
                 self.cost_usd = update["cost"]["amount"].as_f64().filter(|_| update["cost"]["currency"] == "USD").or(self.cost_usd);
                 return kind(name);
             }
-            other => return kind(other),
+            other => {
+                self.note_mode(&update["currentModeId"]);
+                let options = update["configOptions"].as_array().into_iter().flatten();
+                options.filter(|option| option["id"] == "mode").for_each(|option| self.note_mode(&option["currentValue"]));
+                return kind(other);
+            }
         };
         let call = update["toolCallId"].as_str();
         let tool = update["_meta"]["claudeCode"]["toolName"].is_string();
@@ -375,6 +393,21 @@ mod tests {
     fn the_clients_own_error_ends_the_turn() {
         let (_, ends, _) = read(&[json!({"jsonrpc": "2.0", "id": null, "error": {"message": "No acpx session found"}})]);
         assert_eq!(ends, [Some(TurnEnd::Failed("No acpx session found".to_owned()))]);
+    }
+
+    #[test]
+    fn the_mode_is_the_last_that_the_agent_told() {
+        let mut events = Events::default();
+        let mut mode_after = |message: Value| {
+            events.line(message.to_string().as_bytes());
+            events.mode_at_work().map(str::to_owned)
+        };
+        assert_eq!(mode_after(json!({"id": 2, "result": {"sessionId": "s", "modes": {"currentModeId": "auto"}}})), None);
+        assert_eq!(mode_after(json!({"id": 4, "method": "session/prompt", "params": {}})).as_deref(), Some("auto"));
+        let option = json!({"sessionUpdate": "config_option_update", "configOptions": [{"id": "model", "currentValue": "x"}, {"id": "mode", "currentValue": "default"}]});
+        assert_eq!(mode_after(update(option)).as_deref(), Some("default"));
+        assert_eq!(mode_after(update(json!({"sessionUpdate": "current_mode_update", "currentModeId": "plan"}))).as_deref(), Some("plan"));
+        assert_eq!(mode_after(update(json!({"sessionUpdate": "usage_update"}))).as_deref(), Some("plan"));
     }
 
     fn object() -> impl Strategy<Value = Value> {

@@ -5,7 +5,7 @@
 //! `CLAUDE_SECURESTORAGE_CONFIG_DIR` names its folder (seen in claude 2.1.197, which does not document it). What acpx keeps
 //! is out of the agent's reach, because acpx runs what stands there, and is less restricted than the agent.
 
-use std::fs::{DirBuilder, OpenOptions};
+use std::fs::{self, DirBuilder, OpenOptions};
 use std::io::{self, ErrorKind, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, symlink};
 use std::path::{Path, PathBuf};
@@ -16,9 +16,12 @@ use super::folder::{Folder, remove_tree};
 use super::{Environment, claude};
 use crate::secret::sha256_hex;
 
-/// Settings that every agent of the user has, by their names in claude's configuration.
-const SHARED: &[&str] = &["settings.json", "CLAUDE.md", "agents", "commands", "output-styles", "plugins", "rules", "skills"];
 const STATE: &str = ".claude.json";
+/// claude's settings in a room. The mode that asks is named, because the adapter starts in another one where nothing is
+/// (`auto`, since 0.76), in which tools run unasked, or not at all where Anthropic's servers can't be reached.
+const SETTINGS: &str = r#"{"permissions":{"defaultMode":"default","disableAutoMode":"disable","disableBypassPermissionsMode":"disable"}}"#;
+/// What earlier releases linked into a room, of the user's own. It let tools run that the session's permissions deny.
+const LINKED_BEFORE: &[&str] = &["settings.json", "CLAUDE.md", "agents", "commands", "output-styles", "plugins", "rules", "skills"];
 
 /// A session's folder.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -53,7 +56,7 @@ impl Room {
         self.0.join("home")
     }
 
-    /// Makes the room, with links to the user's settings.
+    /// Makes the room, with settings of its own and a link to the user's sign-in.
     pub fn make(&self, environment: &Environment) -> io::Result<()> {
         let make = |folder: &Path| DirBuilder::new().mode(0o700).create(folder);
         make(&self.0)?;
@@ -62,7 +65,7 @@ impl Room {
             make(&folder)?;
         }
         let folder_of = |variable: &str| environment.get(variable).map(PathBuf::from).filter(|folder| folder.is_absolute());
-        let (Some(config), Some(state)) = (claude::config_folder(environment), folder_of("CLAUDE_CONFIG_DIR").or(folder_of("HOME"))) else {
+        let Some(state) = folder_of("CLAUDE_CONFIG_DIR").or(folder_of("HOME")) else {
             return Err(io::Error::other("HOME is not set to a whole path, and sessions need one"));
         };
         DirBuilder::new().recursive(true).mode(0o700).create(&state)?;
@@ -73,7 +76,20 @@ impl Room {
             made => made.ok().map_or(Ok(()), |mut file| file.write_all(b"{}"))?,
         }
         symlink(state, self.config().join(STATE))?;
-        SHARED.iter().try_for_each(|name| symlink(config.join(name), self.config().join(name)))
+        fs::write(self.config().join("settings.json"), SETTINGS)
+    }
+
+    /// Brings a room that an earlier release made up to date.
+    pub fn renew(&self) -> io::Result<()> {
+        for path in LINKED_BEFORE.iter().map(|name| self.config().join(name)) {
+            if path.is_symlink() {
+                fs::remove_file(&path)?;
+            }
+        }
+        match OpenOptions::new().write(true).create_new(true).open(self.config().join("settings.json")) {
+            Err(error) if error.kind() != ErrorKind::AlreadyExists => Err(error),
+            made => made.ok().map_or(Ok(()), |mut file| file.write_all(SETTINGS.as_bytes())),
+        }
     }
 
     /// Has `command`, which works in the room, be at home there. Not in the agent's part of it: acpx takes settings from where it

@@ -5,6 +5,7 @@
 mod demo;
 #[path = "../api/harness.rs"]
 mod harness;
+mod permissions;
 mod run;
 mod sandbox;
 mod sessions;
