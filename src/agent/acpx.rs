@@ -39,13 +39,15 @@ pub const CLAUDE: &str = "claude-of-session";
 /// The variable that tells it how, as a JSON array of arguments.
 pub const HOW_TO_START_CLAUDE: &str = "AGENT_CONFINE";
 
+/// The permission by which every tool runs.
+pub const APPROVE_ALL: &str = "approve-all";
 /// The permissions that a session may be created with, and acpx's flag for each.
 pub const PERMISSIONS: &[(&str, &str)] =
-    &[("approve-all", "--approve-all"), ("approve-reads", "--approve-reads"), ("deny-all", "--deny-all")];
+    &[(APPROVE_ALL, "--approve-all"), ("approve-reads", "--approve-reads"), ("deny-all", "--deny-all")];
 
 /// Whether what an agent does in one of its modes is up to the permissions. In others it asks for nothing.
 fn keeps(permissions: &str, mode: &str) -> bool {
-    matches!(mode, "default" | "plan") || (permissions == "approve-all" && matches!(mode, "acceptEdits" | "bypassPermissions"))
+    matches!(mode, "default" | "plan") || (permissions == APPROVE_ALL && matches!(mode, "acceptEdits" | "bypassPermissions"))
 }
 
 /// A session, as acpx is told of it.
@@ -116,6 +118,10 @@ impl Acpx {
         let program = found.ok_or_else(|| Error::NotInstalled(self.program.clone()))?;
         let mut command = self.workshop.command(&program, target.room.folder());
         target.room.furnish(&mut command, &self.workshop.environment);
+        if target.agent != CLAUDE_AGENT {
+            // It works where acpx does, and reaches all of the room anyway.
+            command.current_dir(target.room.work());
+        }
         let permissions = PERMISSIONS.iter().find(|(name, _)| *name == target.permissions).map_or("--deny-all", |(_, flag)| flag);
         command.args(["--format", "json", "--json-strict", "--non-interactive-permissions", "deny", permissions, &target.agent]);
         command.args(arguments).envs(claude::VARIABLES.iter().copied());

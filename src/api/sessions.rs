@@ -24,7 +24,7 @@ use super::body::{ValidJson, Validate, whole_number};
 use super::error::{ApiError, FieldError, Problem};
 use super::run::{attachments, check_files, check_model, check_prompt};
 use super::work::{self, Wish, Work};
-use crate::agent::acpx::PERMISSIONS;
+use crate::agent::acpx::{APPROVE_ALL, CLAUDE_AGENT, PERMISSIONS};
 use crate::agent::events::Event;
 use crate::clock;
 use crate::feed::Final;
@@ -38,13 +38,14 @@ const TURN: HeaderName = HeaderName::from_static("x-turn");
 struct SessionRequest {
     /// One of the server's agents; `claude` by default.
     agent: Option<String>,
-    /// The model of every turn.
+    /// The model of every turn. Only claude can be told of one.
     #[schema(pattern = r"^[A-Za-z0-9][A-Za-z0-9._:/@\[\]-]{0,127}$")]
     model: Option<String>,
     /// The app's own object, kept as it is.
     #[schema(value_type = Option<BTreeMap<String, Value>>)]
     meta: Option<Box<RawValue>>,
-    /// What the agent may do without being asked: `approve-all` (the default), `approve-reads` or `deny-all`.
+    /// What the agent may do without being asked: `approve-all` (the default), `approve-reads` or `deny-all`. Others than claude
+    /// can only have the first.
     #[schema(pattern = "^(approve-all|approve-reads|deny-all)$")]
     permissions: Option<String>,
 }
@@ -244,11 +245,8 @@ async fn create(
     if let Some(session_id) = work::claimed(&app, key.as_ref()).await? {
         return created_before(&app, &caller, &session_id).await;
     }
-    let agent = asked.agent.unwrap_or_else(|| "claude".to_owned());
-    if !app.agents.contains(&agent) {
-        let detail = format!("the agent must be one of {}", app.agents.join(", "));
-        return Err(ApiError::Invalid(vec![FieldError::new("/agent", detail)]));
-    }
+    let agent = asked.agent.clone().unwrap_or_else(|| CLAUDE_AGENT.to_owned());
+    check_agent(&app, &agent, &asked)?;
     let session_id = Uuid::now_v7().simple().to_string();
     let new = NewSession {
         cwd: app.sessions.cwd(&session_id).display().to_string(),
@@ -256,7 +254,7 @@ async fn create(
         app_name: caller.app.clone(),
         agent,
         model: asked.model,
-        permissions: asked.permissions.unwrap_or_else(|| "approve-all".to_owned()),
+        permissions: asked.permissions.unwrap_or_else(|| APPROVE_ALL.to_owned()),
         meta: asked.meta.map(|meta| meta.get().to_owned()),
     };
     let Some(session) = app.sessions.create(new, key.clone()).await? else {
@@ -265,6 +263,25 @@ async fn create(
         return created_before(&app, &caller, &first).await;
     };
     Ok(Json(session.into()))
+}
+
+/// Refuses an agent that is not on the list, and what can't be promised of one. Of others than claude it is not known that they
+/// ask before they act, and acpx tells them no model.
+fn check_agent(app: &App, agent: &str, asked: &SessionRequest) -> Result<(), ApiError> {
+    let mut errors = Vec::new();
+    if !app.agents.iter().any(|known| known == agent) {
+        errors.push(FieldError::new("/agent", format!("the agent must be one of {}", app.agents.join(", "))));
+    } else if agent != CLAUDE_AGENT {
+        if asked.permissions.as_ref().is_some_and(|permissions| permissions != APPROVE_ALL) {
+            let detail = format!("that {agent} asks before it acts can't be promised; it can only have {APPROVE_ALL}");
+            errors.push(FieldError::new("/permissions", detail));
+        }
+        if asked.model.is_some() {
+            let detail = format!("{agent} would not be told of the model; leave it out, and choose it in the agent's own settings");
+            errors.push(FieldError::new("/model", detail));
+        }
+    }
+    if errors.is_empty() { Ok(()) } else { Err(ApiError::Invalid(errors)) }
 }
 
 /// The session that the first request with a key led to, when it is there.

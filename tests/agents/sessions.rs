@@ -298,11 +298,33 @@ async fn a_turn_costs_what_its_agent_says_more_than_before() {
     let server = server.crash_and_restart();
     assert_eq!(turn(&server, &token, &id, &long).await.status, StatusCode::OK);
     let costs = "SELECT count(*) FROM session_events WHERE event = 'turn' AND cost_usd BETWEEN 0.015 AND 0.03";
-    assert_eq!(server.query::<i64>(costs), 3, "{}", server.query::<String>("SELECT group_concat(coalesce(cost_usd, 0)) FROM session_events"));
+    assert_eq!(
+        server.query::<i64>(costs),
+        3,
+        "{}",
+        server.query::<String>("SELECT group_concat(coalesce(cost_usd, 0)) FROM session_events")
+    );
 
     let body = json!({"name": "thrifty", "daily_usd": 0.01});
     let thrifty = server.post("/admin/tokens", crate::harness::ADMIN, &body).await.json["token"].as_str().unwrap().to_owned();
     let id = create(&server, &thrifty, &json!({"model": "opus"})).await;
     assert_eq!(turn(&server, &thrifty, &id, &long).await.status, StatusCode::OK);
     turn(&server, &thrifty, &id, &long).await.problem(429);
+}
+
+#[tokio::test]
+async fn an_agent_other_than_claude_works_where_the_session_says() {
+    let Some(clis) = crate::clis() else { return };
+    let programs = tempfile::tempdir().unwrap();
+    std::os::unix::fs::symlink(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/stand-in/agent"), programs.path().join("other-agent")).unwrap();
+    let path = std::env::join_paths(std::iter::once(programs.path().to_owned()).chain(std::env::split_paths(&clis.path))).unwrap();
+    let options = Options::default().set("CLAWDFORGE_AGENTS", "claude,other-agent").set("PATH", path.display());
+    let Some(forge) = Forge::start_with(options).await else { return };
+    let (server, token) = (&forge.server, &forge.token);
+    let created = server.post("/sessions", token, &json!({"agent": "other-agent"})).await;
+    assert_eq!(created.status, StatusCode::OK, "{created:?}");
+    for prompt in ["one", "two"] {
+        let answer = turn(server, token, created.json["session_id"].as_str().unwrap(), prompt).await;
+        assert_eq!(answer.json["text"], json!(format!("{} {prompt}", created.json["cwd"].as_str().unwrap())), "{answer:?}");
+    }
 }

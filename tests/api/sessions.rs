@@ -136,6 +136,9 @@ async fn what_is_asked_for_is_checked() {
     for (body, pointer) in [
         (json!({"agent": "rm -rf"}), "/agent"),
         (json!({"agent": "gemini"}), "/agent"),
+        (json!({"agent": "codex", "permissions": "deny-all"}), "/permissions"),
+        (json!({"agent": "codex", "permissions": "approve-reads"}), "/permissions"),
+        (json!({"agent": "codex", "model": "o9"}), "/model"),
         (json!({"model": "-x"}), "/model"),
         (json!({"meta": [1]}), "/meta"),
         (json!({"permissions": "all"}), "/permissions"),
