@@ -35,7 +35,7 @@ use crate::agent::acpx::{self, Acpx};
 use crate::agent::desk::Desks;
 use crate::agent::family::{self, Mark};
 use crate::agent::memory::Memory;
-use crate::agent::programs::Cli;
+use crate::agent::programs::{self, ACPX_TESTED, ADAPTER_TESTED, CLAUDE_TESTED, Cli};
 use crate::agent::queue::Queue;
 use crate::agent::sandbox::Confinement;
 use crate::agent::standby::Pool;
@@ -87,6 +87,8 @@ pub struct App {
     pub claude: Arc<Cli>,
     /// The `acpx` CLI.
     pub acpx: Arc<Cli>,
+    /// The adapter between acpx and claude.
+    pub adapter: Arc<Cli>,
 }
 
 /// Who may call.
@@ -172,8 +174,9 @@ impl Server {
 
         let environment = &workshop.environment;
         let app = App {
-            claude: Arc::new(Cli::new(settings.claude_bin, environment)),
-            acpx: Arc::new(Cli::new(settings.acpx_bin, environment)),
+            adapter: Arc::new(Cli::new(programs::adapter(&settings.acpx_bin, environment), ADAPTER_TESTED, environment)),
+            claude: Arc::new(Cli::new(settings.claude_bin, CLAUDE_TESTED, environment)),
+            acpx: Arc::new(Cli::new(settings.acpx_bin, ACPX_TESTED, environment)),
             access: Access {
                 allow: settings.allow,
                 trusted_proxies: settings.trusted_proxies,
@@ -277,7 +280,7 @@ impl Server {
             let mark = self.workshop.mark.clone();
             tasks.spawn(async move { memory.watch(&mark).await });
         }
-        for cli in [self.app.claude.clone(), self.app.acpx.clone()] {
+        for cli in [self.app.claude.clone(), self.app.acpx.clone(), self.app.adapter.clone()] {
             let workshop = self.workshop.clone();
             tasks.spawn(async move { cli.watch(&workshop).await });
         }

@@ -19,6 +19,42 @@ const LOOK_EVERY: Duration = Duration::from_secs(5);
 /// After how long a program that gave no version is asked again.
 const ASK_AGAIN: Duration = Duration::from_mins(1);
 
+/// The versions of a CLI that this release was tested with, the first and the last.
+#[derive(Clone, Copy, Debug)]
+pub struct Tested(&'static str, &'static str);
+
+/// Of `claude`.
+pub const CLAUDE_TESTED: Tested = Tested("2.1.197", "2.1.332");
+/// Of `acpx`.
+pub const ACPX_TESTED: Tested = Tested("0.19.1", "0.19.1");
+/// Of the adapter between acpx and claude.
+pub const ADAPTER_TESTED: Tested = Tested("0.49.0", "0.101.0");
+
+impl Tested {
+    /// Whether this version is one of them.
+    pub fn includes(self, version: &str) -> bool {
+        (numbers(self.0)..=numbers(self.1)).contains(&numbers(version))
+    }
+}
+
+impl std::fmt::Display for Tested {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if self.0 == self.1 { f.write_str(self.0) } else { write!(f, "{} to {}", self.0, self.1) }
+    }
+}
+
+/// The numbers of a version, to be compared in order.
+pub(crate) fn numbers(version: &str) -> Vec<u32> {
+    version.split(['.', '-']).map_while(|part| part.parse().ok()).collect()
+}
+
+/// The adapter between acpx and claude, as acpx finds it: on PATH, or installed beside acpx itself.
+pub fn adapter(acpx: &OsStr, environment: &Environment) -> OsString {
+    const ADAPTER: &str = "claude-agent-acp";
+    let beside = || Some(find(acpx, environment)?.parent()?.join(ADAPTER)).filter(|path| path.exists());
+    find(OsStr::new(ADAPTER), environment).or_else(beside).map_or_else(|| ADAPTER.into(), PathBuf::into_os_string)
+}
+
 /// Finds a program: a path as it is, a name on the PATH of `environment`. `None` where there is no executable file.
 pub fn find(program: &OsStr, environment: &Environment) -> Option<PathBuf> {
     let executable = |path: &Path| path.metadata().is_ok_and(|file| file.is_file() && file.permissions().mode() & 0o111 != 0);
@@ -62,6 +98,8 @@ pub struct Known {
     pub present: bool,
     /// Its version; `None` too where it does not answer.
     pub version: Option<String>,
+    /// Whether this release was tested with that version.
+    pub tested: bool,
 }
 
 /// Which file a program was, so that an upgrade is noticed.
@@ -76,14 +114,15 @@ fn identity(path: PathBuf) -> Option<Identity> {
 #[derive(Debug)]
 pub struct Cli {
     program: OsString,
+    tested: Tested,
     known: RwLock<Known>,
 }
 
 impl Cli {
     /// Looks for the program; its version is known later.
-    pub fn new(program: OsString, environment: &Environment) -> Self {
+    pub fn new(program: OsString, tested: Tested, environment: &Environment) -> Self {
         let present = find(&program, environment).is_some();
-        Self { program, known: RwLock::new(Known { present, version: None }) }
+        Self { program, tested, known: RwLock::new(Known { present, version: None, tested: false }) }
     }
 
     /// What is known now.
@@ -92,7 +131,8 @@ impl Cli {
     }
 
     fn note(&self, present: bool, version: Option<String>) {
-        *self.known.write().unwrap_or_else(PoisonError::into_inner) = Known { present, version };
+        let tested = version.as_deref().is_some_and(|version| self.tested.includes(version));
+        *self.known.write().unwrap_or_else(PoisonError::into_inner) = Known { present, version, tested };
     }
 
     /// Keeps what is known true, for ever.
@@ -111,7 +151,12 @@ impl Cli {
                 match (&found, &version) {
                     (None, _) => tracing::warn!(%program, "not installed"),
                     (Some((path, ..)), None) => tracing::warn!(path = %path.display(), "found, but it does not tell its version"),
-                    (Some((path, ..)), Some(version)) => tracing::info!(path = %path.display(), version, "found"),
+                    (Some((path, ..)), Some(version)) if self.tested.includes(version) => {
+                        tracing::info!(path = %path.display(), version, "found");
+                    }
+                    (Some((path, ..)), Some(version)) => {
+                        tracing::warn!(path = %path.display(), version, tested = %self.tested, "found, of a version that this release was not tested with; it is used all the same");
+                    }
                 }
                 self.note(found.is_some(), version);
                 asked = Some((found, Instant::now()));
@@ -131,6 +176,24 @@ mod tests {
         assert_eq!(version_in("0.19.1").as_deref(), Some("0.19.1"));
         assert_eq!(version_in("acpx v1.0.0-beta.1").as_deref(), Some("1.0.0-beta.1"));
         assert_eq!(version_in("Error: nothing here."), None);
+    }
+
+    #[test]
+    fn what_is_pinned_was_tested() {
+        let pins = [include_str!("../../npm/claude/package.json"), include_str!("../../npm/acpx/package.json")].concat();
+        for (name, tested) in
+            [("@anthropic-ai/claude-code", CLAUDE_TESTED), ("acpx", ACPX_TESTED), ("@agentclientprotocol/claude-agent-acp", ADAPTER_TESTED)]
+        {
+            assert!(pins.contains(&format!("\"{name}\": \"{}\"", tested.1)), "{name} {tested}");
+        }
+        assert!(CLAUDE_TESTED.includes("2.1.200") && !CLAUDE_TESTED.includes("2.1.96") && !CLAUDE_TESTED.includes("2.2.0"));
+    }
+
+    #[test]
+    fn versions_are_compared_by_number() {
+        assert!(numbers("22.23.3") >= vec![22, 13]);
+        assert!(numbers("20.20.2") < vec![22, 13]);
+        assert!(numbers("2.1.197") >= numbers("2.1.97"));
     }
 
     #[test]

@@ -12,6 +12,7 @@ use utoipa_axum::routes;
 use crate::server::App;
 
 #[derive(Serialize, ToSchema)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a key of the contract's")]
 struct Health {
     ok: bool,
     /// Of the server.
@@ -27,6 +28,8 @@ struct Health {
     open_sessions: u32,
     /// What shuts agents out of the data folder: `landlock`, or `off`.
     sandbox: &'static str,
+    /// Whether this release was tested with that version of claude; `clawdforge doctor` names the versions.
+    claude_tested: bool,
 }
 
 /// Whether the server is well
@@ -45,6 +48,7 @@ async fn healthz(State(app): State<Arc<App>>) -> Json<Health> {
         acpx_version: acpx.version,
         open_sessions: app.sessions.open(),
         sandbox: app.sandbox,
+        claude_tested: claude.tested,
     })
 }
 

@@ -13,7 +13,8 @@ use tokio_util::sync::CancellationToken;
 use super::healthcheck;
 use crate::agent::family::Mark;
 use crate::agent::process::{self, Line, Next, Talk};
-use crate::agent::{Environment, Workshop, programs, sandbox};
+use crate::agent::programs::{self, ACPX_TESTED, ADAPTER_TESTED, CLAUDE_TESTED, Tested};
+use crate::agent::{Environment, Workshop, sandbox};
 use crate::config::{self, Flags, Sandbox, Settings};
 use crate::ledger::Ledger;
 
@@ -78,9 +79,9 @@ async fn examine(settings: &Settings) -> anyhow::Result<Vec<Finding>> {
 
 async fn examine_clis(settings: &Settings, workshop: &Workshop) -> Vec<Finding> {
     let mut findings = vec![
-        examine_cli("claude", "@anthropic-ai/claude-code", &settings.claude_bin, workshop, Bad).await,
-        examine_cli("acpx", "acpx", &settings.acpx_bin, workshop, Warning).await,
-        examine_adapter(settings, workshop),
+        examine_cli("claude", "@anthropic-ai/claude-code", &settings.claude_bin, CLAUDE_TESTED, workshop, Bad).await,
+        examine_cli("acpx", "acpx", &settings.acpx_bin, ACPX_TESTED, workshop, Warning).await,
+        examine_adapter(settings, workshop).await,
     ];
     if let Some(claude) = programs::find(&settings.claude_bin, &workshop.environment) {
         findings.insert(1, examine_sign_in(&claude, workshop).await);
@@ -88,26 +89,43 @@ async fn examine_clis(settings: &Settings, workshop: &Workshop) -> Vec<Finding> 
     findings
 }
 
-async fn examine_cli(name: &str, package: &str, program: &OsStr, workshop: &Workshop, missing: fn(String) -> Finding) -> Finding {
+async fn examine_cli(
+    name: &str,
+    package: &str,
+    program: &OsStr,
+    tested: Tested,
+    workshop: &Workshop,
+    missing: fn(String) -> Finding,
+) -> Finding {
     match programs::find(program, &workshop.environment) {
         None => missing(format!("{name}: \"{}\" is not on PATH; install it with \"npm install -g {package}\"", program.display())),
         Some(path) => match programs::version(&path, workshop).await {
-            Some(version) => Good(format!("{name}: {version} at {}", path.display())),
+            Some(version) => examine_version(name, &version, &path, tested),
             None => missing(format!("{name}: {} does not tell its version; try \"{} --version\" by hand", path.display(), path.display())),
         },
     }
 }
 
-/// The adapter between acpx and claude is found as acpx finds it: on PATH, or installed beside acpx itself.
-fn examine_adapter(settings: &Settings, workshop: &Workshop) -> Finding {
-    const ADAPTER: &str = "claude-agent-acp";
-    let beside = programs::find(&settings.acpx_bin, &workshop.environment).and_then(|acpx| Some(acpx.parent()?.join(ADAPTER)));
-    let found = programs::find(OsStr::new(ADAPTER), &workshop.environment).or(beside.filter(|path| path.exists()));
-    match found {
-        Some(path) => Good(format!("adapter: {}", path.display())),
-        None => Warning(format!(
-            "adapter: \"{ADAPTER}\" is not installed, so acpx fetches it anew for each session; install it with \"npm install -g @agentclientprotocol/{ADAPTER}\""
-        )),
+fn examine_version(name: &str, version: &str, path: &Path, tested: Tested) -> Finding {
+    let found = format!("{name}: {version} at {}", path.display());
+    if tested.includes(version) {
+        return Good(found);
+    }
+    Warning(format!("{found}; this release was tested with {tested}. It is used all the same: docs/operations.md says how to try it"))
+}
+
+async fn examine_adapter(settings: &Settings, workshop: &Workshop) -> Finding {
+    let program = programs::adapter(&settings.acpx_bin, &workshop.environment);
+    let Some(path) = programs::find(&program, &workshop.environment) else {
+        let name = program.display();
+        return Warning(format!(
+            "adapter: \"{name}\" is not installed, so acpx fetches it anew for each session; install it with \"npm install -g @agentclientprotocol/{name}\""
+        ));
+    };
+    match programs::version(&path, workshop).await {
+        Some(version) => examine_version("adapter", &version, &path, ADAPTER_TESTED),
+        // Older ones don't tell.
+        None => Good(format!("adapter: {}", path.display())),
     }
 }
 

@@ -4,6 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use clawdforge::agent::programs::CLAUDE_TESTED;
 use reqwest::StatusCode;
 use serde_json::{Value, json};
 
@@ -40,7 +41,8 @@ async fn a_prompt_is_answered() {
     let begun = Instant::now();
     loop {
         let health = forge.server.get("/healthz", "").await;
-        if health.json["claude_version"].is_string() && health.json["acpx_version"].is_string() {
+        if let Some(version) = health.json["claude_version"].as_str().filter(|_| health.json["acpx_version"].is_string()) {
+            assert_eq!(health.json["claude_tested"], CLAUDE_TESTED.includes(version));
             break;
         }
         assert!(begun.elapsed() < Duration::from_secs(20), "{health:?}");

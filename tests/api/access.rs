@@ -3,7 +3,7 @@
 use reqwest::{Client, Method, StatusCode};
 use serde_json::json;
 
-use crate::harness::{ADMIN, Answer, Options};
+use crate::harness::{ADMIN, Answer, Options, until};
 
 #[tokio::test]
 async fn health_is_for_anyone_and_says_what_the_contract_says() {
@@ -17,12 +17,22 @@ async fn health_is_for_anyone_and_says_what_the_contract_says() {
     };
     assert_eq!(
         answer.keys(),
-        ["ok", "version", "claude_present", "claude_version", "acpx_present", "acpx_version", "open_sessions", "sandbox"]
+        ["ok", "version", "claude_present", "claude_version", "acpx_present", "acpx_version", "open_sessions", "sandbox", "claude_tested"]
     );
     let expected = json!({"ok": true, "version": env!("CARGO_PKG_VERSION"), "claude_present": true, "claude_version": "0.0.1",
-        "acpx_present": false, "acpx_version": null, "open_sessions": 0, "sandbox": answer.json["sandbox"]});
+        "acpx_present": false, "acpx_version": null, "open_sessions": 0, "sandbox": answer.json["sandbox"], "claude_tested": false});
     assert!(answer.json["sandbox"] == "off" || answer.json["sandbox"] == "landlock");
     assert_eq!(answer.json, expected);
+}
+
+#[tokio::test]
+async fn a_cli_that_this_release_was_not_tested_with_is_used_and_said_to_be_so() {
+    let server = Options::stand_in().start();
+    let token = server.mint("app").await;
+    assert_eq!(server.run(&token, "hello").await.json["result"], "ok");
+    until("the version", || server.log().contains("this release was not tested with")).await;
+    let health = server.get("/healthz", "").await.json;
+    assert_eq!((&health["claude_version"], &health["claude_tested"]), (&json!("0.0.1"), &json!(false)));
 }
 
 #[tokio::test]
