@@ -13,6 +13,7 @@ mod standby;
 mod work;
 
 use std::io::Write;
+use std::path::PathBuf;
 use std::sync::OnceLock;
 
 use clawdforge::demo::install::{self, Clis};
@@ -20,12 +21,22 @@ use clawdforge::demo::stub::Stub;
 use harness::{Options, Server};
 use tempfile::TempDir;
 
+/// CLIs other than the pinned ones, as `tests/newest.sh` installs them.
+fn chosen() -> Option<Clis> {
+    let folder = PathBuf::from(std::env::var_os("CLAWDFORGE_TEST_CLIS")?);
+    let [node, claude, acpx] = ["node/node_modules/.bin", "claude/node_modules/.bin", "acpx/node_modules/.bin"].map(|bin| folder.join(bin));
+    let own = std::env::var_os("PATH").unwrap_or_default();
+    let path = [&node, &claude, &acpx].into_iter().cloned().chain(std::env::split_paths(&own));
+    Some(Clis { claude: claude.join("claude"), acpx: acpx.join("acpx"), path: std::env::join_paths(path).unwrap() })
+}
+
 /// The CLIs. Without npm the caller is to return: the test is skipped, which is said aloud, and a failure in CI.
 fn clis() -> Option<&'static Clis> {
     static CLIS: OnceLock<Result<Clis, String>> = OnceLock::new();
     // Not by a macro that prints: the test runner would keep that for itself.
     let say = |line: &str| drop(writeln!(std::io::stderr(), "{line}"));
-    let clis = CLIS.get_or_init(|| install::clis(&install::default_cache(), &say).map_err(|error| format!("{error:#}")));
+    let clis = CLIS
+        .get_or_init(|| chosen().map_or_else(|| install::clis(&install::default_cache(), &say).map_err(|error| format!("{error:#}")), Ok));
     match clis {
         Ok(clis) => Some(clis),
         Err(error) => {
