@@ -295,9 +295,11 @@ fn without_lone_surrogates(line: &[u8]) -> String {
     whole + rest
 }
 
-/// Whether it is the agent that calls this method.
+/// Whether it is the agent that calls this method. Agents have methods of their own, so it is the client's that are listed.
 fn from_agent(method: &str) -> bool {
-    method.starts_with("fs/") || method.starts_with("terminal/") || method == "session/request_permission"
+    let session =
+        |step| ["new", "load", "resume", "prompt", "cancel", "set_mode", "set_model", "set_config_option", "close"].contains(&step);
+    !matches!(method, "initialize" | "authenticate") && !method.strip_prefix("session/").is_some_and(session)
 }
 
 fn kind(name: &str) -> Map<String, Value> {
@@ -387,6 +389,17 @@ mod tests {
         let update = r#"{"method":"session/update","params":{"update":{"sessionUpdate":"agent_message_chunk","content":{"text":"a\ud83d \\ud83d \ud83d\ude00"}}}}"#;
         assert_eq!(events.line(update.as_bytes()), None);
         assert_eq!(events.text(), "a\u{fffd} \\ud83d \u{1f600}");
+    }
+
+    #[test]
+    fn a_request_of_the_agents_own_kind_that_the_client_does_not_know_does_not_end_the_turn() {
+        let (_, ends, _) = read(&[
+            json!({"id": 3, "method": "session/prompt", "params": {}}),
+            json!({"id": 3, "method": "craft/drainMidTurnQueue", "params": {}}),
+            json!({"id": 3, "error": {"code": -32601, "message": "Method not found"}}),
+            json!({"id": 3, "result": {"stopReason": "end_turn"}}),
+        ]);
+        assert_eq!(ends.into_iter().flatten().collect::<Vec<_>>(), [TurnEnd::Stopped("end_turn".to_owned())]);
     }
 
     #[test]
