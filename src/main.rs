@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use clawdforge::agent::acpx;
+use clawdforge::agent::sandbox::{AGENT, CLAUDE};
 use clawdforge::cli::{backup, confine, demo, doctor, healthcheck, history, serve, token};
 
 /// Runs the real claude CLI for the apps on your network.
@@ -31,8 +31,9 @@ enum Command {
 
 fn main() -> ExitCode {
     let name = std::env::args_os().next().unwrap_or_default();
-    if Path::new(&name).file_name().is_some_and(|name| name == acpx::CLAUDE) {
-        return finish(confine::run_as_claude());
+    let called = Path::new(&name).file_name().and_then(|name| [AGENT, CLAUDE].into_iter().find(|agent| name == agent.name));
+    if let Some(called) = called {
+        return finish(confine::run_as(called));
     }
     finish(match Args::parse().command {
         Command::Serve(args) => serve::run(args),

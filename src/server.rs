@@ -31,7 +31,7 @@ use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 use tower_http::catch_panic::CatchPanicLayer;
 
-use crate::agent::acpx::{self, Acpx};
+use crate::agent::acpx::Acpx;
 use crate::agent::desk::Desks;
 use crate::agent::family::{self, Mark};
 use crate::agent::memory::Memory;
@@ -157,7 +157,7 @@ impl Server {
 
         let confinement = workshop.confinement.clone().map(|confinement| Confinement { cut_off: false, ..confinement });
         let session_workshop = Workshop { folder: folder("sessions")?, confinement, ..workshop.clone() };
-        let claude = data_dir.join(acpx::CLAUDE);
+        let claude = data_dir.join(sandbox::CLAUDE.name);
         let _ = std::fs::remove_file(&claude);
         std::os::unix::fs::symlink(std::env::current_exe()?, &claude).with_context(|| format!("{} can't be made", claude.display()))?;
         let claude_program = settings.claude_bin.clone();

@@ -18,7 +18,7 @@ use super::events::{Event, Events, TurnEnd};
 use super::family::{self, Mark, Started};
 use super::process::{self, End, How, Line, Next, Talk, Waiting};
 use super::room::Room;
-use super::sandbox::{self, Confinement};
+use super::sandbox::{self, CLAUDE, Confinement};
 use super::{Workshop, claude, programs, standby};
 
 /// How long `sessions new` may take: it may have to fetch the adapter.
@@ -34,10 +34,6 @@ const MAX_TURN: usize = 16 << 20;
 
 /// The agent that is claude, as acpx calls it.
 pub const CLAUDE_AGENT: &str = "claude";
-/// The name by which this program starts the claude of a session.
-pub const CLAUDE: &str = "claude-of-session";
-/// The variable that tells it how, as a JSON array of arguments.
-pub const HOW_TO_START_CLAUDE: &str = "AGENT_CONFINE";
 
 /// The permission by which every tool runs.
 pub const APPROVE_ALL: &str = "approve-all";
@@ -103,7 +99,7 @@ pub struct Acpx {
     pub workshop: Workshop,
     /// The claude program: a path, or a name on PATH.
     pub claude_program: OsString,
-    /// This program, under the name [`CLAUDE`].
+    /// This program, under the name of [`CLAUDE`].
     pub claude: PathBuf,
 }
 
@@ -133,7 +129,7 @@ impl Acpx {
         let named = environment.get("CLAUDE_CODE_EXECUTABLE").unwrap_or(&self.claude_program);
         match programs::find(named, environment) {
             Some(claude) => {
-                command.env("CLAUDE_CODE_EXECUTABLE", &self.claude).env(HOW_TO_START_CLAUDE, self.how_to_start(&claude, target)?);
+                command.env("CLAUDE_CODE_EXECUTABLE", &self.claude).env(CLAUDE.variable, self.how_to_start(&claude, target)?);
             }
             // The adapter would start a copy of its own, outside the sandbox.
             None if target.agent == CLAUDE_AGENT => {
@@ -146,8 +142,8 @@ impl Acpx {
     }
 
     /// How this program is to start a session's claude: with its user's home, and shut out of acpx's.
-    fn how_to_start(&self, claude: &Path, target: &Target) -> Result<String, Error> {
-        let mut how = vec![OsString::from("confine")];
+    fn how_to_start(&self, claude: &Path, target: &Target) -> Result<OsString, Error> {
+        let mut how: Vec<OsString> = Vec::new();
         if let Some(Confinement { hidden, .. }) = &self.workshop.confinement {
             // Listed here: what acpx starts can't see any more what is beside the data folder.
             let beside = sandbox::beside(hidden).map_err(|error| Error::Failed(error.to_string()))?;
@@ -158,7 +154,7 @@ impl Acpx {
         how.extend(["--work".into(), target.room.work().into_os_string()]);
         how.extend(self.workshop.environment.get("HOME").into_iter().flat_map(|home| ["--home".into(), home.into()]));
         how.extend(["--".into(), claude.into()]);
-        Ok(json!(how.iter().map(|part| part.to_string_lossy()).collect::<Vec<_>>()).to_string())
+        Ok(sandbox::packed(&how))
     }
 
     /// Creates the session. Gives what acpx calls it.

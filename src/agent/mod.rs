@@ -44,16 +44,14 @@ pub struct Workshop {
 impl Workshop {
     /// A command that works in `folder`, which is its own, with the agents' environment and no other.
     pub fn command(&self, program: &Path, folder: &Path) -> Command {
-        let mut command = match &self.confinement {
-            None => Command::new(program),
-            Some(Confinement { hidden, cut_off }) => {
-                let mut command = Command::new("/proc/self/exe");
-                command.arg0("clawdforge").arg("confine").arg("--hidden").arg(hidden).arg("--own").arg(folder);
-                command.args(cut_off.then_some("--cut-off")).arg("--").arg(program);
-                command
-            }
-        };
+        let mut command = Command::new(self.confinement.as_ref().map_or(program, |_| Path::new("/proc/self/exe")));
         command.env_clear().envs(self.environment.iter()).current_dir(folder);
+        if let Some(Confinement { hidden, cut_off }) = &self.confinement {
+            let mut how: Vec<OsString> = vec!["--hidden".into(), hidden.into(), "--own".into(), folder.into()];
+            how.extend(cut_off.then(|| "--cut-off".into()));
+            how.extend(["--".into(), program.into()]);
+            command.arg0(sandbox::AGENT.name).env(sandbox::AGENT.variable, sandbox::packed(&how));
+        }
         command
     }
 }

@@ -6,7 +6,9 @@
 //! `clawdforge confine …`, which restricts itself and becomes the agent. Symbolic links are not followed on the way: what
 //! one names is allowed where it really is, or not at all.
 
+use std::ffi::{OsStr, OsString};
 use std::io;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -79,6 +81,34 @@ pub fn check(hidden: &Path, environment: &Environment) -> Result<(), Impossible>
 
 fn ruleset(level: CompatLevel, abi: ABI) -> Result<RulesetCreated, RulesetError> {
     Ruleset::default().set_compatibility(level).handle_access(AccessFs::from_all(abi))?.create()
+}
+
+/// A name by which this program is called to become an agent, and the variable that says how. Not by arguments: every process
+/// of the machine can read those, other apps' agents among them.
+#[derive(Clone, Copy, Debug)]
+pub struct CalledAs {
+    /// What the program is called.
+    pub name: &'static str,
+    /// The variable, whose value [`packed`] makes.
+    pub variable: &'static str,
+}
+
+/// The agent of a run, and the acpx of a session.
+pub const AGENT: CalledAs = CalledAs { name: "clawdforge-agent", variable: "AGENT_CONFINE" };
+/// The claude of a session.
+pub const CLAUDE: CalledAs = CalledAs { name: "claude-of-session", variable: "AGENT_CLAUDE_CONFINE" };
+
+/// What stands between arguments that are one value. No path has it.
+const BETWEEN: &str = "\u{1f}";
+
+/// Arguments of `clawdforge confine` as the value of a variable.
+pub fn packed(arguments: &[OsString]) -> OsString {
+    arguments.join(OsStr::new(BETWEEN))
+}
+
+/// The arguments that [`packed`] made one.
+pub fn unpacked(value: &OsStr) -> Vec<OsString> {
+    value.as_bytes().split(|byte| *byte == BETWEEN.as_bytes()[0]).map(|part| OsStr::from_bytes(part).to_owned()).collect()
 }
 
 /// How agents are confined.
@@ -162,6 +192,12 @@ fn allow_only(rules: RulesetCreated, path: &Path, access: BitFlags<AccessFs>) ->
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn arguments_come_back_from_a_variable_as_they_were() {
+        let arguments = ["--own", "/a b/\n\"c\"", "", "--"].map(OsString::from);
+        assert_eq!(unpacked(&packed(&arguments)), arguments);
+    }
 
     #[test]
     fn a_data_folder_where_agents_make_files_can_not_be_shut() {

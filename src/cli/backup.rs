@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use anyhow::{Context, ensure};
 use tempfile::NamedTempFile;
 
-use crate::agent::acpx;
+use crate::agent::sandbox;
 use crate::config::{DataFlags, Settings};
 use crate::ledger::NoLedger;
 use crate::{clock, ledger, server};
@@ -67,8 +67,8 @@ pub fn restore(args: RestoreArgs) -> anyhow::Result<ExitCode> {
     let data_dir = args.data.read();
     for entry in std::fs::read_dir(&data_dir).into_iter().flatten().flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
-        let is_ours = matches!(name.as_str(), "feeds" | "files" | "lock" | "runs" | "sessions" | acpx::CLAUDE)
-            || ["clawdforge.db", server::PARTIAL].iter().any(|ours| name.starts_with(ours));
+        let is_ours = matches!(name.as_str(), "feeds" | "files" | "lock" | "runs" | "sessions")
+            || ["clawdforge.db", server::PARTIAL, sandbox::CLAUDE.name].iter().any(|ours| name.starts_with(ours));
         ensure!(is_ours, "the folder {} holds other things, {name} for one; name the data folder with --data-dir", data_dir.display());
     }
     let data_dir = server::own_folder(&data_dir)?;

@@ -8,7 +8,7 @@ use std::process::{Command, ExitCode};
 use anyhow::Context;
 use clap::Parser;
 
-use crate::agent::{acpx, sandbox};
+use crate::agent::sandbox::{self, CalledAs};
 
 /// Run a program that can't reach the data folder, but for folders of its own
 #[derive(clap::Args)]
@@ -56,15 +56,15 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     Err(command.exec()).with_context(|| format!("{} can't be started", program.display()))
 }
 
-/// What this program is when it is called [`acpx::CLAUDE`]: the claude of a session, started as a variable says. Returns
-/// only where that failed.
-pub fn run_as_claude() -> anyhow::Result<ExitCode> {
+/// What this program is when it is called by one of an agent's names: that agent, started as a variable says. Returns only
+/// where that failed.
+pub fn run_as(CalledAs { name, variable }: CalledAs) -> anyhow::Result<ExitCode> {
     #[derive(Parser)]
     struct Alone {
         #[command(flatten)]
         args: Args,
     }
-    let how = std::env::var(acpx::HOW_TO_START_CLAUDE).context(acpx::HOW_TO_START_CLAUDE)?;
-    let how: Vec<String> = serde_json::from_str(&how).context(acpx::HOW_TO_START_CLAUDE)?;
-    run(Alone::parse_from(how.into_iter().map(OsString::from).chain(std::env::args_os().skip(1))).args)
+    let how = std::env::var_os(variable).with_context(|| format!("{name} is for the server, which sets {variable}"))?;
+    let arguments = std::iter::once(name.into()).chain(sandbox::unpacked(&how)).chain(std::env::args_os().skip(1));
+    run(Alone::parse_from(arguments).args)
 }

@@ -9,7 +9,7 @@ use reqwest::StatusCode;
 use serde_json::{Value, json};
 
 use crate::Forge;
-use crate::harness::{Answer, Options, Server};
+use crate::harness::{Answer, Options, Server, until};
 
 /// Without Landlock the caller is to return: the test is skipped, which is said aloud.
 async fn sandboxed(options: Options) -> Option<Forge> {
@@ -85,6 +85,20 @@ async fn an_agent_with_a_shell_reaches_its_own_folder_and_no_other() {
             assert!(!told.contains(secret), "{what}: {told}");
         }
     }
+    // Every process can read the others' command lines. What a system prompt, a schema or a folder is does not stand there.
+    let body = json!({"prompt": "stub: {\"delay_ms\": 3000}", "system": "of-the-system", "schema": {"description": "of-the-schema"}});
+    let (_, told) = tokio::join!(server.post("/run", &other, &body), async {
+        until("the run", || server.query::<i64>("SELECT count(*) FROM runs WHERE status = 'running'") == 1).await;
+        shell(
+            server,
+            token,
+            &mine,
+            r"cat /proc/[0-9]*/cmdline | tr '\0' '\n' | grep -e of-the-s[y] -e of-the-s[c] -e /session[s]/ -e /run[s]/ || echo none",
+        )
+        .await
+    });
+    assert!(told.contains("none"), "{told}");
+    assert!(server.query::<String>("SELECT prompt FROM runs").contains("delay_ms"));
     let left: Vec<_> = server.data().read_dir().unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
     assert!(
         left.iter().all(|name| name.starts_with("clawdforge.db")
