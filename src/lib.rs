@@ -10,6 +10,7 @@
 //! - [`runs`]: a run, from its place in the queue to the end of its row
 //! - [`sessions`]: conversations of many turns
 //! - [`feed`]: what they say while they go on, for any number of readers
+//! - [`schema`]: what a reply has to fit, checked apart from everything else
 //! - [`uploads`]: files that apps sent, on disk
 //! - [`sweeper`]: what time takes away
 //! - [`metrics`]: what is counted, for Prometheus
@@ -28,6 +29,7 @@ pub mod ledger;
 pub mod metrics;
 pub mod network;
 pub mod runs;
+pub mod schema;
 pub mod secret;
 pub mod server;
 pub mod sessions;

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use clawdforge::agent::sandbox::{AGENT, CLAUDE};
-use clawdforge::cli::{backup, confine, demo, doctor, healthcheck, history, serve, token};
+use clawdforge::cli::{backup, confine, demo, doctor, fit, healthcheck, history, serve, token};
 
 /// Runs the real claude CLI for the apps on your network.
 #[derive(Parser)]
@@ -27,6 +27,7 @@ enum Command {
     Healthcheck(healthcheck::Args),
     Demo(demo::Args),
     Confine(confine::Args),
+    Fit(fit::Args),
 }
 
 fn main() -> ExitCode {
@@ -46,6 +47,7 @@ fn main() -> ExitCode {
         Command::Healthcheck(args) => healthcheck::run(args),
         Command::Demo(args) => demo::run(args),
         Command::Confine(args) => confine::run(args),
+        Command::Fit(args) => fit::run(args),
     })
 }
 

@@ -13,7 +13,6 @@ use std::time::Duration;
 
 use futures_util::FutureExt;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 use serde_json::value::RawValue;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep, timeout};
@@ -33,6 +32,7 @@ use crate::clock;
 use crate::feed::{Feed, Feeds, Final, Live};
 use crate::ledger::{self, Key, Ledger, Limits, NewRun, RunEnd};
 use crate::metrics::METRICS;
+use crate::schema::{Schemas, Wrong};
 
 /// How long the end of a run may take beyond its stop: two graces and the last look for its processes.
 const END_GRACE: Duration = Duration::from_secs(15);
@@ -169,6 +169,7 @@ struct Shared {
     standby: Pool,
     ledger: Ledger,
     feeds: Feeds,
+    schemas: Schemas,
     render: Render,
     /// Ends every run, at the end of the drain.
     stop: CancellationToken,
@@ -177,8 +178,14 @@ struct Shared {
 impl Runs {
     /// Runs that have their places from `queue`.
     pub fn new(queue: Queue, desks: Desks, standby: Pool, ledger: Ledger, feeds: Feeds, render: Render) -> Self {
-        let shared = Arc::new(Shared { desks, standby, ledger, feeds, render, stop: CancellationToken::new() });
+        let schemas = Schemas::new(desks.workshop.mark.clone());
+        let shared = Arc::new(Shared { desks, standby, ledger, feeds, schemas, render, stop: CancellationToken::new() });
         Self { queue, tasks: TaskTracker::new(), shared }
+    }
+
+    /// Whether this is a schema that replies to an app can be checked against.
+    pub async fn check_schema(&self, app: &str, schema: &RawValue) -> Result<(), Wrong> {
+        self.shared.schemas.check(app, schema).await
     }
 
     /// Takes a run on. `None` where its key was taken meanwhile.
@@ -327,7 +334,12 @@ impl Shared {
         let settling = async {
             let defect =
                 || (failed(Ending::Failed("the server met a defect; its operator finds it in its log".to_owned())), Usage::default());
-            let (outcome, usage) = saying.await.unwrap_or_else(|_| defect());
+            let (mut outcome, usage) = saying.await.unwrap_or_else(|_| defect());
+            if let (Ending::Replied { text, .. }, Some(schema)) = (&outcome.ending, &request.details.schema)
+                && let Err(wrong) = self.schemas.fit(&request.row.app_name, schema, text).await
+            {
+                outcome.ending = Ending::Failed(wrong.to_string());
+            }
             self.conclude(request, true, feed, outcome, usage).await
         };
         // The caller has its answer while the agent ends and its desk is cleared away. The place is held until then.
@@ -446,11 +458,7 @@ impl Shared {
                 let next = reader.line(line);
                 // A failure waits for the end of standard error.
                 if let Some((text, stop_reason)) = reader.take_reply() {
-                    let ending = match schema.as_deref().map_or(Ok(()), |schema| fit(schema, &text)) {
-                        Ok(()) => Ending::Replied { text, stop_reason },
-                        Err(why) => Ending::Failed(why),
-                    };
-                    say(&mut said, ended(ending, String::new()), reader.usage());
+                    say(&mut said, ended(Ending::Replied { text, stop_reason }, String::new()), reader.usage());
                 }
                 next
             };
@@ -476,17 +484,6 @@ impl Shared {
             return Some(desk);
         }
     }
-}
-
-/// Whether a reply is what its app asked for. claude gives up after some tries, and replies all the same.
-fn fit(schema: &RawValue, reply: &str) -> Result<(), String> {
-    let Ok(reply) = serde_json::from_str::<Value>(reply) else {
-        return Err("the reply does not fit the schema: it is no JSON".to_owned());
-    };
-    let schema = serde_json::from_str(schema.get()).map_err(|error| error.to_string())?;
-    let validator = jsonschema::validator_for(&schema).map_err(|error| error.to_string())?;
-    let wrong = validator.iter_errors(&reply).next();
-    wrong.map_or(Ok(()), |error| Err(format!("the reply does not fit the schema at \"{}\": {error}", error.instance_path())))
 }
 
 /// Says how a run ended, unless that was said.
@@ -606,19 +603,5 @@ pub(crate) async fn finish_later<T, F: Future<Output = Result<T, ledger::Error>>
             Err(error) if stopping => return tracing::error!(id, %error, "the row stays open"),
             Err(_) => {}
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_reply_that_does_not_fit_is_told_where() {
-        let schema = r#"{"type": "object", "properties": {"a": {"type": "array", "items": {"type": "integer"}}}}"#;
-        let fits = |reply: &str| fit(&RawValue::from_string(schema.to_owned()).unwrap(), reply);
-        assert_eq!(fits(r#"{"a": [1, 2]}"#), Ok(()));
-        assert_eq!(fits(r#"{"a": [1, "x"]}"#).unwrap_err(), r#"the reply does not fit the schema at "/a/1": "x" is not of type "integer""#);
-        assert_eq!(fits("words").unwrap_err(), "the reply does not fit the schema: it is no JSON");
     }
 }

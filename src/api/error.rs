@@ -13,6 +13,7 @@ use crate::clock;
 use crate::feed::Final;
 use crate::ledger::{self, NameTaken};
 use crate::runs::NoRun;
+use crate::schema::Wrong;
 use crate::sessions::Refused;
 use crate::uploads;
 
@@ -135,6 +136,15 @@ impl From<NoRun> for ApiError {
             NoRun::Ledger(error) => Self::Ledger(error),
             NoRun::Disk(error) => Self::Disk(error),
             NoRun::Died => Self::Defect,
+        }
+    }
+}
+
+impl From<Wrong> for ApiError {
+    fn from(wrong: Wrong) -> Self {
+        match wrong {
+            Wrong::Unchecked(_) => Self::Busy,
+            Wrong::Schema(why) | Wrong::Reply(why) => Self::Invalid(vec![FieldError::new("/schema", why)]),
         }
     }
 }

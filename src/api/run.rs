@@ -29,8 +29,6 @@ use crate::server::App;
 
 /// The longest prompt in bytes.
 const MAX_PROMPT: usize = 10 << 20;
-/// The longest schema in bytes: it becomes an argument.
-const MAX_SCHEMA: usize = 64 << 10;
 /// More files than a folder should be searched for.
 const MAX_FILES: usize = 256;
 pub(super) const RUN_ID: HeaderName = HeaderName::from_static("x-run-id");
@@ -65,26 +63,11 @@ impl Validate for RunRequest {
         check_prompt(&self.prompt, &mut errors);
         check_model(self.model.as_deref(), &mut errors);
         check_files(self.files.as_deref(), &mut errors);
-        if let Some(Err(why)) = self.schema.as_deref().map(check_schema) {
-            errors.push(FieldError::new("/schema", why));
-        }
         if self.timeout_secs.is_some_and(|secs| !(5..=600).contains(&secs)) {
             errors.push(FieldError::new("/timeout_secs", "the timeout must be from 5 to 600 seconds"));
         }
         errors
     }
-}
-
-/// The CLI takes anything for a schema, and ignores what is none.
-fn check_schema(schema: &RawValue) -> Result<(), String> {
-    if schema.get().len() > MAX_SCHEMA {
-        return Err("the schema is longer than 64 KiB".to_owned());
-    }
-    let schema: serde_json::Value = serde_json::from_str(schema.get()).map_err(|error| error.to_string())?;
-    if !schema.is_object() {
-        return Err("the schema must be a JSON object".to_owned());
-    }
-    jsonschema::validator_for(&schema).map(drop).map_err(|error| format!("this is no JSON Schema: {error}"))
 }
 
 pub(super) fn check_prompt(prompt: &str, errors: &mut Vec<FieldError>) {
@@ -165,6 +148,9 @@ async fn run(
     let key = wish.key(&caller.app, "/run", &asked);
     if let Some(run_id) = work::claimed(&app, key.as_ref()).await? {
         return again(&app, &caller, &wish, &run_id).await;
+    }
+    if let Some(schema) = &asked.schema {
+        app.runs.check_schema(&caller.app, schema).await?;
     }
     let uuid = Uuid::now_v7();
     let run_id = uuid.simple().to_string();

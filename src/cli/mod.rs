@@ -4,6 +4,7 @@ pub mod backup;
 pub mod confine;
 pub mod demo;
 pub mod doctor;
+pub mod fit;
 pub mod healthcheck;
 pub mod history;
 mod http;

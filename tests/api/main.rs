@@ -10,6 +10,7 @@ mod history;
 mod limits;
 mod operator;
 mod run;
+mod schema;
 mod sessions;
 mod standby;
 mod stop;
