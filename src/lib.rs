@@ -13,6 +13,7 @@
 //! - [`schema`]: what a reply has to fit, checked apart from everything else
 //! - [`uploads`]: files that apps sent, on disk
 //! - [`sweeper`]: what time takes away
+//! - [`log`]: what the operator reads
 //! - [`metrics`]: what is counted, for Prometheus
 //! - [`network`], [`secret`], [`clock`]: addresses, tokens, the time
 //! - [`cli`]: the operator's commands
@@ -26,6 +27,7 @@ pub mod config;
 pub mod demo;
 pub mod feed;
 pub mod ledger;
+pub mod log;
 pub mod metrics;
 pub mod network;
 pub mod runs;

@@ -1,5 +1,6 @@
 //! The command line: parses it, dispatches, and decides the exit code.
 
+use std::io::Write;
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -55,7 +56,8 @@ fn finish(done: anyhow::Result<ExitCode>) -> ExitCode {
     match done {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("clawdforge: {error:#}");
+            // Nobody may be there to read it, which must not become another failure.
+            let _ = writeln!(std::io::stderr(), "clawdforge: {error:#}");
             ExitCode::FAILURE
         }
     }

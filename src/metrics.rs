@@ -1,6 +1,7 @@
 //! What is counted of the server, for Prometheus. Of the whole process, so a static.
 
 use std::sync::LazyLock;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use prometheus_client::encoding::EncodeLabelSet;
@@ -12,6 +13,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
 use crate::ledger::RunEnd;
+use crate::log;
 
 /// The one set of them.
 pub static METRICS: LazyLock<Metrics> = LazyLock::new(Metrics::new);
@@ -35,7 +37,8 @@ pub struct Metrics {
     standbys: Family<Found, Counter>,
     killed: Family<Why, Counter>,
     tokens: Family<Tokens, Counter>,
-    dollars: Family<Use, Counter<f64, std::sync::atomic::AtomicU64>>,
+    dollars: Family<Use, Counter<f64, AtomicU64>>,
+    log_dropped: Counter,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -100,6 +103,7 @@ impl Metrics {
             killed: Family::default(),
             tokens: Family::default(),
             dollars: Family::default(),
+            log_dropped: Counter::default(),
         };
         let Self {
             registry,
@@ -114,6 +118,7 @@ impl Metrics {
             killed,
             tokens,
             dollars,
+            log_dropped,
         } = &mut metrics;
         registry.register("requests", "Requests answered, by route and status", requests.clone());
         registry.register("first_text_seconds", "From the start of a run or turn to its first text", first_text.clone());
@@ -126,6 +131,7 @@ impl Metrics {
         registry.register("processes_killed", "Agents that were ended, by why", killed.clone());
         registry.register("tokens", "Tokens, by app and model", tokens.clone());
         registry.register("cost_usd", "US dollars as the CLIs report them, by app and model", dollars.clone());
+        registry.register("log_lines_dropped", "Lines of the log that could not be written", log_dropped.clone());
         metrics
     }
 
@@ -180,6 +186,7 @@ impl Metrics {
     pub fn text(&self, waiting: usize, open_sessions: u32) -> String {
         self.queue_length.set(i64::try_from(waiting).unwrap_or(i64::MAX));
         self.open_sessions.set(open_sessions.into());
+        self.log_dropped.inner().store(log::dropped(), Ordering::Relaxed);
         let mut text = String::new();
         encode(&mut text, &self.registry).expect("a string takes any text");
         text

@@ -203,6 +203,11 @@ impl Server {
         })
     }
 
+    /// The mark of all that its agents are.
+    pub fn mark(&self) -> Mark {
+        self.workshop.mark.clone()
+    }
+
     /// Serves until `stop.begin`, then lets running work finish for the drain time, or until `stop.hurry`, and ends what
     /// is left. An error means that the server could not go on.
     pub async fn serve(self, listener: TcpListener, stop: Stop) -> anyhow::Result<()> {

@@ -1,11 +1,13 @@
 //! `clawdforge demo`: everything real but the model.
 
 use std::net::SocketAddr;
+use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, anyhow, ensure};
+use futures_util::FutureExt;
 use hyper::{Method, StatusCode};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
@@ -79,8 +81,11 @@ async fn serve_and_show(args: &Args, clis: &Clis, folder: &Path) -> anyhow::Resu
     };
     let server = Server::set_up(settings, demo::environment(clis, &stub.url(), &home)).await?;
     let stop = Stop::default();
+    let url = format!("http://{address}");
     let showing = async {
-        let shown = show(&format!("http://{address}"), &admin).await;
+        // Printing panics where nobody reads; the server and its agents still have to end.
+        let showing = AssertUnwindSafe(show(&url, &admin)).catch_unwind();
+        let shown = showing.await.unwrap_or_else(|_| Err(anyhow!("nobody reads what is shown")));
         if args.once || shown.is_err() {
             stop.begin.cancel();
         } else {

@@ -1,17 +1,19 @@
 //! `clawdforge serve`: the daemon.
 
 use std::ffi::OsString;
-use std::io::IsTerminal;
 use std::os::unix::process::CommandExt;
+use std::panic::AssertUnwindSafe;
 use std::process::ExitCode;
 
 use anyhow::Context;
+use futures_util::FutureExt;
 use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::agent::family;
-use crate::config::{self, ADMIN_TOKEN, ADMIN_TOKEN_FLAG, ADMIN_TOKEN_SHA256, Flags, LogFormat};
+use crate::config::{self, ADMIN_TOKEN, ADMIN_TOKEN_FLAG, ADMIN_TOKEN_SHA256, Flags};
+use crate::log;
 use crate::secret::TokenHash;
 use crate::server::{Server, Stop};
 
@@ -33,7 +35,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     if let Some(hash) = settings.admin.as_ref().filter(|_| token_shows) {
         return Err(start_again(hash));
     }
-    log_to_stderr(settings.log);
+    let _log = log::begin(settings.log);
     warn_of_unknown_settings();
     allow_many_connections();
     // Other processes of this user, agents first, can't read the server's memory or environment.
@@ -71,11 +73,19 @@ pub(super) async fn serve_until_signalled(server: Server, listener: TcpListener,
         stop.begin.cancel();
         std::future::pending::<()>().await;
     };
-    tokio::select! {
-        served = server.serve(listener, stop.clone()) => served,
-        () = signals => Ok(()),
-        () = reaping => Ok(()),
+    let mark = server.mark();
+    let serving = async {
+        tokio::select! {
+            served = server.serve(listener, stop.clone()) => served,
+            () = signals => Ok(()),
+            () = reaping => Ok(()),
+        }
+    };
+    if let Ok(served) = AssertUnwindSafe(serving).catch_unwind().await {
+        return served;
     }
+    family::end(&mark).await;
+    anyhow::bail!("the server met a defect, which its log has as a panic; its agents are ended")
 }
 
 /// Replaces this process by one that knows the admin token's hash alone: what a process was started with can be read in
@@ -124,19 +134,6 @@ fn allow_many_connections() {
     if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum }) {
         tracing::debug!(%error, "the limit of open files was not raised");
     }
-}
-
-/// One line an event. A panic is one too.
-fn log_to_stderr(format: LogFormat) {
-    let lines = tracing_subscriber::fmt().with_writer(std::io::stderr).with_target(false).with_max_level(tracing::Level::INFO);
-    match format {
-        LogFormat::Text => lines.with_ansi(std::io::stderr().is_terminal()).init(),
-        LogFormat::Json => lines.json().flatten_event(true).init(),
-    }
-    std::panic::set_hook(Box::new(|panic| {
-        let place = panic.location().map(ToString::to_string).unwrap_or_default();
-        tracing::error!(place, "panic: {}", panic.payload_as_str().unwrap_or("no message"));
-    }));
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@ use std::net::SocketAddr;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -62,6 +63,8 @@ pub struct Server {
     process: Child,
     address: SocketAddr,
     log: Arc<Mutex<Vec<String>>>,
+    /// Whether nobody reads the log any more.
+    deaf: Arc<AtomicBool>,
     folder: Option<TempDir>,
     options: Options,
     client: Client,
@@ -86,14 +89,19 @@ impl Server {
 
         let log = Arc::new(Mutex::new(Vec::new()));
         let (lines, seen) = (BufReader::new(process.stderr.take().unwrap()).lines(), log.clone());
-        std::thread::spawn(move || lines.map_while(Result::ok).for_each(|line| seen.lock().unwrap().push(line)));
+        let deaf = Arc::new(AtomicBool::new(false));
+        let left = deaf.clone();
+        let reading = move || {
+            lines.map_while(Result::ok).take_while(|_| !left.load(Ordering::Relaxed)).for_each(|line| seen.lock().unwrap().push(line))
+        };
+        std::thread::spawn(reading);
         let listening = || {
             let log = log.lock().unwrap();
             let line = log.iter().find(|line| line.contains("\"listening\""))?;
             serde_json::from_str::<Value>(line).ok()?["address"].as_str()?.parse().ok()
         };
         let address = wait_for(|| listening().ok_or_else(|| log.lock().unwrap().join("\n")));
-        Self { process, address, log, folder: Some(folder), options, client: Client::new() }
+        Self { process, address, log, deaf, folder: Some(folder), options, client: Client::new() }
     }
 
     pub fn address(&self) -> SocketAddr {
@@ -114,6 +122,11 @@ impl Server {
 
     pub fn log(&self) -> String {
         self.log.lock().unwrap().join("\n")
+    }
+
+    /// Reads one more line of the log, and then leaves it.
+    pub fn leave_log(&self) {
+        self.deaf.store(true, Ordering::Relaxed);
     }
 
     pub fn url(&self, path: &str) -> String {

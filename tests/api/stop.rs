@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use reqwest::StatusCode;
 use rustix::process::Signal;
 
-use crate::harness::{Options, until};
+use crate::harness::{ADMIN, Options, until};
 
 #[tokio::test]
 async fn a_stop_lets_running_work_finish_and_refuses_what_waits() {
@@ -76,4 +76,30 @@ async fn after_a_crash_the_next_start_ends_what_is_left_and_settles_its_rows() {
     assert_eq!(server.query::<String>("SELECT stop_reason FROM runs WHERE finished_at IS NOT NULL AND NOT ok"), "interrupted");
     assert_eq!(server.data().join("runs").read_dir().unwrap().count(), 0);
     assert_eq!(server.run(&token, "hello").await.status, StatusCode::OK);
+}
+
+#[tokio::test]
+async fn a_log_that_nobody_reads_any_more_stops_nothing_and_a_hangup_does() {
+    let mut server = Options::stand_in().set("CLAWDFORGE_DRAIN_SECS", 1).start();
+    let token = server.mint("app").await;
+    server.leave_log();
+    let (answer, ()) = tokio::join!(server.run(&token, "do: fork and hang"), async {
+        until("the run", || server.agents().len() >= 3).await;
+        // Each says a line.
+        for _ in 0..3 {
+            assert_eq!(server.run(&token, "hello").await.status, StatusCode::OK);
+        }
+        let dropped = async || {
+            let text = server.get("/metrics", ADMIN).await.text;
+            text.lines().find_map(|line| line.strip_prefix("clawdforge_log_lines_dropped_total ")?.parse::<u64>().ok()).unwrap()
+        };
+        let begun = Instant::now();
+        while dropped().await == 0 {
+            assert!(begun.elapsed() < Duration::from_secs(10));
+        }
+        server.signal(Signal::HUP);
+    });
+    assert_eq!(answer.status, StatusCode::BAD_GATEWAY, "{answer:?}");
+    assert!(server.ended().success());
+    assert_eq!(server.agents(), [0; 0]);
 }
