@@ -131,15 +131,64 @@ pub fn cut_off() -> Result<(), Error> {
     Ok(seccompiler::apply_filter(&without_unix_sockets()?)?)
 }
 
+/// Keeps this process, and all that it will start, from changing other processes by the calls that take the id of one. Each may
+/// still be made on the caller itself, by the id 0, where that is of use. `docs/security.md` goes through all such calls.
+pub fn leave_others_alone() -> Result<(), Error> {
+    let not_itself = |argument| Ok::<_, seccompiler::Error>(vec![SeccompRule::new(vec![is_not(argument, 0)?])?]);
+    // Also not all processes of the user, who is the server's too.
+    let not_itself_of_kind =
+        |user| Ok::<_, seccompiler::Error>([not_itself(1)?, vec![SeccompRule::new(vec![is(0, ALL, user)?])?]].concat());
+    let always = Vec::new;
+    let rules = [
+        (libc::SYS_prlimit64, not_itself(0)?),
+        (libc::SYS_sched_setaffinity, not_itself(0)?),
+        (libc::SYS_sched_setattr, not_itself(0)?),
+        (libc::SYS_sched_setparam, not_itself(0)?),
+        (libc::SYS_sched_setscheduler, not_itself(0)?),
+        (libc::SYS_move_pages, not_itself(0)?),
+        (libc::SYS_migrate_pages, not_itself(0)?),
+        (libc::SYS_setpriority, not_itself_of_kind(libc::PRIO_USER.cast_signed())?),
+        (libc::SYS_ioprio_set, not_itself_of_kind(IOPRIO_WHO_USER)?),
+        (libc::SYS_ptrace, always()),
+        (libc::SYS_process_vm_readv, always()),
+        (libc::SYS_process_vm_writev, always()),
+        (libc::SYS_process_madvise, always()),
+        (libc::SYS_process_mrelease, always()),
+        (libc::SYS_pidfd_getfd, always()),
+        (libc::SYS_kcmp, always()),
+        (libc::SYS_perf_event_open, always()),
+    ];
+    // Those of the third set that have numbers of their own there: ptrace, move_pages, process_vm_readv and process_vm_writev.
+    let x32 = [521, 533, 539, 540].map(|call| (X32 | call, always()));
+    Ok(seccompiler::apply_filter(&filter(rules.into_iter().chain(x32), libc::EPERM)?)?)
+}
+
 /// Marks the numbers of x86-64's third set of system calls; elsewhere no number has it.
 const X32: libc::c_long = 0x4000_0000;
+/// All bits of an argument.
+const ALL: u64 = u32::MAX as u64;
+/// From the kernel's `ioprio.h`.
+const IOPRIO_WHO_USER: libc::c_int = 3;
+
+fn is(argument: u8, mask: u64, value: libc::c_int) -> Result<SeccompCondition, seccompiler::BackendError> {
+    SeccompCondition::new(argument, SeccompCmpArgLen::Dword, SeccompCmpOp::MaskedEq(mask), u64::from(value.cast_unsigned()))
+}
+
+fn is_not(argument: u8, value: u64) -> Result<SeccompCondition, seccompiler::BackendError> {
+    SeccompCondition::new(argument, SeccompCmpArgLen::Dword, SeccompCmpOp::Ne, value)
+}
+
+/// Has these calls fail where one of their rules is true, or always where they have none. The same calls by their other numbers
+/// too, where the kernel has those.
+fn filter(rules: impl Iterator<Item = (libc::c_long, Vec<SeccompRule>)>, error: libc::c_int) -> Result<BpfProgram, seccompiler::Error> {
+    let rules = rules.flat_map(|(call, rules)| [(X32 | call, rules.clone()), (call, rules)]).collect();
+    let denied = SeccompAction::Errno(error.cast_unsigned());
+    Ok(SeccompFilter::new(rules, SeccompAction::Allow, denied, std::env::consts::ARCH.try_into()?)?.try_into()?)
+}
 
 /// A filter of system calls. Pairs of sockets, which programs use for pipes, stay.
 fn without_unix_sockets() -> Result<BpfProgram, seccompiler::Error> {
-    let is = |argument, mask, value: libc::c_int| {
-        SeccompCondition::new(argument, SeccompCmpArgLen::Dword, SeccompCmpOp::MaskedEq(mask), u64::from(value.cast_unsigned()))
-    };
-    let unix = || is(0, u64::from(u32::MAX), libc::AF_UNIX);
+    let unix = || is(0, ALL, libc::AF_UNIX);
     // One of a pair of datagram sockets can be turned on somebody else.
     let datagram = is(1, 0xf, libc::SOCK_DGRAM)?;
     let rules = [
@@ -148,12 +197,7 @@ fn without_unix_sockets() -> Result<BpfProgram, seccompiler::Error> {
         // It can make sockets too.
         (libc::SYS_io_uring_setup, Vec::new()),
     ];
-    // The same calls by their other numbers, where the kernel has those.
-    let x32 = rules.clone().map(|(call, rules)| (X32 | call, rules));
-    let rules = rules.into_iter().chain(x32);
-    let denied = SeccompAction::Errno(libc::EACCES as u32);
-    let filter = SeccompFilter::new(rules.collect(), SeccompAction::Allow, denied, std::env::consts::ARCH.try_into()?)?;
-    Ok(filter.try_into()?)
+    filter(rules.into_iter(), libc::EACCES)
 }
 
 /// All that is not in `hidden`, by listing what is beside the way to it. `hidden` is absolute, without links.
@@ -179,7 +223,8 @@ pub fn restrict(to: &[PathBuf]) -> Result<(), Error> {
 }
 
 fn allow(rules: RulesetCreated, path: &Path) -> Result<RulesetCreated, RulesetError> {
-    let all = AccessFs::from_all(NEWEST);
+    // What is written there changes processes, others of the same user too (oom_score_adj, timerslack_ns).
+    let all = if path == Path::new("/proc") { AccessFs::from_read(NEWEST) } else { AccessFs::from_all(NEWEST) };
     allow_only(rules, path, if path.is_dir() { all } else { all & AccessFs::from_file(NEWEST) })
 }
 

@@ -47,6 +47,9 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     if args.cut_off {
         sandbox::cut_off()?;
     }
+    if args.cut_off || !reachable.is_empty() {
+        sandbox::leave_others_alone()?;
+    }
     let (program, arguments) = args.command.split_first().context("no program is named")?;
     let mut command = Command::new(program);
     command.args(arguments).envs(args.home.map(|home| ("HOME", home)));

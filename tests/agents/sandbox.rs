@@ -33,6 +33,16 @@ async fn shell(server: &Server, token: &str, session: &Value, command: &str) -> 
     answer.json["text"].as_str().unwrap().to_owned()
 }
 
+/// A line of Python, which says what it is not let do.
+fn python(line: String) -> String {
+    let check = "def check(result):\n if result < 0: raise PermissionError(ctypes.get_errno(), 'not permitted')";
+    format!("python3 -c \"import os, resource, ctypes\n{check}\n{line}\"")
+}
+
+fn command_line(pid: u32) -> String {
+    String::from_utf8_lossy(&std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default()).into_owned()
+}
+
 #[tokio::test]
 async fn an_agent_with_a_shell_reaches_its_own_folder_and_no_other() {
     let Some(forge) = sandboxed(Options::default()).await else { return };
@@ -42,6 +52,7 @@ async fn an_agent_with_a_shell_reaches_its_own_folder_and_no_other() {
     server.upload(&other, "secret.txt", "the cellar door").await;
     let victim = session(server, &other).await;
     shell(server, &other, &victim, "echo quince > diary.txt").await;
+    let agents_before = server.agents();
     let mine = session(server, token).await;
     let data = server.data().display().to_string();
     let diary = format!("{}/diary.txt", victim["cwd"].as_str().unwrap());
@@ -52,6 +63,10 @@ async fn an_agent_with_a_shell_reaches_its_own_folder_and_no_other() {
         for (const path of fs.readFileSync('/proc/net/unix', 'utf8').match(/[/]tmp[/]acpx-.*sock$/gm)) \
             net.connect(path).on('error', e => console.log(e.code, 'denied', path)).on('connect', () => console.log('quince'))";
 
+    let others_claude = agents_before.iter().find(|pid| command_line(**pid).contains("--input-format")).expect("the other's claude");
+    let on_itself =
+        python("resource.setrlimit(resource.RLIMIT_CPU, (600, 600)); os.nice(1); os.sched_setaffinity(0, [0]); print('well')".to_owned());
+    assert!(shell(server, token, &mine, &on_itself).await.contains("well"));
     let own = shell(server, token, &mine, "echo own > a && mkdir b && mv a b/c && ln b/c d && cat d").await;
     assert!(own.contains("own"), "{own}");
     for (what, command) in [
@@ -78,6 +93,14 @@ async fn an_agent_with_a_shell_reaches_its_own_folder_and_no_other() {
             r"cat /proc/[0-9]*/environ /proc/[0-9]*/cmdline | tr '\0' '\n' | grep 'an-admin-toke[n]' || echo cannot".to_owned(),
         ),
         ("kill the server", format!("kill -9 {0}; kill -STOP {0}", server.pid())),
+        ("have the server run out of files", python(format!("resource.prlimit({}, resource.RLIMIT_NOFILE, (3, 3))", server.pid()))),
+        ("have the server's writes end it", python(format!("resource.prlimit({}, resource.RLIMIT_FSIZE, (0, 0))", server.pid()))),
+        ("end another's agent by its time", python(format!("resource.prlimit({others_claude}, resource.RLIMIT_CPU, (0, 0))"))),
+        ("slow the server down", python(format!("os.setpriority(os.PRIO_PROCESS, {}, 19)", server.pid()))),
+        ("slow all of the user down", python("os.setpriority(os.PRIO_USER, 0, 19)".to_owned())),
+        ("bind the server to one processor", python(format!("os.sched_setaffinity({}, [0])", server.pid()))),
+        ("trace another's agent", python(format!("check(ctypes.CDLL(None, use_errno=True).ptrace(16, {others_claude}, 0, 0))"))),
+        ("write to what the kernel knows of another's agent", format!("echo 1000 > /proc/{others_claude}/oom_score_adj")),
     ] {
         let told = shell(server, token, &mine, &command).await;
         assert!(["denied", "not permitted", "cannot", "No such file"].iter().any(|no| told.contains(no)), "{what}: {told}");

@@ -92,7 +92,7 @@ impl Server {
         let deaf = Arc::new(AtomicBool::new(false));
         let left = deaf.clone();
         let reading = move || {
-            lines.map_while(Result::ok).take_while(|_| !left.load(Ordering::Relaxed)).for_each(|line| seen.lock().unwrap().push(line))
+            lines.map_while(Result::ok).take_while(|_| !left.load(Ordering::Relaxed)).for_each(|line| seen.lock().unwrap().push(line));
         };
         std::thread::spawn(reading);
         let listening = || {
