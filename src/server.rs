@@ -281,6 +281,7 @@ impl Server {
         tasks.spawn(async move { sweeper::sweep(period, days, &app).await });
         let standby = self.standby.clone();
         tasks.spawn(async move { standby.keep().await });
+        tasks.spawn(family::keep_ending());
         if let Some(memory) = self.workshop.memory.clone() {
             let mark = self.workshop.mark.clone();
             tasks.spawn(async move { memory.watch(&mark).await });

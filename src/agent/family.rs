@@ -14,20 +14,30 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, PidfdFlags, Signal, WaitOptions, pidfd_open, pidfd_send_signal, waitpid};
+use rustix::process::{Pid, WaitOptions, waitpid};
 use tokio::process::{Child, Command};
 use tokio::signal::unix::{SignalKind, signal};
+
+use super::proc::{self, Process};
 
 /// The variable that marks an agent. Not named `CLAWDFORGE_…`: agents get none of those.
 const VARIABLE: &str = "AGENT_RUN";
 /// How long processes may take to die of SIGKILL before they are reported as stuck.
 const STUCK_AFTER: Duration = Duration::from_secs(5);
+/// How long before it is tried again to end what was left.
+const AGAIN: Duration = Duration::from_secs(1);
+/// How long own children alone are looked at, at most.
+const CHASE: Duration = Duration::from_millis(50);
+/// How long they are looked at until none ends meanwhile, at most.
+const LOOK: Duration = Duration::from_millis(20);
 
 /// Whether a child was given nothing to do yet, and so started nothing on an app's behalf.
 type Idle = bool;
 /// Children that tokio waits for; any other child of this process was adopted. A fact of the whole process, so a static.
 static STARTED: Mutex<BTreeMap<u32, Idle>> = Mutex::new(BTreeMap::new());
 static ADOPTS: AtomicBool = AtomicBool::new(false);
+/// Families of which something could not be ended yet.
+static UNFINISHED: Mutex<Vec<Mark>> = Mutex::new(Vec::new());
 
 /// What marks the family of one run, or of every run of a server.
 #[derive(Clone, Debug)]
@@ -130,7 +140,7 @@ pub async fn reap() -> io::Result<()> {
 
 fn reap_adopted() {
     let known = started();
-    for pid in own_children().unwrap_or_default() {
+    for pid in proc::own_children().unwrap_or_default() {
         if !known.contains_key(&pid.cast_unsigned()) {
             // Waits only for one that is dead already.
             let _ = waitpid(Pid::from_raw(pid), WaitOptions::NOHANG);
@@ -138,140 +148,175 @@ fn reap_adopted() {
     }
 }
 
-/// This process's children, zombies included. `None` where the kernel has no list of them.
-fn own_children() -> Option<Vec<i32>> {
-    let mut children = Vec::new();
-    for task in std::fs::read_dir("/proc/self/task").ok()?.flatten() {
-        // A thread that has ended since has none.
-        match std::fs::read_to_string(task.path().join("children")) {
-            Ok(list) => children.extend(list.split_whitespace().filter_map(|pid| pid.parse::<i32>().ok())),
-            Err(_) if task.path().exists() => return None,
-            Err(_) => {}
-        }
-    }
-    Some(children)
+/// What this process's own children tell of a run: whatever of it lost its parent is one of them, or below one.
+struct Children {
+    /// Those with its mark.
+    of_it: Vec<Process>,
+    /// Whether there are some that may be anybody's.
+    strays: bool,
+    /// Whether none ended while they were looked at. What such a one had started may be missing.
+    sure: bool,
 }
 
-/// Whether it is certain, at the cost of a look at this process's own children, that nothing of a run is left: what
-/// lost its parent would be one of them.
-fn surely_gone(mark: &Mark) -> bool {
-    if mark.run.is_none() || !ADOPTS.load(Ordering::Relaxed) {
-        return false;
+fn children_of(mark: &Mark) -> io::Result<Children> {
+    let begun = Instant::now();
+    let mut dead = BTreeSet::new();
+    loop {
+        // Under the lock, so that none is waited for meanwhile: the kernel's list leaves out who stands behind one that goes.
+        let (list, known) = {
+            let known = started();
+            (proc::own_children()?, known.clone())
+        };
+        let mut children = Children { of_it: Vec::new(), strays: false, sure: true };
+        for pid in list {
+            let Some(child) = Process::read(pid)? else {
+                // One that was dead before this list was made has nothing that is not on it.
+                children.sure &= !dead.insert(pid);
+                continue;
+            };
+            let environ = child.environ()?;
+            if mark.is_in(&environ) {
+                children.of_it.push(child);
+            } else if environ.is_empty() && Process::read(pid)?.is_none_or(|now| now.exiting) {
+                // It has no environment any more.
+                children.sure = false;
+            } else if !known.contains_key(&pid.cast_unsigned()) && !mark.is_of_this_server(&environ) {
+                // The idle processes of a session were adopted too, and carry its own mark.
+                children.strays = true;
+            }
+        }
+        if children.sure || !children.of_it.is_empty() || begun.elapsed() > LOOK {
+            return Ok(children);
+        }
     }
-    let Some(children) = own_children() else { return false };
-    let known = started();
-    children.into_iter().filter_map(Process::read).all(|child| {
-        let environ = child.environ();
-        // The idle processes of a session were adopted too, and carry its own mark.
-        (known.contains_key(&child.pid.cast_unsigned()) || mark.is_of_this_server(&environ)) && !mark.is_in(&environ)
-    })
+}
+
+/// Whether it is certain, without a look at every process, that nothing of a run is left.
+fn surely_gone(mark: &Mark) -> io::Result<bool> {
+    if mark.run.is_none() || !ADOPTS.load(Ordering::Relaxed) {
+        return Ok(false);
+    }
+    let Children { of_it, strays, sure } = children_of(mark)?;
+    Ok(of_it.is_empty() && !strays && sure)
 }
 
 /// Ends with SIGKILL all that carries the mark, or descends from what does, and strays. Returns when none is left, with
-/// how many there were.
+/// how many there were. Where that takes too long, what is left is said, and [`keep_ending`] goes on with it.
 pub async fn end(mark: &Mark) -> usize {
-    let mark = mark.clone();
-    tokio::task::spawn_blocking(move || end_blocking(&mark)).await.unwrap_or_default()
+    let of = mark.clone();
+    let ended = tokio::task::spawn_blocking(move || end_blocking(&of)).await;
+    match ended {
+        Ok(Ok(count)) => count,
+        Ok(Err(left)) => {
+            tracing::error!(family = mark.value(), %left, "processes of an agent are left; trying again until they are gone");
+            unfinished().push(mark.clone());
+            left.ended
+        }
+        Err(_) => 0,
+    }
 }
 
-fn end_blocking(mark: &Mark) -> usize {
+/// Goes on with what [`end`] could not end, for ever.
+pub async fn keep_ending() {
+    loop {
+        tokio::time::sleep(AGAIN).await;
+        let left = std::mem::take(&mut *unfinished());
+        for mark in left {
+            let of = mark.clone();
+            match tokio::task::spawn_blocking(move || end_blocking(&of)).await {
+                Ok(Ok(count)) => tracing::info!(family = mark.value(), count, "what was left of an agent is gone"),
+                _ => unfinished().push(mark),
+            }
+        }
+    }
+}
+
+fn unfinished() -> MutexGuard<'static, Vec<Mark>> {
+    UNFINISHED.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What could not be ended in time.
+#[derive(Debug, thiserror::Error)]
+#[error("{why}; {pids:?}")]
+struct Left {
+    why: String,
+    pids: Vec<i32>,
+    ended: usize,
+}
+
+fn end_blocking(mark: &Mark) -> Result<usize, Left> {
     let begun = Instant::now();
-    let mut ended = BTreeSet::new();
+    let mut ended: BTreeMap<i32, Process> = BTreeMap::new();
     let mut pause = Duration::from_millis(1);
-    if surely_gone(mark) {
-        return 0;
+    // What can't be read is looked at again.
+    if surely_gone(mark).unwrap_or(false) {
+        return Ok(0);
     }
     loop {
         // Again until none is found: one that forks while it is being looked for escapes a single look.
-        let family = members(mark);
-        // One that is dying has no environment to be known by any more, and is not gone yet.
-        let dying = |&(pid, started): &(i32, u64)| Process::read(pid).is_some_and(|now| now.started == started);
-        if family.is_empty() && !ended.iter().any(dying) {
-            return ended.len();
-        }
-        for process in &family {
-            process.kill();
-            ended.insert((process.pid, process.started));
+        let found = members(mark);
+        let (pids, why) = match &found {
+            // One that is dying has no environment to be known by any more, and is not gone yet.
+            Ok(family) if family.of.is_empty() && !ended.values().any(|process| process.lives()) && none_adopted(mark) => {
+                return Ok(ended.len());
+            }
+            Ok(family) => {
+                (family.of.iter().map(|process| process.pid).collect(), "they do not die of SIGKILL, or start others faster".to_owned())
+            }
+            Err(error) => (Vec::new(), format!("/proc can't be read ({error})")),
+        };
+        if let Ok(Family { of, groups }) = found {
+            groups.into_iter().for_each(proc::kill_group);
+            for process in of {
+                process.kill();
+                ended.insert(process.pid, process);
+            }
+            chase(mark);
         }
         if begun.elapsed() > STUCK_AFTER {
-            let pids: Vec<_> = family.iter().map(|process| process.pid).collect();
-            tracing::error!(?pids, "processes of an agent do not die of SIGKILL; they may be waiting for a disk");
-            return ended.len();
+            return Err(Left { why, pids, ended: ended.len() });
         }
         std::thread::sleep(pause);
         pause = (pause * 2).min(Duration::from_millis(50));
     }
 }
 
-/// A line of `/proc/<pid>/stat`.
-#[derive(Clone, Copy, Debug)]
-struct Process {
-    pid: i32,
-    parent: i32,
-    /// Clock ticks since boot: with the pid, an identity that is not used again.
-    started: u64,
+/// Whether none of a chain of processes that each start the next and end was adopted: such a one is there for less time than a
+/// look at everyone takes.
+fn none_adopted(mark: &Mark) -> bool {
+    !ADOPTS.load(Ordering::Relaxed) || children_of(mark).is_ok_and(|children| children.of_it.is_empty() && children.sure)
 }
 
-impl Process {
-    /// `None` where it is gone, or a zombie.
-    fn read(pid: i32) -> Option<Self> {
-        // The name, in parentheses, may hold anything, half a character too.
-        let stat = String::from_utf8_lossy(&std::fs::read(format!("/proc/{pid}/stat")).ok()?).into_owned();
-        let mut fields = stat.rsplit_once(") ")?.1.split(' ');
-        let state = fields.next()?;
-        let parent = fields.next()?.parse().ok()?;
-        let started = fields.nth(17)?.parse().ok()?;
-        (!matches!(state, "Z" | "X")).then_some(Self { pid, parent, started })
-    }
-
-    /// Empty where it can't be read.
-    fn environ(self) -> Vec<u8> {
-        std::fs::read(format!("/proc/{}/environ", self.pid)).unwrap_or_default()
-    }
-
-    /// Bytes of `/proc/<pid>/<file>` on the lines with these names.
-    fn bytes(self, file: &str, names: &[&str]) -> Option<u64> {
-        let status = std::fs::read_to_string(format!("/proc/{}/{file}", self.pid)).ok()?;
-        let named = status.lines().filter_map(|line| {
-            let (name, value) = line.split_once(':')?;
-            names.contains(&name).then(|| value.trim().strip_suffix(" kB")?.parse::<u64>().ok())?
-        });
-        Some(named.sum::<u64>() << 10)
-    }
-
-    fn resident(self) -> u64 {
-        self.bytes("status", &["RssAnon", "RssShmem", "VmSwap"]).unwrap_or_default()
-    }
-
-    /// Its share of what is not backed by files.
-    fn own_memory(self) -> u64 {
-        self.bytes("smaps_rollup", &["Pss_Anon", "Pss_Shmem", "SwapPss"]).unwrap_or_else(|| self.resident())
-    }
-
-    fn kill(self) {
-        let Some(pid) = Pid::from_raw(self.pid) else { return };
-        let Ok(handle) = pidfd_open(pid, PidfdFlags::empty()) else { return };
-        // The id may have gone to another process between the look and the handle; the handle can't change any more.
-        if Self::read(self.pid).is_some_and(|now| now.started == self.started) {
-            let _ = pidfd_send_signal(handle, Signal::KILL);
+/// Ends for a while nothing but own children, over and over: one of such a chain has to be met before it starts the next.
+fn chase(mark: &Mark) {
+    let begun = Instant::now();
+    while begun.elapsed() < CHASE {
+        match children_of(mark) {
+            Ok(Children { of_it, sure, .. }) if !of_it.is_empty() || !sure => of_it.into_iter().for_each(Process::kill),
+            _ => return,
         }
     }
 }
 
-fn members(mark: &Mark) -> Vec<Process> {
+/// Who is to be ended.
+struct Family {
+    of: Vec<Process>,
+    /// The process groups that nobody else is in.
+    groups: BTreeSet<i32>,
+}
+
+fn members(mark: &Mark) -> io::Result<Family> {
     let own_pid = rustix::process::getpid().as_raw_nonzero().get();
     let mut family = BTreeSet::new();
     let mut adopted = Vec::new();
-    let mut everyone = BTreeMap::new();
-    let pids = std::fs::read_dir("/proc").into_iter().flatten().flatten();
-    for process in pids.filter_map(|entry| Process::read(entry.file_name().to_str()?.parse().ok()?)) {
-        let environ = process.environ();
+    let everyone = Process::everyone()?;
+    for process in everyone.values() {
+        let environ = process.environ()?;
         if mark.is_in(&environ) {
             family.insert(process.pid);
         } else if process.parent == own_pid && !mark.is_of_this_server(&environ) {
-            adopted.push(process);
+            adopted.push(*process);
         }
-        everyone.insert(process.pid, process);
     }
     if ADOPTS.load(Ordering::Relaxed) {
         // Looked up after the list was made: a child that was being started then is known by now.
@@ -283,7 +328,10 @@ fn members(mark: &Mark) -> Vec<Process> {
         family.extend(strays.filter(|stray| oldest_other.is_none_or(|oldest| stray.started < oldest)).map(|stray| stray.pid));
     }
     family.remove(&own_pid);
-    everyone.values().filter(|process| descends(process.pid, &family, &everyone)).copied().collect()
+    let (of, others): (Vec<_>, Vec<_>) = everyone.values().copied().partition(|process| descends(process.pid, &family, &everyone));
+    // An agent may have joined another's group.
+    let groups = of.iter().map(|process| process.group).filter(|group| others.iter().all(|other| other.group != *group)).collect();
+    Ok(Family { of, groups })
 }
 
 /// A child of this process, with all below it, that takes much memory.
@@ -312,18 +360,12 @@ impl Tree {
 /// marks of what they started: those an agent can forge.
 pub fn larger_than(server: &Mark, limit: u64) -> Vec<Large> {
     let own_pid = rustix::process::getpid().as_raw_nonzero().get();
-    let everyone: BTreeMap<_, _> = std::fs::read_dir("/proc")
-        .into_iter()
-        .flatten()
-        .flatten()
-        .filter_map(|entry| Process::read(entry.file_name().to_str()?.parse().ok()?))
-        .map(|process| (process.pid, process))
-        .collect();
+    let everyone = Process::everyone().unwrap_or_default();
     let children = everyone.values().filter(|process| process.parent == own_pid);
     let trees = children.filter_map(|child| {
         let root = BTreeSet::from([child.pid]);
         let members = everyone.values().filter(|process| descends(process.pid, &root, &everyone)).copied().collect();
-        Some((server.run_of(&child.environ())?, Tree(members)))
+        Some((server.run_of(&child.environ().ok()?)?, Tree(members)))
     });
     let large = trees.filter_map(|(id, tree)| {
         let sum = |memory: fn(Process) -> u64| tree.0.iter().copied().map(memory).sum::<u64>();
@@ -381,6 +423,6 @@ mod tests {
         }
         assert!(end(&mark).await >= 3);
         family.child.wait().await.unwrap();
-        assert_eq!(read().into_iter().filter_map(Process::read).count(), 0);
+        assert_eq!(read().into_iter().filter_map(|pid| Process::read(pid).unwrap()).count(), 0);
     }
 }

@@ -9,6 +9,7 @@ pub mod events;
 pub mod family;
 pub mod folder;
 pub mod memory;
+mod proc;
 pub mod process;
 pub mod programs;
 pub mod queue;

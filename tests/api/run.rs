@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use reqwest::StatusCode;
+use rustix::process::{Pid, Resource, Rlimit, prlimit};
 use serde_json::{Value, json};
 
 use crate::harness::{Answer, Options, Server, until};
@@ -217,4 +218,39 @@ async fn an_answer_is_given_and_its_row_completed_later_where_the_ledger_is_lock
     assert_eq!(server.query::<i64>("SELECT count(*) FROM runs WHERE finished_at IS NULL"), 1);
     ledger.execute_batch("ROLLBACK").unwrap();
     until("the row", || server.query::<i64>("SELECT count(*) FROM runs WHERE result = 'waited'") == 1).await;
+}
+
+#[tokio::test]
+async fn processes_that_fork_and_exit_all_the_time_end_with_their_run() {
+    let server = Options::stand_in().start();
+    let token = server.mint("app").await;
+    let beat = server.folder().join("beat");
+    for _ in 0..3 {
+        assert_eq!(server.run(&token, "do: chain").await.json["result"], "chained");
+        until("the run's folder to go", || server.data().join("runs").read_dir().unwrap().count() == 0).await;
+        let begun = std::fs::metadata(&beat).unwrap().modified().unwrap();
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        assert_eq!(std::fs::metadata(&beat).unwrap().modified().unwrap(), begun, "the chain goes on\n{}", server.log());
+    }
+}
+
+#[tokio::test]
+async fn a_server_out_of_descriptors_ends_what_a_run_left_as_soon_as_it_can() {
+    let server = Options::stand_in().set("CLAWDFORGE_SWEEP_SECS", 1).start();
+    let token = server.mint("app").await;
+    let server_id = Pid::from_raw(server.pid().cast_signed());
+    let limit = |current| prlimit(server_id, Resource::Nofile, Rlimit { current: Some(current), maximum: Some(4096) }).unwrap();
+    limit(4096);
+    let body = json!({"prompt": "do: fork and hang", "timeout_secs": 5});
+    let (answer, ()) = tokio::join!(server.post("/run", &token, &body), async {
+        until("the run", || server.agents().len() >= 3).await;
+        limit(3);
+    });
+    failure(&answer, "timeout");
+    until("what is said of it", || server.log().contains("trying again until they are gone")).await;
+    limit(4096);
+    until("the end of all", || server.descendants().is_empty()).await;
+    until("what is said of it", || server.log().contains("what was left of an agent is gone")).await;
+    until("the sweep of its folder", || server.data().join("runs").read_dir().unwrap().count() == 0).await;
+    assert_eq!(server.run(&token, "hello").await.status, StatusCode::OK);
 }
