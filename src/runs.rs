@@ -392,7 +392,7 @@ impl Shared {
 
     /// A desk with what the run needs: one at which claude waits already, or a new one.
     async fn prepare(&self, request: &Request) -> io::Result<Prepared> {
-        match self.standby.take_run(&request.row.model) {
+        match self.standby.take_run(&request.row.model).await {
             Some((desk, waiting)) => {
                 let (desk, attached) = desk.attach(request.details.files.clone()).await;
                 match attached {
@@ -429,6 +429,10 @@ impl Shared {
             let started = Instant::now();
             let ended = |ending, stderr| Outcome { ending, stderr, duration: started.elapsed() };
             let is_standby = standby.is_some();
+            if let Some(why) = if is_standby { None } else { desk.obstacle().await } {
+                say(&mut said, ended(Ending::Failed(why), String::new()), Usage::default());
+                return Some(desk);
+            }
             let waiting = match standby.take().map_or_else(|| desk.start(&request.row.model), Ok) {
                 Ok(waiting) => waiting,
                 Err(error) => {

@@ -628,6 +628,9 @@ impl Shared {
 
     async fn create_on_disk(&self, new: &NewSession, cancel: &CancellationToken) -> Result<(), Refused> {
         let _hold = self.standby.hold();
+        if let Some(why) = self.acpx.workshop.obstacle().await {
+            return Err(Refused::Failed(why));
+        }
         let (room, environment) = (self.room(&new.session_id), self.acpx.workshop.environment.clone());
         blocking(move || room.make(&environment)).await?;
         let record_id = self.acpx.create(&self.target(new), cancel).await?;
@@ -731,7 +734,10 @@ impl Shared {
                     feed.tell(event_name(event), event);
                 };
                 let heard = Heard { begun: || drop(hold), said, over: |turn| drop(over.send(turn)) };
-                let standby = shared.standby.take_turn(&target);
+                let standby = shared.standby.take_turn(&target).await;
+                if let Some(why) = if standby.is_none() { shared.acpx.workshop.obstacle().await } else { None } {
+                    return Err(Refused::Failed(why));
+                }
                 Ok::<_, Refused>(shared.acpx.turn(&target, &prompt, standby, deadline, &stopped, heard).await?)
             }
         });

@@ -13,11 +13,14 @@ use tokio::process::Command;
 use uuid::Uuid;
 
 use super::Environment;
-use super::folder::remove_tree;
+use super::folder::{is_regular, read_regular, remove_tree};
 use super::process::{Line, MAX_LINE, Next};
 
 /// The heading in the prompt under which the attached files are named.
 const FILES_HEADING: &str = "[Attached files — open with Read tool as needed]";
+
+/// Bytes of one of the CLI's own files, at most.
+const MOST_IN_A_FILE: u64 = 64 << 20;
 
 /// The mode in which the CLI asks for what isn't plainly safe, which a run has nobody to answer. It is named, because what a
 /// release starts in by itself changes.
@@ -68,10 +71,27 @@ pub fn read_at_start(environment: &Environment) -> Vec<PathBuf> {
     own.iter().map(|file| config.join(file)).chain([PathBuf::from("/etc/claude-code/managed-settings.json")]).collect()
 }
 
+/// The file that every process of the CLI reads and writes.
+fn state_file(environment: &Environment) -> PathBuf {
+    let folder = environment.get("CLAUDE_CONFIG_DIR").or_else(|| environment.get("HOME")).unwrap_or_default();
+    Path::new(folder).join(".claude.json")
+}
+
+/// What the CLI would wait for when it starts, for ever, in words. Agents may write where it reads, and could have put a pipe there.
+pub fn obstacle(environment: &Environment) -> Option<String> {
+    let files = read_at_start(environment).into_iter().chain([state_file(environment)]);
+    let wrong = |path: PathBuf| {
+        // What is not there is not read.
+        let file = path.metadata().ok().filter(|file| !file.is_dir())?;
+        let error = is_regular(&file, MOST_IN_A_FILE).err()?;
+        Some(format!("claude can't be started with {}: {error}; ask the operator to remove it", path.display()))
+    };
+    files.into_iter().find_map(wrong)
+}
+
 /// What of `.claude.json`, which every process of the CLI writes to, is a sign-in or a setting.
 pub fn kept_in_its_state(environment: &Environment) -> String {
-    let folder = environment.get("CLAUDE_CONFIG_DIR").or_else(|| environment.get("HOME")).unwrap_or_default();
-    let state = std::fs::read(Path::new(folder).join(".claude.json")).unwrap_or_default();
+    let state = read_regular(&state_file(environment), MOST_IN_A_FILE).unwrap_or_default();
     let all: Value = serde_json::from_slice(&state).unwrap_or_default();
     ["primaryApiKey", "oauthAccount", "mcpServers"].map(|key| all[key].to_string()).concat()
 }

@@ -88,6 +88,11 @@ impl Desks {
 }
 
 impl Desk {
+    /// What claude would wait for for ever when it starts, in words.
+    pub async fn obstacle(&self) -> Option<String> {
+        self.desks.workshop.obstacle().await
+    }
+
     /// Starts claude at the desk. It waits for its prompt.
     pub fn start(&self, model: &str) -> Result<Waiting, NotStarted> {
         let Desks { workshop, claude, .. } = &self.desks;

@@ -2,7 +2,7 @@
 
 use std::ffi::{CString, OsStr};
 use std::fs::{self, DirBuilder, File, Permissions};
-use std::io::{self, ErrorKind};
+use std::io::{self, ErrorKind, Read};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
@@ -77,6 +77,26 @@ impl Folder {
     /// Takes the folder away with all that is in it.
     pub fn remove(self) -> io::Result<()> {
         remove_tree(&self.0)
+    }
+}
+
+/// Reads a file that an agent may have put there: a regular one of at most `most` bytes, or it is an error. Nothing else is waited
+/// for, as a pipe would be.
+pub fn read_regular(path: &Path, most: u64) -> io::Result<Vec<u8>> {
+    let file = File::from(open(path, OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC, Mode::empty())?);
+    is_regular(&file.metadata()?, most)?;
+    let mut content = Vec::new();
+    // It may grow while it is read.
+    file.take(most).read_to_end(&mut content)?;
+    Ok(content)
+}
+
+/// Whether it is a regular file of at most `most` bytes; why not, if it isn't.
+pub fn is_regular(file: &fs::Metadata, most: u64) -> io::Result<()> {
+    match (file.is_file(), file.len() <= most) {
+        (true, true) => Ok(()),
+        (true, false) => Err(io::Error::other(format!("it is larger than {} MiB", most >> 20))),
+        (false, _) => Err(io::Error::other("it is no regular file")),
     }
 }
 
@@ -183,6 +203,19 @@ mod tests {
     fn names_that_clash_are_numbered() {
         let names = ["a.txt", "A.TXT", "a.txt", "a-2.txt", "b", "b"];
         assert_eq!(distinct(names.into_iter()), ["a.txt", "A-2.TXT", "a-3.txt", "a-2-2.txt", "b", "b-2"]);
+    }
+
+    #[test]
+    fn what_is_no_file_is_not_waited_for() {
+        let folder = tempfile::tempdir().unwrap();
+        let [pipe, sparse, file] = ["pipe", "sparse", "file"].map(|name| folder.path().join(name));
+        rustix::fs::mknodat(CWD, &pipe, rustix::fs::FileType::Fifo, Mode::RWXU, 0).unwrap();
+        File::create(&sparse).unwrap().set_len(1 << 40).unwrap();
+        fs::write(&file, "text").unwrap();
+        for not in [&pipe, &sparse, Path::new("/dev/zero"), folder.path()] {
+            read_regular(not, 1 << 20).unwrap_err();
+        }
+        assert_eq!(read_regular(&file, 1 << 20).unwrap(), b"text");
     }
 
     #[test]

@@ -43,6 +43,12 @@ pub struct Workshop {
 }
 
 impl Workshop {
+    /// What claude would wait for for ever when it starts, in words.
+    pub async fn obstacle(&self) -> Option<String> {
+        let environment = self.environment.clone();
+        folder::blocking(move || Ok(claude::obstacle(&environment))).await.ok().flatten()
+    }
+
     /// A command that works in `folder`, which is its own, with the agents' environment and no other.
     pub fn command(&self, program: &Path, folder: &Path) -> Command {
         let mut command = Command::new(self.confinement.as_ref().map_or(program, |_| Path::new("/proc/self/exe")));

@@ -18,6 +18,7 @@ use uuid::Uuid;
 
 use super::acpx::{Acpx, Target};
 use super::desk::{Desk, Desks};
+use super::folder::blocking;
 use super::process::Waiting;
 use super::{Workshop, claude, programs};
 use crate::metrics::METRICS;
@@ -84,7 +85,7 @@ struct Standby {
     /// Of a run.
     desk: Option<Desk>,
     process: Waiting,
-    print: Fingerprint,
+    print: Option<Fingerprint>,
 }
 
 /// While there is one, nothing is started ahead: somebody waits for a place, or for an agent to start.
@@ -123,21 +124,21 @@ impl Pool {
     }
 
     /// A desk at which claude waits for the prompt of a run with this model.
-    pub fn take_run(&self, model: &str) -> Option<(Desk, Waiting)> {
-        let found = self.take(|want| matches!(want, Want::Run { model: other } if other == model));
+    pub async fn take_run(&self, model: &str) -> Option<(Desk, Waiting)> {
+        let found = self.take(|want| matches!(want, Want::Run { model: other } if other == model)).await;
         METRICS.standby("run", found.is_some());
         let Standby { desk, process, .. } = found?;
         Some((desk?, process))
     }
 
     /// An acpx that waits for the prompt of the session's next turn.
-    pub fn take_turn(&self, target: &Target) -> Option<Waiting> {
-        let found = self.take(|want| matches!(want, Want::Turn(other) if other == target));
+    pub async fn take_turn(&self, target: &Target) -> Option<Waiting> {
+        let found = self.take(|want| matches!(want, Want::Turn(other) if other == target)).await;
         METRICS.standby("turn", found.is_some());
         Some(found?.process)
     }
 
-    fn take(&self, is_it: impl Fn(&Want) -> bool) -> Option<Standby> {
+    async fn take(&self, is_it: impl Fn(&Want) -> bool) -> Option<Standby> {
         if self.0.most == 0 {
             return None;
         }
@@ -150,8 +151,7 @@ impl Pool {
         }
         loop {
             let mut standby = self.take_ready(&is_it)?;
-            // Looks at files, and so holds nobody else up.
-            if standby.process.is_ready() && standby.print == self.fingerprint(&standby.want) {
+            if standby.process.is_ready() && standby.print == self.fingerprint(&standby.want).await {
                 return Some(standby);
             }
             tracing::info!("a standby was thrown away: it had ended, or its program or sign-in has changed");
@@ -231,8 +231,9 @@ impl Pool {
         if self.state().finished {
             return;
         }
-        let print = self.fingerprint(&want);
+        let print = self.fingerprint(&want).await;
         let started = match &want {
+            Want::Run { .. } if let Some(why) = self.0.desks.workshop.obstacle().await => Err(why),
             Want::Run { model } => match self.0.desks.set_up(Uuid::now_v7(), Vec::new()).await {
                 Ok((desk, _)) => match desk.start(model) {
                     Ok(process) => Ok((Some(desk), process)),
@@ -288,14 +289,21 @@ impl Pool {
         }
     }
 
-    fn fingerprint(&self, want: &Want) -> Fingerprint {
+    /// Looks at files, on a thread for such. `None` where that failed, which is like no other.
+    async fn fingerprint(&self, want: &Want) -> Option<Fingerprint> {
         let Desks { workshop: Workshop { environment, .. }, claude, .. } = &self.0.desks;
-        let (program, files, settings) = match want {
-            Want::Run { .. } => (claude, claude::read_at_start(environment), claude::kept_in_its_state(environment)),
-            // What the session's own agent read is its own affair.
-            Want::Turn(_) => (&self.0.acpx.program, Vec::new(), String::new()),
+        let environment = environment.clone();
+        // What the session's own agent read is its own affair.
+        let (program, of_run) = match want {
+            Want::Run { .. } => (claude.clone(), true),
+            Want::Turn(_) => (self.0.acpx.program.clone(), false),
         };
-        Fingerprint { files: programs::find(program, environment).into_iter().chain(files).map(as_it_is).collect(), settings }
+        let look = move || {
+            let files = if of_run { claude::read_at_start(&environment) } else { Vec::new() };
+            let settings = if of_run { claude::kept_in_its_state(&environment) } else { String::new() };
+            Ok(Fingerprint { files: programs::find(&program, &environment).into_iter().chain(files).map(as_it_is).collect(), settings })
+        };
+        blocking(look).await.ok()
     }
 }
 

@@ -6,7 +6,7 @@ use reqwest::StatusCode;
 use rustix::process::{Pid, Resource, Rlimit, prlimit};
 use serde_json::{Value, json};
 
-use crate::harness::{Answer, Options, Server, until};
+use crate::harness::{Answer, Options, Server, settled, until};
 
 /// Checks that an answer is the failure of an agent, and gives its error.
 #[track_caller]
@@ -252,5 +252,24 @@ async fn a_server_out_of_descriptors_ends_what_a_run_left_as_soon_as_it_can() {
     until("the end of all", || server.descendants().is_empty()).await;
     until("what is said of it", || server.log().contains("what was left of an agent is gone")).await;
     until("the sweep of its folder", || server.data().join("runs").read_dir().unwrap().count() == 0).await;
+    assert_eq!(server.run(&token, "hello").await.status, StatusCode::OK);
+}
+
+#[tokio::test]
+async fn a_pipe_where_claude_keeps_its_state_fails_runs_at_once_and_holds_nobody_up() {
+    let server = Options::stand_in().set("CLAWDFORGE_STANDBY", 1).start();
+    let token = server.mint("app").await;
+    assert_eq!(server.run(&token, "hello").await.status, StatusCode::OK);
+    settled("the standby", 1, || server.agents()).await;
+    let state = server.folder().join(".claude.json");
+    rustix::fs::mknodat(rustix::fs::CWD, &state, rustix::fs::FileType::Fifo, rustix::fs::Mode::RWXU, 0).unwrap();
+    // The one that waits has read its state already.
+    assert_eq!(server.run(&token, "hello").await.status, StatusCode::OK);
+    for _ in 0..3 {
+        let error = failure(&server.run(&token, "hello").await, "error");
+        assert!(error.contains(".claude.json") && error.contains("no regular file"), "{error}");
+        assert_eq!(server.get("/healthz", "").await.status, StatusCode::OK);
+    }
+    std::fs::remove_file(state).unwrap();
     assert_eq!(server.run(&token, "hello").await.status, StatusCode::OK);
 }
