@@ -4,6 +4,7 @@
 //!
 //! - [`config`]: settings, read once into types that can't be wrong
 //! - [`server`]: [`server::App`], the layers, and [`server::Server::serve`]
+//! - [`listener`]: connections, who gets one and how many
 //! - [`api`]: HTTP and nothing else, one file per resource
 //! - [`agent`]: what runs agents: processes, the `claude` CLI, the queue
 //! - [`ledger`]: `SQLite` and nothing else, one file per table
@@ -27,6 +28,7 @@ pub mod config;
 pub mod demo;
 pub mod feed;
 pub mod ledger;
+pub mod listener;
 pub mod log;
 pub mod metrics;
 pub mod network;

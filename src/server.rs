@@ -3,32 +3,22 @@
 //! The listener and the stop signal come from outside: production passes a bound port and SIGTERM, tests pass port 0
 //! and a token of their own.
 
-use std::convert::Infallible;
 use std::ffi::OsStr;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use axum::body::Body;
-use axum::response::Response;
 use axum::{Router, middleware};
-use hyper::body::Incoming;
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use rustix::fs::{Access as AccessMode, access};
 use rustix::process::geteuid;
-use socket2::{SockRef, TcpKeepalive};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
-use tower::ServiceExt;
 use tower_http::catch_panic::CatchPanicLayer;
 
 use crate::agent::acpx::Acpx;
@@ -44,6 +34,7 @@ use crate::api;
 use crate::config::{Sandbox, Settings};
 use crate::feed::Feeds;
 use crate::ledger::Ledger;
+use crate::listener::{self, Places, Standing};
 use crate::network::Networks;
 use crate::runs::{self, Runs};
 use crate::secret::TokenHash;
@@ -53,13 +44,6 @@ use crate::uploads::Uploads;
 
 /// Open connections beyond those of runs and of the queue; further ones wait to be accepted.
 const SPARE_CONNECTIONS: usize = 2048;
-/// How long a client may take to send a request's head, and how long a connection may be idle between requests. No round
-/// number: a client that asks again after just as long would find its connection closing under it.
-const HEADER_TIMEOUT: Duration = Duration::from_secs(23);
-/// Bytes of a request's head, and bytes of an answer that wait for a client that does not read.
-const MOST_BUFFERED: usize = 64 << 10;
-/// How long what was sent to a client may go unread.
-const UNREAD_TIMEOUT: Duration = Duration::from_mins(1);
 /// What the names of unfinished copies of the ledger begin with.
 pub(crate) const PARTIAL: &str = ".partial-";
 /// How long clients get to take their answers when all work is over.
@@ -104,9 +88,17 @@ pub struct Access {
     pub metrics: Networks,
 }
 
-/// The socket's peer, which every request carries.
-#[derive(Clone, Copy, Debug)]
-pub struct Peer(pub IpAddr);
+impl Access {
+    fn standing(&self, address: IpAddr) -> Standing {
+        if self.trusted_proxies.contain(address) {
+            Standing::Proxy
+        } else if self.allow.contain(address) {
+            Standing::Allowed
+        } else {
+            Standing::Stranger
+        }
+    }
+}
 
 /// How a server is told to stop.
 #[derive(Clone, Debug, Default)]
@@ -122,7 +114,7 @@ pub struct Server {
     app: Arc<App>,
     workshop: Workshop,
     standby: Pool,
-    max_connections: usize,
+    places: Places,
     sweep_every: Duration,
     retention_days: u32,
     drain: Duration,
@@ -195,7 +187,10 @@ impl Server {
             app: Arc::new(app),
             workshop,
             standby,
-            max_connections: settings.max_runs + settings.max_queued_runs + SPARE_CONNECTIONS,
+            places: Places::new(
+                settings.max_runs + settings.max_queued_runs + SPARE_CONNECTIONS,
+                settings.max_runs + settings.sessions.most_open,
+            ),
             sweep_every: settings.sweep_every,
             retention_days: settings.retention_days,
             drain: settings.drain,
@@ -216,21 +211,12 @@ impl Server {
         let router = router(self.app.clone());
         self.app.runs.resume().await?;
         self.app.sessions.resume().await?;
-        let slots = Arc::new(Semaphore::new(self.max_connections));
         let cut = CancellationToken::new();
-        let died = loop {
-            let (slot, stream, peer) = tokio::select! {
-                () = stop.begin.cancelled() => break None,
-                died = background.join_next() => break Some(died),
-                accepted = accept(&listener, &slots) => accepted,
-            };
-            let connection = graceful.watch(connection(stream, peer, router.clone()));
-            let cut = cut.clone();
-            tokio::spawn(async move {
-                // A connection that breaks is the client's affair.
-                let _ = cut.run_until_cancelled(connection).await;
-                drop(slot);
-            });
+        let standing = |address| self.app.access.standing(address);
+        let died = tokio::select! {
+            () = stop.begin.cancelled() => None,
+            died = background.join_next() => Some(died),
+            never = listener::accept(&listener, &self.places, standing, &router, &graceful, &cut) => match never {},
         };
         drop(listener);
         tracing::info!(drain_secs = self.drain.as_secs(), "stopping: running work may finish");
@@ -384,50 +370,5 @@ pub(crate) fn lock(data_dir: &Path) -> anyhow::Result<std::fs::File> {
                 data_dir.display()
             )
         }
-    }
-}
-
-async fn accept(listener: &TcpListener, slots: &Arc<Semaphore>) -> (OwnedSemaphorePermit, TcpStream, SocketAddr) {
-    let slot = slots.clone().acquire_owned().await.expect("nobody closes the semaphore");
-    loop {
-        match listener.accept().await {
-            Ok((stream, peer)) => return (slot, stream, peer),
-            Err(error) => {
-                // The client is gone already, or the process is out of descriptors, which time mends.
-                tracing::warn!(%error, "a connection was not accepted");
-                sleep(Duration::from_millis(100)).await;
-            }
-        }
-    }
-}
-
-fn connection(
-    stream: TcpStream,
-    peer: SocketAddr,
-    router: Router,
-) -> http1::Connection<
-    TokioIo<TcpStream>,
-    impl hyper::service::Service<hyper::Request<Incoming>, Response = Response, Error = Infallible, Future: Send>,
-> {
-    watch_over(&stream);
-    let service = service_fn(move |mut request: hyper::Request<Incoming>| {
-        request.extensions_mut().insert(Peer(peer.ip()));
-        router.clone().oneshot(request.map(Body::new))
-    });
-    let mut http = http1::Builder::new();
-    http.timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT).max_buf_size(MOST_BUFFERED);
-    http.serve_connection(TokioIo::new(stream), service)
-}
-
-/// A client that vanished without a word, or reads nothing of its answer, loses its connection, and so its run.
-fn watch_over(stream: &TcpStream) {
-    let socket = SockRef::from(stream);
-    let probes = TcpKeepalive::new().with_time(Duration::from_secs(30)).with_interval(Duration::from_secs(10)).with_retries(3);
-    let set = stream
-        .set_nodelay(true)
-        .and_then(|()| socket.set_tcp_keepalive(&probes))
-        .and_then(|()| socket.set_tcp_user_timeout(Some(UNREAD_TIMEOUT)));
-    if let Err(error) = set {
-        tracing::debug!(%error, "a socket's options were not set");
     }
 }

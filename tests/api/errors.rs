@@ -89,17 +89,54 @@ async fn the_description_is_openapi_3_1_and_names_every_path() {
 }
 
 #[tokio::test]
-async fn connections_past_the_limit_wait_and_are_served_when_others_go() {
+async fn one_address_never_has_all_connections_and_those_past_the_limit_wait() {
     let server = Options::stand_in().set("CLAWDFORGE_MAX_RUNS", 1).set("CLAWDFORGE_MAX_QUEUED_RUNS", 0).start();
     let mut silent = Vec::new();
     many_descriptors();
+    let from = async |address: &str| {
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.bind(format!("{address}:0").parse().unwrap()).unwrap();
+        socket.connect(server.address()).await.unwrap()
+    };
     for _ in 0..2049 {
-        silent.push(TcpStream::connect(server.address()).await.unwrap());
+        silent.push(from("127.0.0.2").await);
     }
     let health = || Client::new().get(server.url("/healthz")).timeout(std::time::Duration::from_secs(5)).send();
+    assert_eq!(health().await.unwrap().status(), StatusCode::OK, "another address is answered");
+    for _ in 0..300 {
+        silent.push(from("127.0.0.3").await);
+    }
     assert!(tokio::time::timeout(std::time::Duration::from_millis(300), health()).await.is_err());
     drop(silent);
     assert_eq!(health().await.unwrap().status(), StatusCode::OK);
+}
+
+#[tokio::test]
+async fn addresses_that_are_not_allowed_take_nothing_from_the_others() {
+    let server = Options::stand_in().set("CLAWDFORGE_ALLOW_CIDRS", "127.0.0.1").start();
+    let strange = async || {
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.bind("127.0.0.9:0".parse().unwrap()).unwrap();
+        socket.connect(server.address()).await.unwrap()
+    };
+    let read = async |connection: &mut TcpStream| {
+        let mut answer = Vec::new();
+        let read = tokio::time::timeout(std::time::Duration::from_secs(10), connection.read_to_end(&mut answer));
+        let _ = read.await.expect("the server closes the connection");
+        String::from_utf8(answer).unwrap()
+    };
+    let mut silent = Vec::new();
+    for _ in 0..100 {
+        silent.push(strange().await);
+    }
+    assert_eq!(server.get("/healthz", "").await.status, StatusCode::OK);
+    for connection in &mut silent {
+        assert_eq!(read(connection).await, "");
+    }
+    // Those that ask are told, as the contract says.
+    let mut asks = strange().await;
+    asks.write_all(b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+    assert!(read(&mut asks).await.starts_with("HTTP/1.1 403 "));
 }
 
 #[tokio::test]
@@ -107,7 +144,13 @@ async fn a_client_that_does_not_send_its_request_loses_its_connection() {
     let server = Options::stand_in().start();
     let mut silent = TcpStream::connect(server.address()).await.unwrap();
     silent.write_all(b"GET /healthz HTTP/1.1\r\nhost: x\r\nslow: ").await.unwrap();
-    let mut answer = Vec::new();
-    let read = tokio::time::timeout(std::time::Duration::from_secs(40), silent.read_to_end(&mut answer));
-    read.await.expect("the server closes the connection").unwrap();
+    let mut says_nothing = TcpStream::connect(server.address()).await.unwrap();
+    let mut idle = TcpStream::connect(server.address()).await.unwrap();
+    idle.write_all(b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+    let closed = async |connection: &mut TcpStream| {
+        let mut answer = Vec::new();
+        let read = tokio::time::timeout(std::time::Duration::from_secs(40), connection.read_to_end(&mut answer));
+        read.await.expect("the server closes the connection").unwrap();
+    };
+    tokio::join!(closed(&mut silent), closed(&mut says_nothing), closed(&mut idle));
 }
