@@ -188,7 +188,8 @@ async fn sum(app: &App, app_name: Option<String>, query: Result<Query<UsageQuery
     let now = clock::now() + 1;
     let (from, to) = (seconds(query.from, now - 30 * clock::DAY)?, seconds(query.to, now)?);
     let usage: Vec<_> = app.ledger.usage(app_name, from, to).await?.into_iter().map(Usage::from).collect();
-    Ok(Json(UsageList { from, to, cost_usd: usage.iter().map(|usage| usage.cost_usd).sum(), usage }))
+    // Not by sum(): that of nothing is -0.0.
+    Ok(Json(UsageList { from, to, cost_usd: usage.iter().fold(0.0, |sum, usage| sum + usage.cost_usd), usage }))
 }
 
 /// See what one used, by day and model

@@ -112,3 +112,11 @@ async fn a_schema_that_is_none_is_refused() {
     let null = server.post("/run", &token, &json!({"prompt": "x", "schema": Value::Null})).await;
     assert_eq!(null.status, StatusCode::OK);
 }
+
+#[tokio::test]
+async fn nothing_costs_nothing() {
+    let server = Options::stand_in().start();
+    let token = server.mint("app").await;
+    let usage = server.get("/usage", &token).await;
+    assert!(usage.text.contains(r#""cost_usd":0.0"#), "{usage:?}");
+}
