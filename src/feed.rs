@@ -3,7 +3,7 @@
 //! A feed is a file of server-sent events, as they go over the wire. A reader follows the file at its own pace, so that the
 //! server holds a piece of it for each and no more, and one that comes back goes on behind the event that it saw last.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufRead, BufReader, ErrorKind, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::FileExt;
@@ -19,13 +19,27 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use crate::agent::folder::blocking;
+use crate::ledger::{self, Ledger};
 
 /// How long a feed is kept after its last event, which is also how long an idempotency key is known.
 pub const KEPT: Duration = Duration::from_hours(24);
+/// How old a feed without a row must be before it counts as left over: its row may be about to be written.
+const SETTLED_AFTER: Duration = Duration::from_mins(1);
 /// Bytes that are read for a reader at once.
 const PIECE: u64 = 16 << 10;
 /// How often a reader hears something, so that no proxy takes its connection for dead.
 const BEAT: Duration = Duration::from_secs(15);
+
+/// Why feeds could not be swept.
+#[derive(Debug, thiserror::Error)]
+pub enum SweepError {
+    /// The disk failed.
+    #[error(transparent)]
+    Disk(#[from] io::Error),
+    /// The ledger failed.
+    #[error(transparent)]
+    Ledger(#[from] ledger::Error),
+}
 
 /// The feeds of a server. Clones share them.
 #[derive(Clone, Debug)]
@@ -165,20 +179,47 @@ impl Feeds {
         }
     }
 
-    /// Removes what is older than it is kept.
-    pub async fn sweep(&self) -> io::Result<usize> {
+    /// Removes the feeds of all turns of a session.
+    pub async fn forget_session(&self, session_id: &str) -> io::Result<()> {
+        let (folder, turns) = (self.0.folder.clone(), format!("{session_id}-"));
+        blocking(move || {
+            for entry in folder.read_dir()? {
+                let entry = entry?;
+                if entry.file_name().as_encoded_bytes().starts_with(turns.as_bytes()) {
+                    std::fs::remove_file(entry.path())?;
+                }
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    /// Removes what is older than it is kept, and what a crash left of work that never had a row.
+    pub async fn sweep(&self, ledger: &Ledger) -> Result<usize, SweepError> {
+        let (old, settled) = (self.older_than(KEPT).await?, self.older_than(SETTLED_AFTER).await?);
+        let orphans = ledger.without_row(settled).await?;
+        let folder = self.0.folder.clone();
+        let remove = move || {
+            let gone: BTreeSet<_> = old.into_iter().chain(orphans).collect();
+            gone.iter().try_for_each(|id| std::fs::remove_file(folder.join(id))).map(|()| gone.len())
+        };
+        Ok(blocking(remove).await?)
+    }
+
+    /// The feeds of that age since their last event, those of work that goes on left out.
+    async fn older_than(&self, most: Duration) -> io::Result<Vec<String>> {
         let feeds = self.clone();
         blocking(move || {
-            let mut removed = 0;
+            let mut older = Vec::new();
             for entry in feeds.0.folder.read_dir()? {
                 let entry = entry?;
                 let age = SystemTime::now().duration_since(entry.metadata()?.modified()?).unwrap_or_default();
-                if age > KEPT && feeds.live(&entry.file_name().to_string_lossy()).is_none() {
-                    std::fs::remove_file(entry.path())?;
-                    removed += 1;
+                let id = entry.file_name().to_string_lossy().into_owned();
+                if age > most && feeds.live(&id).is_none() {
+                    older.push(id);
                 }
             }
-            Ok(removed)
+            Ok(older)
         })
         .await
     }

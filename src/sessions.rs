@@ -876,6 +876,7 @@ impl Shared {
         family::end(&self.acpx.mark(session_id)).await;
         let room = self.room(session_id);
         blocking(move || room.remove()).await?;
+        self.feeds.forget_session(session_id).await?;
         self.ledger.delete_session(session_id).await?;
         tracing::info!(session_id, "session deleted");
         Ok(())

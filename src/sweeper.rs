@@ -15,7 +15,7 @@ pub async fn sweep(period: Duration, retention_days: u32, app: &App) {
         report("old runs", app.ledger.forget_runs(retention_days).await);
         report("old events of sessions", app.ledger.forget_session_events(retention_days).await);
         report("folders of runs", app.runs.sweep().await);
-        report("feeds", app.feeds.sweep().await);
+        report("feeds", app.feeds.sweep(&app.ledger).await);
         report("idempotency keys", app.ledger.forget_keys(feed::KEPT.as_secs()).await);
     }
 }

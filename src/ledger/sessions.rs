@@ -379,6 +379,8 @@ impl Ledger {
         let session_id = session_id.to_owned();
         self.write(move |db| {
             event(db, &session_id, "hard_delete", clock::now())?;
+            // Its keys stand for nothing any more.
+            db.execute("DELETE FROM idempotency WHERE id = ?1 OR id LIKE ?1 || '-%'", [&session_id])?;
             db.execute("DELETE FROM sessions WHERE session_id = ?1", [session_id])
         })
         .await
@@ -403,6 +405,24 @@ impl Ledger {
             )?
             .query_map([now], |row| Ok((row.get(0)?, row.get(1)?)))?
             .collect()
+        })
+        .await
+    }
+
+    /// Which of these runs and turns there are no rows of, those of sessions that are deleted among them.
+    pub async fn without_row(&self, mut ids: Vec<String>) -> Result<Vec<String>, Error> {
+        self.look_through(move |db| {
+            let mut known = db.prepare_cached(
+                "SELECT EXISTS (SELECT 1 FROM runs WHERE run_id = ?1)
+                     OR EXISTS (SELECT 1 FROM session_events JOIN sessions USING (session_id) WHERE session_id = ?2 AND turn = ?3)",
+            )?;
+            let mut failed = Ok(());
+            ids.retain(|id| {
+                let (session_id, turn) = id.rsplit_once('-').unwrap_or_default();
+                let known = known.query_row([id, session_id, turn], |row| row.get::<_, bool>(0));
+                known.map_err(|error| failed = Err(error)).is_ok_and(|known| !known)
+            });
+            failed.map(|()| ids)
         })
         .await
     }

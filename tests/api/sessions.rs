@@ -166,3 +166,52 @@ async fn what_is_asked_for_is_checked() {
         ["session_id", "agent", "model", "cwd", "created_at", "last_turn_at", "turn_count", "closed_at", "live", "meta", "permissions"];
     assert_eq!(keys, expected);
 }
+
+#[tokio::test]
+async fn a_key_whose_creation_a_crash_took_back_is_free_again() {
+    let server = options("hang").start();
+    let token = server.mint("app").await;
+    let create = async |server: &Server| {
+        Answer::of(server.request(Method::POST, "/sessions", &token).header("idempotency-key", "k").json(&json!({}))).await
+    };
+    tokio::select! {
+        answer = create(&server) => panic!("{answer:?}"),
+        () = until("the creation", || server.running("sleep\x00640")) => {}
+    }
+    let server = server.crash_and_restart();
+    assert_eq!(server.query::<i64>("SELECT count(*) FROM idempotency"), 0);
+    assert_eq!(server.query::<i64>("SELECT count(*) FROM sessions"), 0);
+    tokio::select! {
+        answer = create(&server) => panic!("{answer:?}"),
+        () = until("the creation", || server.running("sleep\x00640")) => {}
+    }
+    server.signal(rustix::process::Signal::INT);
+}
+
+#[tokio::test]
+async fn a_deleted_session_leaves_nothing_of_what_it_said() {
+    let server = options("").set("CLAWDFORGE_SWEEP_SECS", 1).set("CLAWDFORGE_SESSION_HARD_TTL_SECS", 0).start();
+    let token = server.mint("app").await;
+    let (kept, id) = (create(&server, &token).await, create(&server, &token).await);
+    for session in [&kept, &id] {
+        assert_eq!(turn(&server, &token, session, json!({"prompt": "hello"})).await.status, StatusCode::OK);
+    }
+    let feeds = server.data().join("feeds");
+    // As a crash leaves them: of a run without a row, and of a session that an earlier release deleted.
+    let orphans = [feeds.join("0".repeat(32)), feeds.join(format!("{}-1", "0".repeat(32)))];
+    for orphan in &orphans {
+        let old = std::time::SystemTime::now() - Duration::from_hours(1);
+        std::fs::File::create(orphan).unwrap().set_modified(old).unwrap();
+    }
+    std::fs::File::open(feeds.join(format!("{kept}-1")))
+        .unwrap()
+        .set_modified(std::time::SystemTime::now() - Duration::from_hours(1))
+        .unwrap();
+    Answer::of(server.request(Method::DELETE, &format!("/sessions/{id}"), &token)).await;
+    until("the sweep", || {
+        let left: Vec<_> = feeds.read_dir().unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        left == [format!("{kept}-1")]
+    })
+    .await;
+    assert_eq!(server.query::<i64>("SELECT count(*) FROM sessions"), 1);
+}
