@@ -3,6 +3,10 @@
 //! A place that becomes free goes to the app that has the fewest, of several the one that was served longest ago, and among
 //! its own to whoever came first. So an app with a hundred waiting runs does not keep another's single run waiting behind all of
 //! them; and where no more may wait, the last of those of the app with the most has to go.
+//!
+//! What waits only for its own app's limit stands in nobody's way and does not count among those who may wait: of that each app
+//! may have half as many for itself. Nor can work that was promised a place keep another app from waiting: whatever was promised,
+//! each app may have one that waits.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -117,7 +121,13 @@ impl Queue {
             return Err(Refused::Closed);
         }
         // Before it is looked for room, so that nobody makes room in vain.
-        if promise == Promise::New && state.promised(&wanted.app) >= state.most_waiting.div_ceil(2).max(1) {
+        let share = state.most_waiting.div_ceil(2);
+        let too_much = match promise {
+            Promise::None => state.held_up_with(&wanted) > share,
+            Promise::New => state.promised(&wanted.app) >= share.max(1),
+            Promise::Old => false,
+        };
+        if too_much {
             return Err(Refused::Full);
         }
         state.count += 1;
@@ -147,7 +157,7 @@ impl Queue {
             *(if run { &mut in_use.runs } else { &mut in_use.turns }) += 1;
             answers.push((told, Ok(Place { queue: self.clone(), app, run })));
         }
-        while state.waiting.len() > state.most_waiting {
+        while state.crowd().values().sum::<usize>() > state.most_waiting {
             let Some(at) = state.one_too_many() else { break };
             answers.push((state.waiting.remove(at).told, Err(Refused::Full)));
         }
@@ -198,14 +208,35 @@ impl State {
         self.waiting.iter().filter(|waiter| waiter.firm && waiter.wanted.app == app).count()
     }
 
+    /// What the app may still have at once, beside what it has.
+    fn allowance(&self, wanted: &Wanted) -> usize {
+        let in_use = self.apps.get(&wanted.app).map_or(0, |in_use| in_use.runs + in_use.turns);
+        wanted.most.map_or(usize::MAX, |most| most.saturating_sub(in_use))
+    }
+
+    /// How many of an app would wait only for its own limit, with this one.
+    fn held_up_with(&self, wanted: &Wanted) -> usize {
+        let waiting = self.waiting.iter().filter(|waiter| waiter.wanted.app == wanted.app).count();
+        (waiting + 1).saturating_sub(self.allowance(wanted))
+    }
+
+    /// How many of each app wait for a place, and not only for its own limit.
+    fn crowd(&self) -> HashMap<&str, usize> {
+        let mut crowd: HashMap<&str, usize> = HashMap::new();
+        for Waiter { wanted, .. } in &self.waiting {
+            let count = crowd.entry(&wanted.app).or_default();
+            *count = (*count + 1).min(self.allowance(wanted));
+        }
+        crowd
+    }
+
     /// The last of those of the app with the most that wait.
     fn one_too_many(&self) -> Option<usize> {
-        let mut count: HashMap<&str, usize> = HashMap::new();
-        for waiter in &self.waiting {
-            *count.entry(&waiter.wanted.app).or_default() += 1;
-        }
+        let crowd = self.crowd();
         let can_go = self.waiting.iter().enumerate().filter(|(_, waiter)| !waiter.firm);
-        can_go.max_by_key(|(_, waiter)| (count[waiter.wanted.app.as_str()], waiter.id)).map(|(at, _)| at)
+        let (at, waiter) = can_go.max_by_key(|(_, waiter)| (crowd[waiter.wanted.app.as_str()], waiter.id))?;
+        let alone = self.waiting.iter().filter(|other| other.wanted.app == waiter.wanted.app).count() == 1;
+        (self.most_waiting == 0 || !alone || self.waiting.iter().all(|other| !other.firm)).then_some(at)
     }
 }
 
@@ -311,6 +342,41 @@ mod tests {
         assert!(is_pending(waiting[0].as_mut()).await, "the one with fewer places comes first");
         drop((single, second));
         drop((waiting.remove(0).await.unwrap(), waiting.remove(0).await.unwrap()));
+    }
+
+    #[tokio::test]
+    async fn promised_work_that_waits_for_its_apps_own_limit_takes_nobodys_room() {
+        let queue = Queue::new(3, 4);
+        let limited = |app: &str| Wanted { app: app.to_owned(), most: Some(1), run: true };
+        let mut promised = Vec::new();
+        let (a, b) = (queue.enter(limited("a")).await.unwrap(), queue.enter(limited("b")).await.unwrap());
+        for app in ["a", "b"] {
+            for _ in 0..2 {
+                promised.push(queue.join(limited(app), Promise::New).unwrap());
+            }
+            assert_eq!(queue.join(limited(app), Promise::New).unwrap_err(), Refused::Full, "half of the room for an app");
+            promised.push(queue.join(limited(app), Promise::Old).unwrap());
+        }
+        let other = queue.enter(run("c")).await.unwrap();
+        let mut waiting: Vec<_> = (0..4).map(|_| Box::pin(queue.enter(run("c")))).collect();
+        for waits in &mut waiting {
+            assert!(is_pending(waits.as_mut()).await, "all of the room is there");
+        }
+        assert_eq!(queue.enter(run("c")).await.unwrap_err(), Refused::Full);
+        assert_eq!(queue.enter(limited("a")).await.unwrap_err(), Refused::Full);
+        drop((other, a, b));
+    }
+
+    #[tokio::test]
+    async fn whatever_was_promised_each_app_may_have_one_that_waits() {
+        let queue = Queue::new(1, 2);
+        let place = queue.enter(run("a")).await.unwrap();
+        let promised = [queue.join(run("a"), Promise::New).unwrap(), queue.join(run("b"), Promise::New).unwrap()];
+        let (mut waits, mut too_many) = (pin!(queue.enter(run("c"))), pin!(queue.enter(run("c"))));
+        assert!(is_pending(waits.as_mut()).await);
+        assert!(!is_pending(too_many.as_mut()).await);
+        drop((place, promised));
+        waits.await.unwrap();
     }
 
     #[tokio::test]

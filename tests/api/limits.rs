@@ -120,3 +120,25 @@ async fn limits_are_checked_and_shown() {
         assert_eq!(answer.json["errors"][0]["pointer"], pointer);
     }
 }
+
+#[tokio::test]
+async fn what_waits_for_its_own_apps_limit_leaves_the_queue_to_others() {
+    let server =
+        Options::stand_in().set("CLAWDFORGE_MAX_RUNS", 3).set("CLAWDFORGE_MAX_QUEUED_RUNS", 2).set("CLAWDFORGE_DRAIN_SECS", 0).start();
+    let free = server.mint("free").await;
+    for name in ["one", "two"] {
+        let token = mint(&server, name, json!({"max_concurrent": 1})).await;
+        for _ in 0..2 {
+            let run = server.request(Method::POST, "/run", &token).header("prefer", "respond-async").json(&json!({"prompt": "do: hang"}));
+            assert_eq!(Answer::of(run).await.status, StatusCode::ACCEPTED);
+        }
+    }
+    until("the limited apps' runs", || server.query::<i64>("SELECT count(*) FROM runs WHERE status = 'running'") == 2).await;
+    let (first, second, third) = tokio::join!(server.run(&free, "do: wait"), server.run(&free, "do: wait"), server.run(&free, "do: wait"));
+    for answer in [first, second, third] {
+        assert_eq!(answer.status, StatusCode::OK, "{answer:?}");
+    }
+    // What waits starts after a restart: it is not to be left.
+    let ledger = rusqlite::Connection::open(server.data().join("clawdforge.db")).unwrap();
+    ledger.execute("UPDATE runs SET finished_at = 1, ok = 0 WHERE queued AND finished_at IS NULL", []).unwrap();
+}
