@@ -228,6 +228,7 @@ impl Flags {
     /// Checks every setting.
     pub fn read(self) -> Result<Settings, BadSetting> {
         let admin = admin(&self)?;
+        let max_upload_bytes: u64 = number("CLAWDFORGE_MAX_UPLOAD_BYTES", self.max_upload_bytes, 104_857_600, 1..=1 << 40)?;
         Ok(Settings {
             bind: self.bind.read()?,
             data_dir: self.data.read(),
@@ -242,6 +243,7 @@ impl Flags {
             sessions: sessions::Limits {
                 most_open: number("CLAWDFORGE_MAX_SESSIONS", self.max_sessions, 32, 0..=10_000)?,
                 idle: Duration::from_secs(number("CLAWDFORGE_SESSION_TTL_SECS", self.session_ttl_secs, 3600, 1..=31_536_000)?),
+                most_attached: max_upload_bytes.saturating_mul(10),
                 closed: Duration::from_secs(number(
                     "CLAWDFORGE_SESSION_HARD_TTL_SECS",
                     self.session_hard_ttl_secs,
@@ -250,7 +252,7 @@ impl Flags {
                 )?),
             },
             sweep_every: Duration::from_secs(number("CLAWDFORGE_SWEEP_SECS", self.sweep_secs, 60, 1..=86_400)?),
-            max_upload_bytes: number("CLAWDFORGE_MAX_UPLOAD_BYTES", self.max_upload_bytes, 104_857_600, 1..=1 << 40)?,
+            max_upload_bytes,
             retention_days: number("CLAWDFORGE_RETENTION_DAYS", self.retention_days, 90, 1..=36_500)?,
             drain: Duration::from_secs(number("CLAWDFORGE_DRAIN_SECS", self.drain_secs, 20, 0..=3600)?),
             standby: number("CLAWDFORGE_STANDBY", self.standby, 2, 0..=1000)?,

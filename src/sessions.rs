@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 use std::ffi::OsString;
 use std::io::ErrorKind;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -19,12 +19,11 @@ use tokio::sync::{OwnedMutexGuard, oneshot};
 use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
-use uuid::Uuid;
 
 use crate::agent::acpx::{self, Acpx, Heard, Target, Turn};
 use crate::agent::events::{Event, Events, TurnEnd};
 use crate::agent::family;
-use crate::agent::folder::{Attachment, Folder, blocking, clear, remove_tree};
+use crate::agent::folder::{ATTACHING, Attachment, attach_for_good, blocking, clear};
 use crate::agent::queue::{Promise, Queue, Wanted};
 use crate::agent::room::Room;
 use crate::agent::standby::{Pool, Want};
@@ -32,8 +31,8 @@ use crate::agent::{claude, process};
 use crate::clock;
 use crate::feed::{Feed, Feeds, Final};
 use crate::ledger::{
-    self, AgentOfTurn, BeginSession, Key, Ledger, Limits as AppLimits, NewSession, RunEnd, Session, TurnBegun, TurnRow, WaitingTurn,
-    turn_id,
+    self, AgentOfTurn, BeginSession, BeginTurn, Key, Ledger, Limits as AppLimits, NewSession, RunEnd, Session, TurnBegun, TurnRow,
+    WaitingTurn, turn_id,
 };
 use crate::metrics::METRICS;
 use crate::runs::{self, NoRun, Way};
@@ -44,9 +43,6 @@ const END_GRACE: Duration = Duration::from_secs(30);
 /// Turns of one session that wait or go on, at most.
 const MOST_IN_LANE: usize = 64;
 
-/// What the name of the folder of a turn's files begins with.
-const FILES: &str = "files-for-turn-";
-
 /// How many may be open, and for how long.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
@@ -56,6 +52,8 @@ pub struct Limits {
     pub idle: Duration,
     /// After how long a closed session is deleted.
     pub closed: Duration,
+    /// Bytes of the files that may be attached to all turns of a session together.
+    pub most_attached: u64,
 }
 
 /// Why a session was not created, or a turn not begun.
@@ -91,6 +89,9 @@ pub enum Refused {
     /// The disk failed.
     #[error(transparent)]
     Disk(#[from] std::io::Error),
+    /// The session's files would have more than so many bytes.
+    #[error("the session's files would have more than {0} bytes")]
+    TooMuchAttached(u64),
     /// A file expired while the turn waited for it.
     #[error("a file expired")]
     FileGone,
@@ -185,13 +186,15 @@ pub struct Outcome {
     pub stderr: String,
     /// From the start of acpx.
     pub duration: Duration,
+    /// The names of the files that came with it, in the session's folder.
+    pub files: Vec<String>,
 }
 
 impl Outcome {
     /// Of a turn that the server's end cut short.
     fn interrupted() -> Self {
-        let (events, text, stderr) = (Vec::new(), String::new(), String::new());
-        Self { ending: Ending::Interrupted, turn_index: 0, events, text, stderr, duration: Duration::ZERO }
+        let (events, text, stderr, files) = (Vec::new(), String::new(), String::new(), Vec::new());
+        Self { ending: Ending::Interrupted, turn_index: 0, events, text, stderr, duration: Duration::ZERO, files }
     }
 }
 
@@ -392,9 +395,12 @@ impl Sessions {
         let mut accepted = None;
         if way.accepted {
             let details = way.detached.then(|| serde_json::to_string(&request.details).expect("details are JSON"));
-            let keyed = way.key.is_some();
-            let Some(begun) = self.shared.ledger.accept_turn(request.row.clone(), details, way.key).await? else {
-                return if keyed { Ok(None) } else { Err(Refused::Closed) };
+            let most = self.shared.limits.most_attached;
+            let begun = match self.shared.ledger.accept_turn(request.row.clone(), details, way.key, most).await? {
+                BeginTurn::Begun(begun) => begun,
+                BeginTurn::KeyTaken => return Ok(None),
+                BeginTurn::Closed => return Err(Refused::Closed),
+                BeginTurn::TooMuchAttached => return Err(Refused::TooMuchAttached(most)),
             };
             accepted = Some(self.shared.begin_feed(&session, begun, &waiting.cancel).await?);
         }
@@ -425,6 +431,7 @@ impl Sessions {
         let shared = self.shared.clone();
         self.shared.tasks.spawn(async move {
             let WaitingInLane { place, lock, cancel } = waiting;
+            let attached = request.row.attached;
             let wanted = Wanted { app: session.new.app_name.clone(), most: request.details.limits.at_once(), run: false };
             let begin = async {
                 let came = Instant::now();
@@ -450,7 +457,7 @@ impl Sessions {
             let came = match begun {
                 // It starts after the restart.
                 Err(Refused::Stopping) if detached => return,
-                Err(refused) => shared.refuse(&session, accepted, refused).await,
+                Err(refused) => shared.refuse(&session, accepted, attached, refused).await,
                 // Held as long as the turn goes on. acpx's last second is not: it lets the next turn wait by itself.
                 Ok(_held) => {
                     let row = request.row.clone();
@@ -461,7 +468,7 @@ impl Sessions {
                             feed.end(&came);
                             came
                         }
-                        Err(refused) => shared.refuse(&session, accepted, refused).await,
+                        Err(refused) => shared.refuse(&session, accepted, attached, refused).await,
                     }
                 }
             };
@@ -475,7 +482,7 @@ impl Sessions {
         for WaitingTurn { session, row, begun, request } in self.shared.ledger.waiting_turns().await? {
             let id = turn_id(&row.session_id, begun.turn);
             let refused_before = self.shared.feeds.answer(&id).await?.is_some();
-            let Some(details) = serde_json::from_str(&request).ok().filter(|_| !refused_before) else {
+            let Some(details) = serde_json::from_str::<TurnDetails>(&request).ok().filter(|_| !refused_before) else {
                 // It was refused, and only its row could not be told; or another release kept it in a form of its own.
                 let end = RunEnd::failed("error", runs::COULD_NOT_START.to_owned());
                 self.shared.ledger.finish_turn(&row.session_id, begun, end, AgentOfTurn::default()).await?;
@@ -486,7 +493,8 @@ impl Sessions {
             tracing::info!(session_id = row.session_id, turn = begun.turn, "a turn that waited when the server ended");
             let waiting = self.wait(&session, self.shared.stop.child_token()).await;
             let accepted = self.shared.begin_feed(&session, begun, &waiting.cancel).await.map_err(anyhow::Error::new)?;
-            let request = TurnRequest { row, details };
+            let attached = details.files.iter().map(|file| file.size).sum();
+            let request = TurnRequest { row: TurnRow { attached, ..row }, details };
             drop(self.spawn(session, request, waiting, Some(accepted), true));
         }
         Ok(())
@@ -563,7 +571,7 @@ impl Sessions {
         // The files of turns that a crash cut short. One that can't be removed must not stop the start.
         if turns > 0 {
             for session in self.shared.acpx.workshop.folder.read_dir()?.flatten() {
-                if let Err(error) = clear(&Room::new(session.path()).work(), |name| !name.starts_with(FILES)) {
+                if let Err(error) = clear(&Room::new(session.path()).work(), |name| !name.starts_with(ATTACHING)) {
                     tracing::warn!(path = %session.path().display(), %error, "the files of a turn may be left");
                 }
             }
@@ -676,7 +684,12 @@ impl Shared {
         cancel: &CancellationToken,
     ) -> Result<Accepted, Refused> {
         let Some(Accepted { begun, feed }) = accepted else {
-            let begun = self.ledger.begin_turn(row).await?.ok_or(Refused::Closed)?;
+            let most = self.limits.most_attached;
+            let begun = match self.ledger.begin_turn(row, most).await? {
+                BeginTurn::Begun(begun) => begun,
+                BeginTurn::TooMuchAttached => return Err(Refused::TooMuchAttached(most)),
+                BeginTurn::Closed | BeginTurn::KeyTaken => return Err(Refused::Closed),
+            };
             return self.begin_feed(session, begun, cancel).await;
         };
         let begun = self.ledger.start_turn(*begun).await?.ok_or(Refused::Closed)?;
@@ -684,7 +697,7 @@ impl Shared {
     }
 
     /// Answers a turn that does not come about.
-    async fn refuse(self: &Arc<Self>, session: &Session, accepted: Option<Accepted>, why: Refused) -> Final {
+    async fn refuse(self: &Arc<Self>, session: &Session, accepted: Option<Accepted>, attached: u64, why: Refused) -> Final {
         let stop_reason = match why {
             Refused::Cancelled | Refused::Closed => "cancelled",
             Refused::Stopping => "interrupted",
@@ -693,6 +706,7 @@ impl Shared {
         let end = RunEnd::failed(stop_reason, why.to_string());
         let answer = (self.render)(&session.new.session_id, Err(why));
         if let Some(Accepted { begun, feed }) = accepted {
+            self.take_back_attached(&session.new.session_id, attached).await;
             self.finish_turn(session, begun, end, AgentOfTurn::default()).await;
             feed.end(&answer);
         }
@@ -713,19 +727,19 @@ impl Shared {
         let _ = self.why_ended(session);
         let started = Instant::now();
         let deadline = started + request.details.timeout;
-        // A name that an agent can't take beforehand.
-        let files_folder = Path::new(&session.new.cwd).join(format!("{FILES}{}", Uuid::new_v4().simple()));
+        let mut names = Vec::new();
         let stopped = cancel.child_token();
         let (over, mut ended) = oneshot::channel();
+        let (attached_as, attached) = oneshot::channel();
         let talking = self.tasks.spawn({
             let (shared, target, stopped) = (self.clone(), self.target(&session.new), stopped.clone());
-            let (folder, files, prompt) = (files_folder.clone(), request.details.files, request.row.prompt);
+            let (folder, files, prompt) = (PathBuf::from(&session.new.cwd), request.details.files, request.row.prompt);
             let hold = self.standby.hold();
             async move {
-                let attaching = blocking(move || if files.is_empty() { Ok(Vec::new()) } else { attach(&folder, &files) }).await;
-                let files =
-                    attaching.map_err(|error| if error.kind() == ErrorKind::NotFound { Refused::FileGone } else { error.into() })?;
-                let prompt = claude::prompt_text(&prompt, &files);
+                let files = shared.attach(&target.name, folder.clone(), files).await?;
+                let paths: Vec<_> = files.iter().map(|name| folder.join(name)).collect();
+                let _ = attached_as.send(files);
+                let prompt = claude::prompt_text(&prompt, &paths);
                 let mut first_text = Some(());
                 let said = |event: &Event| {
                     if event.kind() == "text" && first_text.take().is_some() {
@@ -748,6 +762,9 @@ impl Shared {
                 ended.await
             }
         };
+        if let Ok(files) = attached.await {
+            names = files;
+        }
         let cut_short = || Instant::now() >= deadline || stopped.is_cancelled();
         let (turn, finished) = match turn {
             // Without a last word of acpx's, the way that it ended is what there is to tell. And a cancel that is still on
@@ -763,12 +780,11 @@ impl Shared {
                 let (duration, stderr) = (started.elapsed(), String::new());
                 let ending = Ending::Failed(error.to_string());
                 let end = row_end(&ending, &turn.events, duration);
-                let (_, turn_index) = tokio::join!(
-                    blocking(move || remove_tree(&files_folder)),
-                    self.finish_turn(session, begun, end, AgentOfTurn::default())
-                );
+                let turn_index = self.finish_turn(session, begun, end, AgentOfTurn::default()).await;
                 return match error {
-                    Refused::Failed(_) => Ok(Outcome { ending, turn_index, events: Vec::new(), text: String::new(), stderr, duration }),
+                    Refused::Failed(_) => {
+                        Ok(Outcome { ending, turn_index, events: Vec::new(), text: String::new(), stderr, duration, files: names })
+                    }
                     other => Err(other),
                 };
             }
@@ -787,17 +803,39 @@ impl Shared {
             cost_usd: turn.events.cost_usd(),
             began: turn.events.agent_began(),
         };
-        let (_, turn_index) = tokio::join!(
-            blocking(move || remove_tree(&files_folder)),
-            self.finish_turn(session, begun, row_end(&ending, &turn.events, duration), agent)
-        );
+        let turn_index = self.finish_turn(session, begun, row_end(&ending, &turn.events, duration), agent).await;
         if matches!(ending, Ending::Completed(_)) && !place.lane.closing.is_cancelled() {
             // In the lane: a close comes after it, and expects no further turn.
             self.standby.used(Want::Turn(self.target(&session.new)));
         }
         let text = turn.events.text().to_owned();
         let stderr = finished.map(|finished| finished.stderr).unwrap_or_default();
-        Ok(Outcome { ending, turn_index, events: turn.events.into_events(), text, stderr, duration })
+        Ok(Outcome { ending, turn_index, events: turn.events.into_events(), text, stderr, duration, files: names })
+    }
+
+    /// Puts a turn's files into the session's folder, where they stay. Gives their names there.
+    async fn attach(&self, session_id: &str, folder: PathBuf, files: Vec<Attachment>) -> Result<Vec<String>, Refused> {
+        if files.is_empty() {
+            return Ok(Vec::new());
+        }
+        let bytes = files.iter().map(|file| file.size).sum();
+        match blocking(move || attach_for_good(&folder, &files)).await {
+            Ok(names) => Ok(names),
+            Err(error) => {
+                self.take_back_attached(session_id, bytes).await;
+                Err(if error.kind() == ErrorKind::NotFound { Refused::FileGone } else { error.into() })
+            }
+        }
+    }
+
+    /// Counts a turn's files no more, which did not come to be in the session's folder.
+    async fn take_back_attached(&self, session_id: &str, bytes: u64) {
+        if bytes == 0 {
+            return;
+        }
+        if let Err(error) = self.ledger.take_back_attached(session_id, bytes).await {
+            tracing::warn!(session_id, bytes, %error, "files that were not attached count all the same");
+        }
     }
 
     /// Why the session's processes were ended, if that was for their memory.
@@ -891,11 +929,6 @@ fn event_name(event: &Event) -> &str {
         kind if kind.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_') => kind,
         _ => "other",
     }
-}
-
-fn attach(folder: &Path, files: &[Attachment]) -> std::io::Result<Vec<PathBuf>> {
-    let (Some(parent), Some(name)) = (folder.parent(), folder.file_name()) else { return Ok(Vec::new()) };
-    Folder::create_bare(parent, &name.to_string_lossy())?.attach(files)
 }
 
 /// What may have made an agent end a turn before it was done.

@@ -9,7 +9,7 @@ use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use rustix::fs::{AtFlags, CWD, Dir, Mode, OFlags, open, openat, renameat, unlinkat};
+use rustix::fs::{AtFlags, CWD, Dir, Mode, OFlags, linkat, open, openat, renameat, unlinkat};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
@@ -29,6 +29,65 @@ pub struct Attachment {
     pub source: PathBuf,
     /// A name without separators that does not begin with a dot.
     pub name: String,
+    /// In bytes.
+    #[serde(default)]
+    pub size: u64,
+}
+
+/// What the name of a file begins with that is not there whole yet.
+pub const ATTACHING: &str = ".attaching-";
+
+/// Puts files into a folder for good, where an agent is at work and may have files of the same names: then they get a number. Gives
+/// their names, in order. Where one fails, none stays.
+pub fn attach_for_good(folder: &Path, files: &[Attachment]) -> io::Result<Vec<String>> {
+    let folder = open_for_files(folder)?;
+    let mut names: Vec<String> = Vec::new();
+    for file in files {
+        match attach_one(&folder, file, &names) {
+            Ok(name) => names.push(name),
+            Err(error) => {
+                for name in names {
+                    let _ = unlinkat(&folder, name, AtFlags::empty());
+                }
+                return Err(error);
+            }
+        }
+    }
+    Ok(names)
+}
+
+fn attach_one(folder: &OwnedFd, file: &Attachment, beside: &[String]) -> io::Result<String> {
+    let partial = format!("{ATTACHING}{}", uuid::Uuid::new_v4().simple());
+    let copied = copy_into(folder, &partial, file).and_then(|()| {
+        numbered(&file.name)
+            .filter(|name| beside.iter().all(|other| other.to_lowercase() != name.to_lowercase()))
+            // Unlike a rename, a link never takes another's place.
+            .find_map(|name| match linkat(folder, &partial, folder, &name, AtFlags::empty()) {
+                Err(Errno::EXIST) => None,
+                linked => Some(linked.map(|()| name).map_err(io::Error::from)),
+            })
+            .expect("there are numbers enough")
+    });
+    let _ = unlinkat(folder, &partial, AtFlags::empty());
+    copied
+}
+
+/// An agent may be at work in it. Whatever it puts in the way, nothing is written but new files in this folder.
+fn open_for_files(folder: &Path) -> io::Result<OwnedFd> {
+    Ok(open(folder, OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?)
+}
+
+/// Not a link: what an agent writes must not change the upload. Where the file system can, it shares the blocks.
+fn copy_into(folder: &OwnedFd, name: &str, file: &Attachment) -> io::Result<()> {
+    let new = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let mut to = File::from(openat(folder, name, new, Mode::RUSR | Mode::WUSR)?);
+    io::copy(&mut File::open(&file.source)?, &mut to).map(drop)
+}
+
+/// A name, and what it becomes where that is taken.
+fn numbered(name: &str) -> impl Iterator<Item = String> {
+    let (stem, extension) = name.rfind('.').filter(|dot| *dot > 0).map_or((name, ""), |dot| name.split_at(dot));
+    std::iter::once(name.to_owned()).chain((2_u64..).map(move |number| format!("{stem}-{number}{extension}")))
 }
 
 impl Folder {
@@ -58,19 +117,11 @@ impl Folder {
 
     /// Puts the attached files into the folder under names that do not clash, and gives their paths in order.
     pub fn attach(&self, files: &[Attachment]) -> io::Result<Vec<PathBuf>> {
-        // An agent may be at work beside it. Whatever it puts in the way, nothing is written but new files in this folder.
-        let folder = open(&self.0, OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
-        let new = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let folder = open_for_files(&self.0)?;
         distinct(files.iter().map(|file| file.name.as_str()))
             .into_iter()
             .zip(files)
-            .map(|(name, file)| {
-                // Not a link: what an agent writes must not change the upload. Where the file system can, it shares the
-                // blocks.
-                let mut to = File::from(openat(&folder, &name, new, Mode::RUSR | Mode::WUSR)?);
-                io::copy(&mut File::open(&file.source)?, &mut to)?;
-                Ok(self.0.join(name))
-            })
+            .map(|(name, file)| copy_into(&folder, &name, file).map(|()| self.0.join(name)))
             .collect()
     }
 
@@ -181,18 +232,7 @@ pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + 
 /// The names, each made different from those before it, also on a file system that ignores case.
 fn distinct<'a>(names: impl Iterator<Item = &'a str>) -> Vec<String> {
     let mut taken = std::collections::HashSet::new();
-    names
-        .map(|name| {
-            let (stem, extension) = name.rfind('.').filter(|dot| *dot > 0).map_or((name, ""), |dot| name.split_at(dot));
-            let mut candidate = name.to_owned();
-            let mut number = 2;
-            while !taken.insert(candidate.to_lowercase()) {
-                candidate = format!("{stem}-{number}{extension}");
-                number += 1;
-            }
-            candidate
-        })
-        .collect()
+    names.map(|name| numbered(name).find(|candidate| taken.insert(candidate.to_lowercase())).expect("there are numbers enough")).collect()
 }
 
 #[cfg(test)]
@@ -251,7 +291,7 @@ mod tests {
         let [source, precious] = ["upload", "precious"].map(|name| parent.path().join(name));
         fs::write(&source, "content").unwrap();
         fs::write(&precious, "precious").unwrap();
-        let files = [Attachment { source, name: "a".into() }];
+        let files = [Attachment { source, name: "a".into(), size: 7 }];
         let folder = Folder::create(parent.path(), "x").unwrap();
         std::os::unix::fs::symlink(&precious, folder.path().join("a")).unwrap();
         folder.attach(&files).unwrap_err();
@@ -263,12 +303,31 @@ mod tests {
     }
 
     #[test]
+    fn files_that_stay_take_nobodys_name_and_leave_nothing_where_one_fails() {
+        let parent = tempfile::tempdir().unwrap();
+        let (source, work) = (parent.path().join("upload"), parent.path().join("work"));
+        fs::write(&source, "content").unwrap();
+        fs::create_dir(&work).unwrap();
+        fs::write(work.join("a.txt"), "the agent's").unwrap();
+        std::os::unix::fs::symlink(&source, work.join("a-2.txt")).unwrap();
+        let file = |name: &str| Attachment { source: source.clone(), name: name.into(), size: 7 };
+        assert_eq!(attach_for_good(&work, &[file("a.txt"), file("A.txt"), file("b")]).unwrap(), ["a-3.txt", "A.txt", "b"]);
+        assert_eq!(
+            (fs::read_to_string(work.join("a.txt")).unwrap(), fs::read_to_string(work.join("a-3.txt")).unwrap()),
+            ("the agent's".into(), "content".into())
+        );
+        let gone = Attachment { source: parent.path().join("gone"), ..file("d") };
+        attach_for_good(&work, &[file("c"), gone]).unwrap_err();
+        assert_eq!(fs::read_dir(&work).unwrap().count(), 5);
+    }
+
+    #[test]
     fn attachments_are_copies_of_their_own() {
         let parent = tempfile::tempdir().unwrap();
         let source = parent.path().join("upload");
         fs::write(&source, "content").unwrap();
         let folder = Folder::create(parent.path(), "x").unwrap();
-        let file = Attachment { source: source.clone(), name: "report.pdf".into() };
+        let file = Attachment { source: source.clone(), name: "report.pdf".into(), size: 7 };
         let paths = folder.attach(&[file.clone(), file]).unwrap();
         fs::write(&paths[1], "changed").unwrap();
         assert_eq!(fs::read_to_string(&source).unwrap(), "content");

@@ -76,6 +76,8 @@ pub enum ApiError {
     WrongType(&'static str),
     /// The body is larger than so many bytes.
     TooLarge(u64),
+    /// The session's files would have more bytes than these.
+    SessionTooLarge(u64),
     /// The body came too slowly.
     TooSlow,
     /// The session is closed.
@@ -161,6 +163,7 @@ impl From<Refused> for ApiError {
             Refused::NotInstalled(program) => Self::AcpxMissing(program),
             Refused::Failed(error) => Self::Acpx(error),
             Refused::Ledger(error) => Self::Ledger(error),
+            Refused::TooMuchAttached(most) => Self::SessionTooLarge(most),
             Refused::FileGone => Self::BadRequest("Upload the files again: one of them expired while the turn waited.".to_owned()),
             Refused::Disk(error) => Self::Disk(error),
             Refused::Died => Self::Defect,
@@ -179,6 +182,10 @@ impl ApiError {
             Self::Invalid(_) => (StatusCode::UNPROCESSABLE_ENTITY, "Correct what \"errors\" lists."),
             Self::WrongType(wanted) => return (StatusCode::UNSUPPORTED_MEDIA_TYPE, format!("Send the body as {wanted}.")),
             Self::TooLarge(limit) => return (StatusCode::PAYLOAD_TOO_LARGE, format!("Send at most {limit} bytes.")),
+            Self::SessionTooLarge(limit) => {
+                let detail = format!("Attach less, or create another session: the files of one may have {limit} bytes together.");
+                return (StatusCode::PAYLOAD_TOO_LARGE, detail);
+            }
             Self::TooSlow => (StatusCode::REQUEST_TIMEOUT, "Send the body faster; it stalled for too long."),
             Self::Cancelled => (StatusCode::CONFLICT, "The turn was cancelled before it began; send it again if it is still wanted."),
             Self::Gone => (StatusCode::GONE, "The session is closed; create another one."),

@@ -213,7 +213,7 @@ pub(super) async fn attachments(app: &App, caller: &Caller, mut tokens: Vec<Stri
         .files(&caller.app, tokens)
         .await?
         .map_err(|unknown| ApiError::BadRequest(format!("Upload the file again: \"{unknown}\" is unknown or expired.")))?;
-    Ok(files.into_iter().map(|file| Attachment { source: app.uploads.path(&file.file_token), name: file.name }).collect())
+    Ok(files.into_iter().map(|file| Attachment { source: app.uploads.path(&file.file_token), name: file.name, size: file.size }).collect())
 }
 
 /// What the caller gets of what came of a run.

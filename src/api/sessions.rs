@@ -86,7 +86,7 @@ struct TurnBody {
     #[serde(default)]
     #[schema(required, min_length = 1, max_length = 10_485_760)]
     prompt: String,
-    /// Tokens from `POST /files`.
+    /// Tokens from `POST /files`. The files stay in the session's folder.
     #[schema(max_items = 256)]
     files: Option<Vec<String>>,
     /// How long the turn may take, in seconds; 600 by default.
@@ -142,6 +142,10 @@ struct TurnReply {
     stop_reason: String,
     /// Milliseconds.
     duration_ms: i64,
+    /// The names that the turn's files have in the session's folder, in the order of its `files`; only where it had some.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schema(required = false)]
+    files: Vec<String>,
 }
 
 #[derive(Serialize, ToSchema)]
@@ -159,6 +163,10 @@ struct TurnFailure {
     stop_reason: &'static str,
     /// Milliseconds.
     duration_ms: i64,
+    /// As in the answer of a turn that went well.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schema(required = false)]
+    files: Vec<String>,
 }
 
 #[derive(Serialize, ToSchema)]
@@ -341,10 +349,16 @@ async fn turn(
     if session.closed_at.is_some() {
         return Err(ApiError::Gone);
     }
+    let files = attachments(&app, &caller, asked.files.unwrap_or_default()).await?;
     let request = TurnRequest {
-        row: TurnRow { session_id: session_id.clone(), client_ip: caller.address.to_string(), prompt: asked.prompt },
+        row: TurnRow {
+            session_id: session_id.clone(),
+            client_ip: caller.address.to_string(),
+            prompt: asked.prompt,
+            attached: files.iter().map(|file| file.size).sum(),
+        },
         details: TurnDetails {
-            files: attachments(&app, &caller, asked.files.unwrap_or_default()).await?,
+            files,
             timeout: Duration::from_secs(asked.timeout_secs.unwrap_or(600).cast_unsigned()),
             limits: caller.limits,
         },
@@ -384,21 +398,24 @@ async fn present(app: &App, wish: &Wish, session_id: &str, turn: i64, guard: Opt
 
 /// What the caller gets of what came of a turn.
 pub fn render(session_id: &str, came: Result<Outcome, Refused>) -> Final {
-    let Outcome { ending, turn_index, events, text, stderr, duration } = match came {
+    let Outcome { ending, turn_index, events, text, stderr, duration, files } = match came {
         Ok(outcome) => outcome,
         Err(refused) => return ApiError::from(refused).into_final(),
     };
     let (duration_ms, session_id) = (clock::millis(duration), session_id.to_owned());
     let (stop_reason, error) = match ending {
         Ending::Completed(stop_reason) => {
-            return work::json(StatusCode::OK, &TurnReply { ok: true, session_id, turn_index, events, text, stop_reason, duration_ms });
+            return work::json(
+                StatusCode::OK,
+                &TurnReply { ok: true, session_id, turn_index, events, text, stop_reason, duration_ms, files },
+            );
         }
         Ending::Failed(error) => ("error", error),
         Ending::TimedOut(error) => ("timeout", error),
         Ending::Cancelled => ("cancelled", "the turn was cancelled, or its session closed, before it ended".to_owned()),
         Ending::Interrupted => ("error", "the server stopped before the turn ended; send it again".to_owned()),
     };
-    work::json(StatusCode::BAD_GATEWAY, &TurnFailure { ok: false, session_id, events, error, stderr, stop_reason, duration_ms })
+    work::json(StatusCode::BAD_GATEWAY, &TurnFailure { ok: false, session_id, events, error, stderr, stop_reason, duration_ms, files })
 }
 
 /// The answer of a turn, as far as its row tells: without its events. `None` while there is none.
@@ -414,7 +431,7 @@ pub(super) async fn answer_of(app: &App, session_id: &str, turn: i64) -> Result<
     };
     let duration = Duration::from_millis(duration_ms.unsigned_abs());
     let (text, stderr) = (result.unwrap_or_default(), String::new());
-    Ok(Some(render(session_id, Ok(Outcome { ending, turn_index, events: Vec::new(), text, stderr, duration }))))
+    Ok(Some(render(session_id, Ok(Outcome { ending, turn_index, events: Vec::new(), text, stderr, duration, files: Vec::new() }))))
 }
 
 /// A turn, as far as it has come.

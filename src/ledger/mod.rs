@@ -26,7 +26,7 @@ pub use copy::{NoLedger, check, copy, settle};
 pub use files::File;
 pub use idempotency::{Claimed, Key};
 pub use runs::{NewRun, RunEnd, RunRow, RunsWanted};
-pub use sessions::{AgentOfTurn, BeginSession, NewSession, Session, TurnBegun, TurnRow, TurnState, WaitingTurn, turn_id};
+pub use sessions::{AgentOfTurn, BeginSession, BeginTurn, NewSession, Session, TurnBegun, TurnRow, TurnState, WaitingTurn, turn_id};
 pub use tokens::{App, Limits, NameTaken, TokenRow};
 pub use usage::UsageRow;
 
@@ -154,6 +154,8 @@ const MIGRATIONS: &[&str] = &[
     WHERE event = 'turn';
     CREATE UNIQUE INDEX session_events_turn ON session_events (session_id, turn) WHERE turn IS NOT NULL;
 ",
+    // Of the files that were attached to its turns.
+    "ALTER TABLE sessions ADD COLUMN attached_bytes INTEGER NOT NULL DEFAULT 0;",
 ];
 
 /// Why the ledger could not do what was asked. Its `Display` says what to do.

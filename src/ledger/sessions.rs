@@ -61,6 +61,21 @@ pub struct TurnRow {
     pub client_ip: String,
     /// The prompt as the app sent it.
     pub prompt: String,
+    /// Bytes of the files that come with it.
+    pub attached: u64,
+}
+
+/// What came of the wish for a turn.
+#[derive(Clone, Copy, Debug)]
+pub enum BeginTurn {
+    /// It has a row.
+    Begun(TurnBegun),
+    /// The session is closed.
+    Closed,
+    /// The key was taken before.
+    KeyTaken,
+    /// The session's files would have more bytes than they may.
+    TooMuchAttached,
 }
 
 /// What a turn's agent said of itself.
@@ -227,25 +242,32 @@ impl Ledger {
         self.read(count_open).await
     }
 
-    /// Writes the row of a turn that is about to start. `None` where the session is closed.
-    pub async fn begin_turn(&self, turn: TurnRow) -> Result<Option<TurnBegun>, Error> {
-        self.write(move |db| insert_turn(db, &turn, false, None)).await
+    /// Writes the row of a turn that is about to start. The session's files may have `most` bytes with its own.
+    pub async fn begin_turn(&self, turn: TurnRow, most: u64) -> Result<BeginTurn, Error> {
+        self.write(move |db| insert_turn(db, &turn, false, None, most)).await
     }
 
     /// Writes the row of a turn that waits. `request` is what it needs to be started after a restart; without one it ends with
-    /// the server. `None` where the session is closed, or the key was taken before.
-    pub async fn accept_turn(&self, turn: TurnRow, request: Option<String>, key: Option<Key>) -> Result<Option<TurnBegun>, Error> {
+    /// the server.
+    pub async fn accept_turn(&self, turn: TurnRow, request: Option<String>, key: Option<Key>, most: u64) -> Result<BeginTurn, Error> {
         self.write(move |db| {
-            let begun = insert_turn(db, &turn, true, request.as_deref())?;
-            if let (Some(begun), Some(key)) = (begun, key)
+            let begun = insert_turn(db, &turn, true, request.as_deref(), most)?;
+            if let (BeginTurn::Begun(begun), Some(key)) = (begun, key)
                 && !claim(db, &key, &turn_id(&turn.session_id, begun.turn))?
             {
                 db.execute("DELETE FROM session_events WHERE id = ?1", [begun.event_id])?;
-                return Ok(None);
+                give_back(db, &turn.session_id, turn.attached)?;
+                return Ok(BeginTurn::KeyTaken);
             }
             Ok(begun)
         })
         .await
+    }
+
+    /// Takes files of a session back that did not come to be in its folder.
+    pub async fn take_back_attached(&self, session_id: &str, bytes: u64) -> Result<(), Error> {
+        let session_id = session_id.to_owned();
+        self.write(move |db| give_back(db, &session_id, bytes)).await
     }
 
     /// Notes that a turn that waited starts. From here on a crash ends it. `None` where the session is closed.
@@ -278,7 +300,7 @@ impl Ledger {
                 let session = session(row)?;
                 let session_id = session.new.session_id.clone();
                 Ok(WaitingTurn {
-                    row: TurnRow { session_id, client_ip: row.get(11)?, prompt: row.get(12)? },
+                    row: TurnRow { session_id, client_ip: row.get(11)?, prompt: row.get(12)?, attached: 0 },
                     begun: TurnBegun { event_id: row.get(13)?, turn_count: session.turn_count, turn: row.get(14)? },
                     request: row.get(15)?,
                     session,
@@ -439,7 +461,24 @@ pub fn turn_id(session_id: &str, turn: i64) -> String {
     format!("{session_id}-{turn}")
 }
 
-fn insert_turn(db: &Connection, turn: &TurnRow, queued: bool, request: Option<&str>) -> rusqlite::Result<Option<TurnBegun>> {
+fn give_back(db: &Connection, session_id: &str, bytes: u64) -> rusqlite::Result<()> {
+    db.execute(
+        "UPDATE sessions SET attached_bytes = max(0, attached_bytes - ?2) WHERE session_id = ?1",
+        params![session_id, bytes.cast_signed()],
+    )
+    .map(drop)
+}
+
+fn insert_turn(db: &Connection, turn: &TurnRow, queued: bool, request: Option<&str>, most: u64) -> rusqlite::Result<BeginTurn> {
+    let counted = turn.attached == 0
+        || db.execute(
+            "UPDATE sessions SET attached_bytes = attached_bytes + ?2
+             WHERE session_id = ?1 AND (closed_at IS NOT NULL OR attached_bytes + ?2 <= ?3)",
+            params![turn.session_id, turn.attached.cast_signed(), most.min(i64::MAX.cast_unsigned()).cast_signed()],
+        )? == 1;
+    if !counted {
+        return Ok(BeginTurn::TooMuchAttached);
+    }
     let inserted = db.execute(
         "INSERT INTO session_events (session_id, app_name, event, started_at, queued_at, model, client_ip, prompt, queued, request, turn)
          SELECT session_id, app_name, 'turn', ?2, ?2, model, ?3, ?4, ?5, ?6,
@@ -448,11 +487,11 @@ fn insert_turn(db: &Connection, turn: &TurnRow, queued: bool, request: Option<&s
         params![turn.session_id, clock::now(), turn.client_ip, turn.prompt, queued, request],
     )?;
     if inserted == 0 {
-        return Ok(None);
+        return Ok(BeginTurn::Closed);
     }
     let event_id = db.last_insert_rowid();
     db.query_row("SELECT turn_count, turn FROM sessions JOIN session_events USING (session_id) WHERE id = ?1", [event_id], |row| {
-        Ok(Some(TurnBegun { event_id, turn_count: row.get(0)?, turn: row.get(1)? }))
+        Ok(BeginTurn::Begun(TurnBegun { event_id, turn_count: row.get(0)?, turn: row.get(1)? }))
     })
 }
 

@@ -87,14 +87,23 @@ async fn a_tool_call_has_its_result_and_a_file_can_be_attached() {
     assert!(call["result"].as_str().unwrap().contains("from-the-tool"), "{call}");
 
     let file = server.upload(token, "note.txt", "the cellar door").await;
-    let body = json!({"prompt": bash("cat files-for-turn-*/note.txt"), "files": [file]});
+    assert!(answer.json.get("files").is_none());
+    let body = json!({"prompt": bash("cat note.txt"), "files": [file]});
     let answer = server.post(&format!("/sessions/{id}/turn"), token, &body).await;
     assert!(answer.json["text"].as_str().unwrap().contains("the cellar door"), "{answer:?}");
+    assert_eq!(answer.json["files"], json!(["note.txt"]));
     let body = json!({"prompt": stub(&json!({"echo": true})), "files": [file]});
     let answer = server.post(&format!("/sessions/{id}/turn"), token, &body).await;
-    assert!(answer.json["text"].as_str().unwrap().contains("[Attached files"), "{answer:?}");
-    let left = turn(server, token, &id, &bash("ls")).await;
-    assert!(!left.json["text"].as_str().unwrap().contains("files-for-turn-"), "{left:?}");
+    let text = answer.json["text"].as_str().unwrap();
+    assert!(text.contains("[Attached files") && text.contains("/work/note-2.txt"), "{answer:?}");
+    assert_eq!(answer.json["files"], json!(["note-2.txt"]));
+    // They are there two turns later, and after the agent's end.
+    for pid in server.agents() {
+        let _ = rustix::process::kill_process(rustix::process::Pid::from_raw(pid.cast_signed()).unwrap(), Signal::KILL);
+    }
+    let later = turn(server, token, &id, &bash("cat note.txt; ls -A")).await;
+    let text = later.json["text"].as_str().unwrap();
+    assert!(text.contains("the cellar door") && text.contains("note-2.txt") && !text.contains(".attaching"), "{later:?}");
 }
 
 #[tokio::test]

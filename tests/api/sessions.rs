@@ -215,3 +215,35 @@ async fn a_deleted_session_leaves_nothing_of_what_it_said() {
     .await;
     assert_eq!(server.query::<i64>("SELECT count(*) FROM sessions"), 1);
 }
+
+#[tokio::test]
+async fn a_sessions_files_have_a_bound_and_what_is_not_attached_does_not_count() {
+    let server = options("").set("CLAWDFORGE_MAX_UPLOAD_BYTES", 100).start();
+    let token = server.mint("app").await;
+    let id = create(&server, &token).await;
+    let bytes = || server.query::<i64>("SELECT attached_bytes FROM sessions");
+    let file = server.upload(&token, "a.txt", "x".repeat(100).leak()).await;
+    let attach = |prompt: &'static str| json!({"prompt": prompt, "files": [file]});
+    for n in 1..=9 {
+        let answer = turn(&server, &token, &id, attach("hello")).await;
+        let name = if n == 1 { "a.txt".to_owned() } else { format!("a-{n}.txt") };
+        assert_eq!((answer.status, &answer.json["files"]), (StatusCode::OK, &json!([name])), "{answer:?}");
+    }
+    // A turn that fails has its files all the same.
+    let failed = turn(&server, &token, &id, attach("exit 1")).await;
+    assert_eq!((failed.status, &failed.json["files"]), (StatusCode::BAD_GATEWAY, &json!(["a-10.txt"])), "{failed:?}");
+    for headers in [None, Some(("prefer", "respond-async"))] {
+        let request = server.request(Method::POST, &format!("/sessions/{id}/turn"), &token).json(&attach("hello"));
+        let answer = Answer::of(headers.into_iter().fold(request, |request, (name, value)| request.header(name, value))).await;
+        assert!(answer.problem(413).contains("1000 bytes"), "{answer:?}");
+    }
+    assert_eq!(bytes(), 1000);
+    assert_eq!(turn(&server, &token, &id, json!({"prompt": "hello"})).await.status, StatusCode::OK);
+
+    // What can't be copied is gone from the count too.
+    let ledger = rusqlite::Connection::open(server.data().join("clawdforge.db")).unwrap();
+    ledger.execute("UPDATE sessions SET attached_bytes = 0", []).unwrap();
+    std::fs::remove_file(server.data().join("files").join(&file)).unwrap();
+    assert!(turn(&server, &token, &id, attach("hello")).await.problem(400).contains("Upload the files again"));
+    assert_eq!(bytes(), 0);
+}

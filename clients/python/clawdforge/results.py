@@ -106,6 +106,8 @@ class TurnResult:
     stop_reason: str
     #: Milliseconds.
     duration_ms: int
+    #: The names that the turn's files have in the session's folder, in the order that they were given.
+    files: list[str] = field(default_factory=list)
 
     def text(self) -> str:
         """What the agent said: the ``content`` of the events of type ``text``, joined."""

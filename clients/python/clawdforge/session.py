@@ -105,4 +105,5 @@ def _turn_result(answer: dict[str, Any]) -> TurnResult:
         events=answer["events"],
         stop_reason=answer["stop_reason"],
         duration_ms=answer["duration_ms"],
+        files=answer.get("files", []),
     )

@@ -116,11 +116,12 @@ module Clawdforge
   # @!attribute events [Array<TurnEvent>]
   # @!attribute stop_reason [String] such as "end_turn"
   # @!attribute duration_ms [Integer] milliseconds
-  TurnResult = Struct.new(:ok, :session_id, :turn_index, :events, :stop_reason, :duration_ms, keyword_init: true) do
+  # @!attribute files [Array<String>] the names that the turn's files have in the session's folder, where they stay
+  TurnResult = Struct.new(:ok, :session_id, :turn_index, :events, :stop_reason, :duration_ms, :files, keyword_init: true) do
     extend FromAnswer
 
     def self.from(answer)
-      super(answer.merge("events" => Array(answer["events"]).map { |event| TurnEvent.from(event) }))
+      super(answer.merge("events" => Array(answer["events"]).map { |event| TurnEvent.from(event) }, "files" => Array(answer["files"])))
     end
 
     # @return [String] the agent's reply: the content of the events of type "text", joined
