@@ -112,7 +112,10 @@ impl Acpx {
     fn command<A: AsRef<OsStr>>(&self, target: &Target, arguments: impl IntoIterator<Item = A>) -> Result<Command, Error> {
         let found = programs::find(&self.program, &self.workshop.environment);
         let program = found.ok_or_else(|| Error::NotInstalled(self.program.clone()))?;
-        let mut command = self.workshop.command(&program, target.room.folder());
+        let sockets = target.room.sockets();
+        super::room::make_private(&sockets)
+            .map_err(|error| Error::Failed(format!("{} can't be used ({error}); remove it", sockets.display())))?;
+        let mut command = self.workshop.command(&program, target.room.folder(), &[sockets]);
         target.room.furnish(&mut command, &self.workshop.environment);
         if target.agent != CLAUDE_AGENT {
             // It works where acpx does, and reaches all of the room anyway.

@@ -97,7 +97,7 @@ impl Desk {
     pub fn start(&self, model: &str) -> Result<Waiting, NotStarted> {
         let Desks { workshop, claude, .. } = &self.desks;
         let program = programs::find(claude, &workshop.environment).ok_or_else(|| NotStarted::NotInstalled(claude.clone()))?;
-        let mut command = workshop.command(&program, self.folder.path());
+        let mut command = workshop.command(&program, self.folder.path(), &[]);
         claude::prepare(&mut command, self.uuid, model, &self.folder.temporary());
         process::start(&mut command, &self.mark()).map_err(|error| {
             NotStarted::Failed(format!("{} could not be started ({error}); check that it is a program of this machine", program.display()))

@@ -13,8 +13,8 @@ use rustix::fs::{AtFlags, CWD, Dir, Mode, OFlags, linkat, open, openat, renameat
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
-/// An attached file can't have this name: theirs never begin with a dot.
-const TEMPORARY: &str = ".tmp";
+/// The folder for what is temporary in one where an agent works. An attached file can't have this name: theirs never begin with a dot.
+pub const TEMPORARY: &str = ".tmp";
 /// How long the removal of a folder may take: an agent may be filling it.
 const REMOVAL: Duration = Duration::from_mins(1);
 

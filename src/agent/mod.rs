@@ -49,12 +49,13 @@ impl Workshop {
         folder::blocking(move || Ok(claude::obstacle(&environment))).await.ok().flatten()
     }
 
-    /// A command that works in `folder`, which is its own, with the agents' environment and no other.
-    pub fn command(&self, program: &Path, folder: &Path) -> Command {
+    /// A command that works in `folder`, which is its own as the paths of `own` are, with the agents' environment and no other.
+    pub fn command(&self, program: &Path, folder: &Path, own: &[PathBuf]) -> Command {
         let mut command = Command::new(self.confinement.as_ref().map_or(program, |_| Path::new("/proc/self/exe")));
         command.env_clear().envs(self.environment.iter()).current_dir(folder);
         if let Some(Confinement { hidden, cut_off }) = &self.confinement {
             let mut how: Vec<OsString> = vec!["--hidden".into(), hidden.into(), "--own".into(), folder.into()];
+            how.extend(own.iter().flat_map(|path| ["--own".into(), path.into()]));
             how.extend(cut_off.then(|| "--cut-off".into()));
             how.extend(["--".into(), program.into()]);
             command.arg0(sandbox::AGENT.name).env(sandbox::AGENT.variable, sandbox::packed(&how));

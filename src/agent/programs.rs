@@ -70,7 +70,7 @@ pub fn find(program: &OsStr, environment: &Environment) -> Option<PathBuf> {
 /// What `program --version` says, such as `2.1.197`; `None` where it does not answer within 10 s.
 pub async fn version(program: &Path, workshop: &Workshop) -> Option<String> {
     let mut version = None;
-    let mut command = workshop.command(program, &workshop.folder);
+    let mut command = workshop.command(program, &workshop.folder, &[]);
     // Of its own: the end of one family must not be that of another.
     let mark = workshop.mark.run(&format!("version of {}", program.display()));
     let deadline = Instant::now() + VERSION_TIMEOUT;

@@ -7,12 +7,14 @@
 
 use std::fs::{self, DirBuilder, OpenOptions};
 use std::io::{self, ErrorKind, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, symlink};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, symlink};
 use std::path::{Path, PathBuf};
 
+use rustix::process::geteuid;
 use tokio::process::Command;
 
-use super::folder::{Folder, remove_tree};
+use super::folder::{Folder, TEMPORARY, remove_tree};
+use super::sandbox::{SHARED_TEMPORARY, SOCKETS};
 use super::{Environment, claude};
 use crate::secret::sha256_hex;
 
@@ -22,6 +24,19 @@ const STATE: &str = ".claude.json";
 const SETTINGS: &str = r#"{"permissions":{"defaultMode":"default","disableAutoMode":"disable","disableBypassPermissionsMode":"disable"}}"#;
 /// What earlier releases linked into a room, of the user's own. It let tools run that the session's permissions deny.
 const LINKED_BEFORE: &[&str] = &["settings.json", "CLAUDE.md", "agents", "commands", "output-styles", "plugins", "rules", "skills"];
+
+/// Makes a folder that is this user's alone, or makes sure that it is: others may make some of any name beside it.
+pub fn make_private(folder: &Path) -> io::Result<()> {
+    match DirBuilder::new().mode(0o700).create(folder) {
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
+        made => return made,
+    }
+    let found = folder.symlink_metadata()?;
+    if found.is_dir() && found.uid() == geteuid().as_raw() && found.mode() & 0o022 == 0 {
+        return Ok(());
+    }
+    Err(io::Error::other("it is not this user's own"))
+}
 
 /// A session's folder.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -61,7 +76,7 @@ impl Room {
         let make = |folder: &Path| DirBuilder::new().mode(0o700).create(folder);
         make(&self.0)?;
         Folder::create(&self.0, "work")?;
-        for folder in [self.config(), self.home(), self.home().join(".acpx")] {
+        for folder in [self.config(), self.home(), self.home().join(".acpx"), self.temporary()] {
             make(&folder)?;
         }
         let folder_of = |variable: &str| environment.get(variable).map(PathBuf::from).filter(|folder| folder.is_absolute());
@@ -81,6 +96,7 @@ impl Room {
 
     /// Brings a room that an earlier release made up to date.
     pub fn renew(&self) -> io::Result<()> {
+        make_private(&self.temporary())?;
         for path in LINKED_BEFORE.iter().map(|name| self.config().join(name)) {
             if path.is_symlink() {
                 fs::remove_file(&path)?;
@@ -97,14 +113,25 @@ impl Room {
     pub fn furnish(&self, command: &mut Command, environment: &Environment) {
         command.env("HOME", self.home()).env("CLAUDE_CONFIG_DIR", self.config());
         command.env("CLAUDE_SECURESTORAGE_CONFIG_DIR", claude::config_folder(environment).unwrap_or_default());
-        command.env("CLAUDE_CODE_TMPDIR", self.work().join(".tmp"));
+        command.env("CLAUDE_CODE_TMPDIR", self.work().join(TEMPORARY));
+        // acpx's own, which its agent does not reach: Node keeps compiled code there. The agent's is in its folder.
+        command.env("TMPDIR", self.temporary());
     }
 
-    /// Removes what acpx's owner leaves when it is killed: its socket, which is in `/tmp` whatever TMPDIR says, and its lock.
+    fn temporary(&self) -> PathBuf {
+        self.home().join("tmp")
+    }
+
+    /// Where acpx's owner has its socket: in `/tmp`, whatever TMPDIR says.
+    pub fn sockets(&self) -> PathBuf {
+        let hash = sha256_hex(self.home().as_os_str().as_encoded_bytes());
+        Path::new(SHARED_TEMPORARY).join(format!("{SOCKETS}{}", &hash[..10]))
+    }
+
+    /// Removes what acpx's owner leaves when it is killed: its socket and its lock.
     pub fn forget_owner(&self) -> io::Result<()> {
-        let home = self.home();
-        remove_tree(&Path::new("/tmp").join(format!("acpx-{}", &sha256_hex(home.as_os_str().as_encoded_bytes())[..10])))?;
-        remove_tree(&home.join(".acpx/queues"))
+        remove_tree(&self.sockets())?;
+        remove_tree(&self.home().join(".acpx/queues"))
     }
 
     /// Takes the room away with all that is in it.

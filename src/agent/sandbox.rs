@@ -200,18 +200,32 @@ fn without_unix_sockets() -> Result<BpfProgram, seccompiler::Error> {
     filter(rules.into_iter(), libc::EACCES)
 }
 
-/// All that is not in `hidden`, by listing what is beside the way to it. `hidden` is absolute, without links.
+/// The folder for what is temporary that all programs share.
+pub const SHARED_TEMPORARY: &str = "/tmp";
+/// What the names of acpx's folders for sockets begin with; they are in [`SHARED_TEMPORARY`].
+pub const SOCKETS: &str = "acpx-";
+
+/// All that is not in `hidden`, by listing what is beside the way to it; and of the shared temporary folder what is there, but for
+/// acpx's sockets: nothing new can be made beside those, or in their place. `hidden` is absolute, without links.
 pub fn beside(hidden: &Path) -> Result<Vec<PathBuf>, Error> {
     let mut beside = Vec::new();
     for folder in hidden.ancestors().skip(1) {
-        for entry in folder.read_dir().map_err(|error| Error::Unreadable(folder.to_owned(), error))?.flatten() {
-            let path = entry.path();
-            if !hidden.starts_with(&path) && !entry.file_type().is_ok_and(|kind| kind.is_symlink()) {
+        for path in listed(folder)?.into_iter().filter(|path| !hidden.starts_with(path)) {
+            if path == Path::new(SHARED_TEMPORARY) {
+                let is_socket = |path: &PathBuf| path.file_name().is_some_and(|name| name.as_bytes().starts_with(SOCKETS.as_bytes()));
+                beside.extend(listed(&path)?.into_iter().filter(|path| !is_socket(path)));
+            } else {
                 beside.push(path);
             }
         }
     }
     Ok(beside)
+}
+
+/// What is in a folder. Symbolic links are left out: what one names is reached where it really is, or not at all.
+fn listed(folder: &Path) -> Result<Vec<PathBuf>, Error> {
+    let entries = folder.read_dir().map_err(|error| Error::Unreadable(folder.to_owned(), error))?.flatten();
+    Ok(entries.filter(|entry| !entry.file_type().is_ok_and(|kind| kind.is_symlink())).map(|entry| entry.path()).collect())
 }
 
 /// Restricts this process, and all that it will start, to what is at these paths and below them.

@@ -8,6 +8,7 @@ use std::process::{Command, ExitCode};
 use anyhow::Context;
 use clap::Parser;
 
+use crate::agent::folder::TEMPORARY;
 use crate::agent::sandbox::{self, CalledAs};
 
 /// Run a program that can't reach the data folder, but for folders of its own
@@ -54,7 +55,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let mut command = Command::new(program);
     command.args(arguments).envs(args.home.map(|home| ("HOME", home)));
     if let Some(work) = args.work {
-        command.current_dir(work);
+        command.env("TMPDIR", work.join(TEMPORARY)).current_dir(work);
     }
     Err(command.exec()).with_context(|| format!("{} can't be started", program.display()))
 }

@@ -146,7 +146,7 @@ async fn examine_sign_in(claude: &Path, workshop: &Workshop) -> Finding {
         }
         Next::More
     };
-    let mut command = workshop.command(claude, &workshop.folder);
+    let mut command = workshop.command(claude, &workshop.folder, &[]);
     let deadline = Instant::now() + Duration::from_secs(15);
     let talk = Talk { input: Vec::new(), hold_input: false, deadline, cancel: &CancellationToken::new(), patience: None };
     let mark = workshop.mark.run("doctor");

@@ -52,7 +52,6 @@ async fn an_agent_with_a_shell_reaches_its_own_folder_and_no_other() {
     server.upload(&other, "secret.txt", "the cellar door").await;
     let victim = session(server, &other).await;
     shell(server, &other, &victim, "echo quince > diary.txt").await;
-    let agents_before = server.agents();
     let mine = session(server, token).await;
     let data = server.data().display().to_string();
     let diary = format!("{}/diary.txt", victim["cwd"].as_str().unwrap());
@@ -63,11 +62,13 @@ async fn an_agent_with_a_shell_reaches_its_own_folder_and_no_other() {
         for (const path of fs.readFileSync('/proc/net/unix', 'utf8').match(/[/]tmp[/]acpx-.*sock$/gm)) \
             net.connect(path).on('error', e => console.log(e.code, 'denied', path)).on('connect', () => console.log('quince'))";
 
-    let others_claude = agents_before.iter().find(|pid| command_line(**pid).contains("--input-format")).expect("the other's claude");
-    let on_itself =
-        python("resource.setrlimit(resource.RLIMIT_CPU, (600, 600)); os.nice(1); os.sched_setaffinity(0, [0]); print('well')".to_owned());
-    assert!(shell(server, token, &mine, &on_itself).await.contains("well"));
-    let own = shell(server, token, &mine, "echo own > a && mkdir b && mv a b/c && ln b/c d && cat d").await;
+    let own = shell(
+        server,
+        token,
+        &mine,
+        "echo own > a && mktemp && python3 -c 'import tempfile; tempfile.TemporaryFile()' && mkdir b && mv a b/c && ln b/c d && cat d",
+    )
+    .await;
     assert!(own.contains("own"), "{own}");
     for (what, command) in [
         ("read the ledger", format!("cat {data}/clawdforge.db {data}/clawdforge.db-wal")),
@@ -80,6 +81,8 @@ async fn an_agent_with_a_shell_reaches_its_own_folder_and_no_other() {
             format!("cat {room}/home/.acpx/sessions/*; ls {room}/home; grep -rs quince {home} || echo No such file"),
         ),
         ("speak with its agent", format!("node -e \"{connect}\"")),
+        ("take its agent's socket away", "rm -rf /tmp/acpx-*/*; ls /tmp/acpx-*/; mv /tmp/acpx-* moved".to_owned()),
+        ("make files where all programs do", "echo x > /tmp/of-mine; mkdir /tmp/acpx-planted".to_owned()),
         ("have acpx start something else", "echo x > ../home/.acpx/config.json; ls ../home".to_owned()),
         ("have acpx read settings", "echo x > .acpxrc.json; echo x > ../.acpxrc.json; mkdir ../x".to_owned()),
         ("write into another session's folder", format!("echo x > {diary}; echo x > {diary}.2")),
@@ -93,14 +96,6 @@ async fn an_agent_with_a_shell_reaches_its_own_folder_and_no_other() {
             r"cat /proc/[0-9]*/environ /proc/[0-9]*/cmdline | tr '\0' '\n' | grep 'an-admin-toke[n]' || echo cannot".to_owned(),
         ),
         ("kill the server", format!("kill -9 {0}; kill -STOP {0}", server.pid())),
-        ("have the server run out of files", python(format!("resource.prlimit({}, resource.RLIMIT_NOFILE, (3, 3))", server.pid()))),
-        ("have the server's writes end it", python(format!("resource.prlimit({}, resource.RLIMIT_FSIZE, (0, 0))", server.pid()))),
-        ("end another's agent by its time", python(format!("resource.prlimit({others_claude}, resource.RLIMIT_CPU, (0, 0))"))),
-        ("slow the server down", python(format!("os.setpriority(os.PRIO_PROCESS, {}, 19)", server.pid()))),
-        ("slow all of the user down", python("os.setpriority(os.PRIO_USER, 0, 19)".to_owned())),
-        ("bind the server to one processor", python(format!("os.sched_setaffinity({}, [0])", server.pid()))),
-        ("trace another's agent", python(format!("check(ctypes.CDLL(None, use_errno=True).ptrace(16, {others_claude}, 0, 0))"))),
-        ("write to what the kernel knows of another's agent", format!("echo 1000 > /proc/{others_claude}/oom_score_adj")),
     ] {
         let told = shell(server, token, &mine, &command).await;
         assert!(["denied", "not permitted", "cannot", "No such file"].iter().any(|no| told.contains(no)), "{what}: {told}");
@@ -108,20 +103,6 @@ async fn an_agent_with_a_shell_reaches_its_own_folder_and_no_other() {
             assert!(!told.contains(secret), "{what}: {told}");
         }
     }
-    // Every process can read the others' command lines. What a system prompt, a schema or a folder is does not stand there.
-    let body = json!({"prompt": "stub: {\"delay_ms\": 3000}", "system": "of-the-system", "schema": {"description": "of-the-schema"}});
-    let (_, told) = tokio::join!(server.post("/run", &other, &body), async {
-        until("the run", || server.query::<i64>("SELECT count(*) FROM runs WHERE status = 'running'") == 1).await;
-        shell(
-            server,
-            token,
-            &mine,
-            r"cat /proc/[0-9]*/cmdline | tr '\0' '\n' | grep -e of-the-s[y] -e of-the-s[c] -e /session[s]/ -e /run[s]/ || echo none",
-        )
-        .await
-    });
-    assert!(told.contains("none"), "{told}");
-    assert!(server.query::<String>("SELECT prompt FROM runs").contains("delay_ms"));
     let left: Vec<_> = server.data().read_dir().unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
     assert!(
         left.iter().all(|name| name.starts_with("clawdforge.db")
@@ -155,6 +136,48 @@ async fn an_agent_with_a_shell_reaches_its_own_folder_and_no_other() {
     assert_eq!(Answer::of(close).await.status, StatusCode::OK);
     assert!(!server.running("sleep\x00631"));
     assert!(shell(server, &other, &victim, "cat diary.txt").await.contains("quince"));
+}
+
+#[tokio::test]
+async fn an_agent_with_a_shell_changes_no_other_process_and_reads_nothing_of_its_app() {
+    let Some(forge) = sandboxed(Options::default()).await else { return };
+    let (server, token) = (&forge.server, &forge.token);
+    let other = server.mint("other").await;
+    let victim = session(server, &other).await;
+    shell(server, &other, &victim, "true").await;
+    let agents_before = server.agents();
+    let mine = session(server, token).await;
+    let others_claude = agents_before.iter().find(|pid| command_line(**pid).contains("--input-format")).expect("the other's claude");
+    let on_itself =
+        python("resource.setrlimit(resource.RLIMIT_CPU, (600, 600)); os.nice(1); os.sched_setaffinity(0, [0]); print('well')".to_owned());
+    assert!(shell(server, token, &mine, &on_itself).await.contains("well"));
+    for (what, command) in [
+        ("have the server run out of files", python(format!("resource.prlimit({}, resource.RLIMIT_NOFILE, (3, 3))", server.pid()))),
+        ("have the server's writes end it", python(format!("resource.prlimit({}, resource.RLIMIT_FSIZE, (0, 0))", server.pid()))),
+        ("end another's agent by its time", python(format!("resource.prlimit({others_claude}, resource.RLIMIT_CPU, (0, 0))"))),
+        ("slow the server down", python(format!("os.setpriority(os.PRIO_PROCESS, {}, 19)", server.pid()))),
+        ("slow all of the user down", python("os.setpriority(os.PRIO_USER, 0, 19)".to_owned())),
+        ("bind the server to one processor", python(format!("os.sched_setaffinity({}, [0])", server.pid()))),
+        ("trace another's agent", python(format!("check(ctypes.CDLL(None, use_errno=True).ptrace(16, {others_claude}, 0, 0))"))),
+        ("write to what the kernel knows of another's agent", format!("echo 1000 > /proc/{others_claude}/oom_score_adj")),
+    ] {
+        let told = shell(server, token, &mine, &command).await;
+        assert!(["denied", "not permitted"].iter().any(|no| told.contains(no)), "{what}: {told}");
+    }
+    // Every process can read the others' command lines. What a system prompt, a schema or a folder is does not stand there.
+    let body = json!({"prompt": "stub: {\"delay_ms\": 3000}", "system": "of-the-system", "schema": {"description": "of-the-schema"}});
+    let (_, told) = tokio::join!(server.post("/run", &other, &body), async {
+        until("the run", || server.query::<i64>("SELECT count(*) FROM runs WHERE status = 'running'") == 1).await;
+        shell(
+            server,
+            token,
+            &mine,
+            r"cat /proc/[0-9]*/cmdline | tr '\0' '\n' | grep -e of-the-s[y] -e of-the-s[c] -e /session[s]/ -e /run[s]/ || echo none",
+        )
+        .await
+    });
+    assert!(told.contains("none"), "{told}");
+    assert!(server.query::<String>("SELECT prompt FROM runs").contains("delay_ms"));
 }
 
 #[tokio::test]

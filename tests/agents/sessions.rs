@@ -229,8 +229,14 @@ async fn sessions_outlive_a_crash_in_the_middle_of_a_turn() {
         answer = turn(&server, &token, &id, &sleeps) => panic!("{answer:?}"),
         () = until("the command", || server.running("sleep\x00623")) => {}
     }
+    let queues = server.data().join("sessions").join(&id).join("home/.acpx/queues");
+    let lock = queues.read_dir().unwrap().next().unwrap().unwrap().path();
+    let lock: Value = serde_json::from_slice(&std::fs::read(lock).unwrap()).unwrap();
+    let sockets = Path::new(lock["socketPath"].as_str().unwrap()).parent().unwrap().to_owned();
+    assert!(sockets.is_dir());
     let server = server.crash_and_restart();
     assert!(!server.running("sleep\x00623") && !server.running("queue-owner"));
+    assert!(!sockets.exists(), "{} is left", sockets.display());
     assert_eq!(events(&server), "create turn:end_turn turn:interrupted");
     let state = server.get(&format!("/sessions/{id}"), &token).await;
     assert_eq!((&state.json["live"], &state.json["turn_count"]), (&json!(true), &json!(1)));
