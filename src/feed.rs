@@ -3,7 +3,7 @@
 //! A feed is a file of server-sent events, as they go over the wire. A reader follows the file at its own pace, so that the
 //! server holds a piece of it for each and no more, and one that comes back goes on behind the event that it saw last.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufRead, BufReader, ErrorKind, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::FileExt;
@@ -19,7 +19,6 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use crate::agent::folder::blocking;
-use crate::ledger::{self, Ledger};
 
 /// How long a feed is kept after its last event, which is also how long an idempotency key is known.
 pub const KEPT: Duration = Duration::from_hours(24);
@@ -29,17 +28,6 @@ const SETTLED_AFTER: Duration = Duration::from_mins(1);
 const PIECE: u64 = 16 << 10;
 /// How often a reader hears something, so that no proxy takes its connection for dead.
 const BEAT: Duration = Duration::from_secs(15);
-
-/// Why feeds could not be swept.
-#[derive(Debug, thiserror::Error)]
-pub enum SweepError {
-    /// The disk failed.
-    #[error(transparent)]
-    Disk(#[from] io::Error),
-    /// The ledger failed.
-    #[error(transparent)]
-    Ledger(#[from] ledger::Error),
-}
 
 /// The feeds of a server. Clones share them.
 #[derive(Clone, Debug)]
@@ -194,16 +182,20 @@ impl Feeds {
         .await
     }
 
-    /// Removes what is older than it is kept, and what a crash left of work that never had a row.
-    pub async fn sweep(&self, ledger: &Ledger) -> Result<usize, SweepError> {
-        let (old, settled) = (self.older_than(KEPT).await?, self.older_than(SETTLED_AFTER).await?);
-        let orphans = ledger.without_row(settled).await?;
+    /// Removes what is older than it is kept.
+    pub async fn sweep(&self) -> io::Result<usize> {
+        self.remove(self.older_than(KEPT).await?).await
+    }
+
+    /// Feeds of work that is over, or was never begun, and that are old enough to have a row if ever they get one.
+    pub async fn settled(&self) -> io::Result<Vec<String>> {
+        self.older_than(SETTLED_AFTER).await
+    }
+
+    /// Removes feeds. Gives how many.
+    pub async fn remove(&self, ids: Vec<String>) -> io::Result<usize> {
         let folder = self.0.folder.clone();
-        let remove = move || {
-            let gone: BTreeSet<_> = old.into_iter().chain(orphans).collect();
-            gone.iter().try_for_each(|id| std::fs::remove_file(folder.join(id))).map(|()| gone.len())
-        };
-        Ok(blocking(remove).await?)
+        blocking(move || ids.iter().try_for_each(|id| std::fs::remove_file(folder.join(id))).map(|()| ids.len())).await
     }
 
     /// The feeds of that age since their last event, those of work that goes on left out.

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use crate::feed;
 use crate::server::App;
+use crate::uploads;
 
 /// Sweeps every `period`, for ever. What fails is logged, and tried again the next time.
 pub async fn sweep(period: Duration, retention_days: u32, app: &App) {
@@ -15,9 +16,16 @@ pub async fn sweep(period: Duration, retention_days: u32, app: &App) {
         report("old runs", app.ledger.forget_runs(retention_days).await);
         report("old events of sessions", app.ledger.forget_session_events(retention_days).await);
         report("folders of runs", app.runs.sweep().await);
-        report("feeds", app.feeds.sweep(&app.ledger).await);
+        report("feeds", app.feeds.sweep().await);
+        report("feeds without a row", orphaned_feeds(app).await);
         report("idempotency keys", app.ledger.forget_keys(feed::KEPT.as_secs()).await);
     }
+}
+
+/// What a crash left of work that has no row, and what an earlier release left of deleted sessions.
+async fn orphaned_feeds(app: &App) -> Result<usize, uploads::Error> {
+    let orphans = app.ledger.without_row(app.feeds.settled().await?).await?;
+    Ok(app.feeds.remove(orphans).await?)
 }
 
 fn report(what: &str, swept: Result<usize, impl std::error::Error>) {
