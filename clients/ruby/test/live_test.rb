@@ -108,9 +108,11 @@ class LiveTest < Minitest::Test
     asked = client.run(prompt: stub(echo: true), files: [upload]).result
     assert_includes JSON.generate(asked["messages"]), ".txt"
     client.session do |session|
-      cat = { name: "Bash", input: { command: "ls files-for-turn-*; cat files-for-turn-*/*", description: "d" } }
-      listing = session.turn(stub(tool: cat), files: [upload.file_token]).text
+      cat = { name: "Bash", input: { command: "ls; cat my*", description: "d" } }
+      turn = session.turn(stub(tool: cat), files: [upload.file_token])
+      listing = turn.text
       assert_match(/birds.*ü\.txt/, listing)
+      assert_match(/birds.*ü\.txt/, turn.files.first)
       assert_includes listing, "green heron"
     end
   end
