@@ -209,15 +209,22 @@ impl Server {
         let mut background = self.background();
         let graceful = GracefulShutdown::new();
         let router = router(self.app.clone());
-        self.app.runs.resume().await?;
-        self.app.sessions.resume().await?;
         let cut = CancellationToken::new();
         let standing = |address| self.app.access.standing(address);
-        let died = tokio::select! {
-            () = stop.begin.cancelled() => None,
-            died = background.join_next() => Some(died),
-            never = listener::accept(&listener, &self.places, standing, &router, &graceful, &cut) => match never {},
+        let resume = async {
+            self.app.runs.resume().await?;
+            self.app.sessions.resume().await
         };
+        // What was started by then has to end too.
+        let serve = async {
+            resume.await.context("what waited for this start can't be started")?;
+            tokio::select! {
+                () = stop.begin.cancelled() => Ok(()),
+                died = background.join_next() => anyhow::bail!("a background task ended ({died:?}); this is a defect of clawdforge"),
+                never = listener::accept(&listener, &self.places, standing, &router, &graceful, &cut) => match never {},
+            }
+        };
+        let served = serve.await;
         drop(listener);
         tracing::info!(drain_secs = self.drain.as_secs(), "stopping: running work may finish");
         tokio::join!(self.drain(&stop, graceful), self.standby.finish());
@@ -226,10 +233,7 @@ impl Server {
         family::end(&self.workshop.mark).await;
         self.app.sessions.forget_owners().await;
         tracing::info!("stopped");
-        match died {
-            None => Ok(()),
-            Some(died) => anyhow::bail!("a background task ended ({died:?}); this is a defect of clawdforge"),
-        }
+        served
     }
 
     /// Lets runs end and clients take their answers, uploads too, for the drain time.

@@ -2,10 +2,11 @@
 
 use std::time::{Duration, Instant};
 
-use reqwest::StatusCode;
+use reqwest::{Method, StatusCode};
 use rustix::process::Signal;
+use serde_json::json;
 
-use crate::harness::{ADMIN, Options, until};
+use crate::harness::{ADMIN, Answer, Options, until};
 
 #[tokio::test]
 async fn a_stop_lets_running_work_finish_and_refuses_what_waits() {
@@ -102,4 +103,37 @@ async fn a_log_that_nobody_reads_any_more_stops_nothing_and_a_hangup_does() {
     assert_eq!(answer.status, StatusCode::BAD_GATEWAY, "{answer:?}");
     assert!(server.ended().success());
     assert_eq!(server.agents(), [0; 0]);
+}
+
+#[tokio::test]
+async fn a_start_that_fails_in_the_middle_ends_what_it_has_started() {
+    let acpx = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/stand-in/acpx");
+    let options = Options::stand_in().set("CLAWDFORGE_ACPX_BIN", acpx).set("CLAWDFORGE_MAX_RUNS", 1).set("CLAWDFORGE_DRAIN_SECS", 0);
+    let server = options.start();
+    let (token, limited) =
+        (server.mint("app").await, server.post("/admin/tokens", ADMIN, &json!({"name": "one", "max_concurrent": 1})).await);
+    let limited = limited.json["token"].as_str().unwrap();
+    let background = async |path: &str, token: &str, prompt: &str| {
+        let request = server.request(Method::POST, path, token).header("prefer", "respond-async").json(&json!({"prompt": prompt}));
+        assert_eq!(Answer::of(request).await.status, StatusCode::ACCEPTED);
+    };
+    let session = server.post("/sessions", limited, &json!({})).await.json["session_id"].as_str().unwrap().to_owned();
+    background("/run", limited, "do: hang").await;
+    until("the first run", || server.query::<i64>("SELECT count(*) FROM runs WHERE status = 'running'") == 1).await;
+    background("/run", &token, "do: hang").await;
+    // Enough that the run is going on by the time that the last fails.
+    for _ in 0..60 {
+        background(&format!("/sessions/{session}/turn"), limited, "hello").await;
+    }
+    let feed = server.data().join("feeds").join(format!("{session}-60"));
+    server.signal(Signal::KILL);
+    std::fs::remove_file(&feed).unwrap();
+    std::fs::create_dir(&feed).unwrap();
+    let mut server = server.restart();
+    assert!(!server.ended().success());
+    assert!(server.agents().is_empty(), "{}", server.log());
+    std::fs::remove_dir(&feed).unwrap();
+    let ledger = rusqlite::Connection::open(server.data().join("clawdforge.db")).unwrap();
+    ledger.execute("UPDATE session_events SET finished_at = 1, ok = 0 WHERE finished_at IS NULL", []).unwrap();
+    drop(server.restart());
 }
