@@ -6,7 +6,6 @@
 
 use std::collections::HashMap;
 use std::ffi::OsString;
-use std::io::ErrorKind;
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
@@ -23,7 +22,7 @@ use tokio_util::task::TaskTracker;
 use crate::agent::acpx::{self, Acpx, Heard, Target, Turn};
 use crate::agent::events::{Event, Events, TurnEnd};
 use crate::agent::family;
-use crate::agent::folder::{ATTACHING, Attachment, attach_for_good, blocking, clear};
+use crate::agent::folder::{ATTACHING, Attachment, attach_for_good, blocking, clear, is_expired};
 use crate::agent::queue::{Promise, Queue, Wanted};
 use crate::agent::room::Room;
 use crate::agent::standby::{Pool, Want};
@@ -823,7 +822,7 @@ impl Shared {
             Ok(names) => Ok(names),
             Err(error) => {
                 self.take_back_attached(session_id, bytes).await;
-                Err(if error.kind() == ErrorKind::NotFound { Refused::FileGone } else { error.into() })
+                Err(if is_expired(&error) { Refused::FileGone } else { error.into() })
             }
         }
     }

@@ -80,8 +80,22 @@ fn open_for_files(folder: &Path) -> io::Result<OwnedFd> {
 /// Not a link: what an agent writes must not change the upload. Where the file system can, it shares the blocks.
 fn copy_into(folder: &OwnedFd, name: &str, file: &Attachment) -> io::Result<()> {
     let new = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let mut from = File::open(&file.source).map_err(|error| match error.kind() {
+        ErrorKind::NotFound => io::Error::other(Expired),
+        _ => error,
+    })?;
     let mut to = File::from(openat(folder, name, new, Mode::RUSR | Mode::WUSR)?);
-    io::copy(&mut File::open(&file.source)?, &mut to).map(drop)
+    io::copy(&mut from, &mut to).map(drop)
+}
+
+/// An upload that expired while it was waited for.
+#[derive(Debug, thiserror::Error)]
+#[error("the upload has expired")]
+struct Expired;
+
+/// Whether this is why a file was not attached.
+pub fn is_expired(error: &io::Error) -> bool {
+    matches!(error.get_ref(), Some(cause) if cause.is::<Expired>())
 }
 
 /// A name, and what it becomes where that is taken.

@@ -1,6 +1,5 @@
 //! `POST /run`: one prompt, one answer.
 
-use std::io::ErrorKind;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,7 +18,7 @@ use super::auth::Caller;
 use super::body::{ValidJson, Validate, whole_number};
 use super::error::{ApiError, FieldError, Problem};
 use super::work::{self, Wish, Work};
-use crate::agent::folder::Attachment;
+use crate::agent::folder::{Attachment, is_expired};
 use crate::agent::reply::Reply;
 use crate::clock;
 use crate::feed::Final;
@@ -242,7 +241,7 @@ pub fn render(came: Result<Outcome, NoRun>) -> Final {
             );
             failed(StatusCode::SERVICE_UNAVAILABLE, "error", error)
         }
-        Ending::Unprepared(error) if error.kind() == ErrorKind::NotFound => {
+        Ending::Unprepared(error) if is_expired(&error) => {
             ApiError::BadRequest("Upload the files again: one of them expired while the run waited.".to_owned()).into_final()
         }
         Ending::Unprepared(error) => ApiError::Disk(error).into_final(),

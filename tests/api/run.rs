@@ -273,3 +273,17 @@ async fn a_pipe_where_claude_keeps_its_state_fails_runs_at_once_and_holds_nobody
     std::fs::remove_file(state).unwrap();
     assert_eq!(server.run(&token, "hello").await.status, StatusCode::OK);
 }
+
+#[tokio::test]
+async fn a_missing_folder_is_the_servers_fault_and_an_expired_file_the_callers() {
+    let server = Options::stand_in().start();
+    let token = server.mint("app").await;
+    let file = server.upload(&token, "a.txt", "text").await;
+    std::fs::remove_file(server.data().join("files").join(&file)).unwrap();
+    let answer = server.post("/run", &token, &json!({"prompt": "hello", "files": [file]})).await;
+    assert!(answer.problem(400).contains("Upload the files again"));
+    std::fs::remove_dir(server.data().join("runs")).unwrap();
+    server.run(&token, "hello").await.problem(500);
+    std::fs::create_dir(server.data().join("runs")).unwrap();
+    assert_eq!(server.run(&token, "hello").await.status, StatusCode::OK);
+}
