@@ -238,10 +238,16 @@ impl Ledger {
             *ledger.shut_out() = None;
             let transaction = begun?;
             let used = std::mem::take(&mut *ledger.used());
-            tokens::note_used(&transaction, &used)?;
-            let value = work(&transaction)?;
-            transaction.commit()?;
-            Ok(value)
+            let noted = tokens::note_used(&transaction, &used);
+            let done = noted.and_then(|()| work(&transaction)).and_then(|value| transaction.commit().map(|()| value));
+            if done.is_err() {
+                // Not written, unless they were used again since.
+                let mut later = ledger.used();
+                for (name, at) in used {
+                    later.entry(name).or_insert(at);
+                }
+            }
+            done
         })
         .await
     }
@@ -320,6 +326,17 @@ mod tests {
         assert_eq!(row, (7, 8));
         let refused = migrate(&mut connection, &newer[..1]).unwrap_err();
         assert!(matches!(refused, Error::TooNew { found: 2, known: 1 }), "{refused}");
+    }
+
+    #[tokio::test]
+    async fn a_write_that_fails_loses_nothing_of_when_tokens_were_used() {
+        let folder = tempfile::tempdir().unwrap();
+        let ledger = Ledger::open(&folder.path().join("ledger.db")).unwrap();
+        ledger.touch_token("app");
+        ledger.write(|db| db.execute("INSERT INTO nowhere VALUES (1)", [])).await.unwrap_err();
+        assert!(ledger.used().contains_key("app"));
+        ledger.flush_used().await.unwrap();
+        assert!(ledger.used().is_empty());
     }
 
     #[test]
