@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::events::{Event, Events, TurnEnd};
 use super::family::{self, Mark, Started};
+use super::folder::blocking;
 use super::process::{self, End, How, Line, Next, Talk, Waiting};
 use super::room::Room;
 use super::sandbox::{self, CLAUDE, Confinement};
@@ -237,6 +238,7 @@ impl Acpx {
         // The prompt comes back among the messages.
         let most = MAX_TURN + input.len();
         let mut standby = standby;
+        self.end_lost_owner(target).await;
         loop {
             let is_standby = standby.is_some();
             let waiting = standby.take().map_or_else(|| self.start_prompt(target), Ok)?;
@@ -291,6 +293,19 @@ impl Acpx {
                 over(Turn { events, end: breach.map(TurnEnd::Failed) });
             }
             return Ok(finished);
+        }
+    }
+
+    /// Ends the session's processes where its owner can't be reached any more. The turn starts others.
+    async fn end_lost_owner(&self, target: &Target) {
+        let room = target.room.clone();
+        if blocking(move || Ok(room.has_lost_socket())).await.unwrap_or(false) {
+            tracing::warn!(session_id = target.name, "acpx's socket was taken away; starting the session's processes again");
+            family::end(&self.mark(&target.name)).await;
+            let room = target.room.clone();
+            if let Err(error) = blocking(move || room.forget_owner()).await {
+                tracing::warn!(session_id = target.name, %error, "a lock of acpx is left");
+            }
         }
     }
 

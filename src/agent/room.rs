@@ -7,7 +7,7 @@
 
 use std::fs::{self, DirBuilder, OpenOptions};
 use std::io::{self, ErrorKind, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, symlink};
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt, symlink};
 use std::path::{Path, PathBuf};
 
 use rustix::process::geteuid;
@@ -126,6 +126,17 @@ impl Room {
     pub fn sockets(&self) -> PathBuf {
         let hash = sha256_hex(self.home().as_os_str().as_encoded_bytes());
         Path::new(SHARED_TEMPORARY).join(format!("{SOCKETS}{}", &hash[..10]))
+    }
+
+    /// Whether acpx's owner, if there is one, can't be reached any more: its lock stands, and its socket, which bears the same name,
+    /// was taken away. It would live on for minutes, and no turn be taken.
+    pub fn has_lost_socket(&self) -> bool {
+        let queues = self.home().join(".acpx/queues").read_dir().into_iter().flatten().flatten().map(|entry| entry.path());
+        let mut locks = queues.filter(|path| path.extension().is_some_and(|extension| extension == "lock"));
+        locks.any(|lock| {
+            let socket = self.sockets().join(lock.with_extension("sock").file_name().unwrap_or_default());
+            !socket.symlink_metadata().is_ok_and(|found| found.file_type().is_socket())
+        })
     }
 
     /// Removes what acpx's owner leaves when it is killed: its socket and its lock.

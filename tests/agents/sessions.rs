@@ -343,3 +343,29 @@ async fn an_agent_other_than_claude_works_where_the_session_says() {
         assert_eq!(answer.json["text"], json!(format!("{} {prompt}", created.json["cwd"].as_str().unwrap())), "{answer:?}");
     }
 }
+
+#[tokio::test]
+async fn a_session_goes_on_where_its_socket_was_taken_away() {
+    let Some(forge) = Forge::start_with(Options::default().set("CLAWDFORGE_STANDBY", 1)).await else { return };
+    let (server, token) = (&forge.server, &forge.token);
+    let id = create(server, token, &json!({})).await;
+    turn(server, token, &id, "The word is medlar.").await;
+    let queues = server.data().join("sessions").join(&id).join("home/.acpx/queues");
+    let socket = || {
+        let mut files = queues.read_dir().unwrap().map(|file| file.unwrap().path());
+        let lock = files.find(|path| path.extension().is_some_and(|extension| extension == "lock")).unwrap();
+        let lock: Value = serde_json::from_slice(&std::fs::read(lock).unwrap()).unwrap();
+        PathBuf::from(lock["socketPath"].as_str().unwrap())
+    };
+    let take_the_folder = |socket: &Path| std::fs::remove_dir_all(socket.parent().unwrap()).unwrap();
+    let take_its_place = |socket: &Path| {
+        std::fs::remove_file(socket).unwrap();
+        std::fs::write(socket, "").unwrap();
+    };
+    for take_away in [take_the_folder, take_its_place] {
+        take_away(&socket());
+        let told = turn(server, token, &id, &stub(&json!({"echo": true}))).await;
+        assert_eq!(told.status, StatusCode::OK, "{told:?}");
+        assert!(told.json["text"].as_str().unwrap().contains("The word is medlar."), "{told:?}");
+    }
+}
