@@ -77,9 +77,17 @@ fn state_file(environment: &Environment) -> PathBuf {
     Path::new(folder).join(".claude.json")
 }
 
+/// What else of its files the CLI reads at its start without a look at what they are (seen in 2.1.332).
+const WAITED_FOR: &[&str] = &["plugins/installed_plugins.json", "plugins/known_marketplaces.json", "skills/manifest.json"];
+/// The same, of the home folder.
+const WAITED_FOR_AT_HOME: &[&str] = &[".config/anthropic/active_config", ".config/anthropic/configs/default.json"];
+
 /// What the CLI would wait for when it starts, for ever, in words. Agents may write where it reads, and could have put a pipe there.
 pub fn obstacle(environment: &Environment) -> Option<String> {
-    let files = read_at_start(environment).into_iter().chain([state_file(environment)]);
+    let config = config_folder(environment).unwrap_or_default();
+    let home = environment.get("HOME").map(PathBuf::from).unwrap_or_default();
+    let others = WAITED_FOR.iter().map(|file| config.join(file)).chain(WAITED_FOR_AT_HOME.iter().map(|file| home.join(file)));
+    let files = read_at_start(environment).into_iter().chain([state_file(environment)]).chain(others);
     let wrong = |path: PathBuf| {
         // What is not there is not read.
         let file = path.metadata().ok().filter(|file| !file.is_dir())?;

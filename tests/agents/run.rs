@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use clawdforge::agent::programs::CLAUDE_TESTED;
 use reqwest::StatusCode;
+use rustix::fs::{CWD, FileType, Mode, mknodat};
 use serde_json::{Value, json};
 
 use crate::Forge;
@@ -215,4 +216,27 @@ async fn after_a_crash_in_the_middle_nothing_goes_on() {
     assert!(!server.running("sleep\x00615") && !server.running("--input-format"));
     assert_eq!(server.query::<String>("SELECT stop_reason FROM runs"), "interrupted");
     assert_eq!(server.run(&token, "Again?").await.status, StatusCode::OK);
+}
+
+#[tokio::test]
+async fn a_pipe_where_claude_reads_fails_the_run_at_once() {
+    let Some(forge) = Forge::start().await else { return };
+    // Each of these claude waits for.
+    for place in [
+        ".claude/.credentials.json",
+        ".claude/plugins/installed_plugins.json",
+        ".claude/plugins/known_marketplaces.json",
+        ".claude/skills/manifest.json",
+        ".config/anthropic/active_config",
+        ".config/anthropic/configs/default.json",
+    ] {
+        let pipe = forge.home.path().join(place);
+        std::fs::create_dir_all(pipe.parent().unwrap()).unwrap();
+        mknodat(CWD, &pipe, FileType::Fifo, Mode::RWXU, 0).unwrap();
+        let answer = forge.server.post("/run", &forge.token, &json!({"prompt": "hello", "timeout_secs": 5})).await;
+        let error = answer.json["error"].as_str().unwrap_or_default();
+        assert!(error.contains(place) && error.contains("no regular file"), "{place}: {answer:?}");
+        std::fs::remove_file(pipe).unwrap();
+    }
+    assert_eq!(forge.server.run(&forge.token, "hello").await.status, StatusCode::OK);
 }
