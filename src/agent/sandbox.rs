@@ -135,9 +135,16 @@ pub fn cut_off() -> Result<(), Error> {
 /// still be made on the caller itself, by the id 0, where that is of use. `docs/security.md` goes through all such calls.
 pub fn leave_others_alone() -> Result<(), Error> {
     let not_itself = |argument| Ok::<_, seccompiler::Error>(vec![SeccompRule::new(vec![is_not(argument, 0)?])?]);
-    // Also not all processes of the user, who is the server's too.
-    let not_itself_of_kind =
-        |user| Ok::<_, seccompiler::Error>([not_itself(1)?, vec![SeccompRule::new(vec![is(0, ALL, user)?])?]].concat());
+    // Nor all of its group or user at once: it may have joined the server's group, and is the server's user.
+    let not_itself_of_kind = |process| {
+        let other_kind = SeccompRule::new(vec![is_not(0, process)?])?;
+        Ok::<_, seccompiler::Error>([not_itself(1)?, vec![other_kind]].concat())
+    };
+    // What is typed for others to read, a shell at the server's terminal for one.
+    let types = || {
+        let is_request = |request| SeccompRule::new(vec![is(1, ALL, request)?]);
+        Ok::<_, seccompiler::Error>(vec![is_request(TIOCSTI)?, is_request(TIOCLINUX)?])
+    };
     let always = Vec::new;
     let rules = [
         (libc::SYS_prlimit64, not_itself(0)?),
@@ -147,8 +154,9 @@ pub fn leave_others_alone() -> Result<(), Error> {
         (libc::SYS_sched_setscheduler, not_itself(0)?),
         (libc::SYS_move_pages, not_itself(0)?),
         (libc::SYS_migrate_pages, not_itself(0)?),
-        (libc::SYS_setpriority, not_itself_of_kind(libc::PRIO_USER.cast_signed())?),
-        (libc::SYS_ioprio_set, not_itself_of_kind(IOPRIO_WHO_USER)?),
+        (libc::SYS_setpriority, not_itself_of_kind(PRIO_PROCESS)?),
+        (libc::SYS_ioprio_set, not_itself_of_kind(IOPRIO_WHO_PROCESS)?),
+        (libc::SYS_ioctl, types()?),
         (libc::SYS_ptrace, always()),
         (libc::SYS_process_vm_readv, always()),
         (libc::SYS_process_vm_writev, always()),
@@ -158,8 +166,9 @@ pub fn leave_others_alone() -> Result<(), Error> {
         (libc::SYS_kcmp, always()),
         (libc::SYS_perf_event_open, always()),
     ];
-    // Those of the third set that have numbers of their own there: ptrace, move_pages, process_vm_readv and process_vm_writev.
-    let x32 = [521, 533, 539, 540].map(|call| (X32 | call, always()));
+    // Those of the third set that have numbers of their own there: ioctl, ptrace, move_pages, process_vm_readv and process_vm_writev.
+    let x32 = [(514, types()?), (521, always()), (533, always()), (539, always()), (540, always())];
+    let x32 = x32.map(|(call, rules)| (X32 | call, rules));
     Ok(seccompiler::apply_filter(&filter(rules.into_iter().chain(x32), libc::EPERM)?)?)
 }
 
@@ -167,8 +176,11 @@ pub fn leave_others_alone() -> Result<(), Error> {
 const X32: libc::c_long = 0x4000_0000;
 /// All bits of an argument.
 const ALL: u64 = u32::MAX as u64;
-/// From the kernel's `ioprio.h`.
-const IOPRIO_WHO_USER: libc::c_int = 3;
+/// From the kernel's `resource.h`, `ioprio.h` and `ioctls.h`.
+const PRIO_PROCESS: u64 = 0;
+const IOPRIO_WHO_PROCESS: u64 = 1;
+const TIOCSTI: libc::c_int = 0x5412;
+const TIOCLINUX: libc::c_int = 0x541c;
 
 fn is(argument: u8, mask: u64, value: libc::c_int) -> Result<SeccompCondition, seccompiler::BackendError> {
     SeccompCondition::new(argument, SeccompCmpArgLen::Dword, SeccompCmpOp::MaskedEq(mask), u64::from(value.cast_unsigned()))
@@ -237,8 +249,9 @@ pub fn restrict(to: &[PathBuf]) -> Result<(), Error> {
 }
 
 fn allow(rules: RulesetCreated, path: &Path) -> Result<RulesetCreated, RulesetError> {
-    // What is written there changes processes, others of the same user too (oom_score_adj, timerslack_ns).
-    let all = if path == Path::new("/proc") { AccessFs::from_read(NEWEST) } else { AccessFs::from_all(NEWEST) };
+    // What is written there changes processes, others of the same user too (oom_score_adj, timerslack_ns, cgroup.kill).
+    let read_only = ["/proc", "/sys"].map(Path::new).contains(&path);
+    let all = if read_only { AccessFs::from_read(NEWEST) } else { AccessFs::from_all(NEWEST) };
     allow_only(rules, path, if path.is_dir() { all } else { all & AccessFs::from_file(NEWEST) })
 }
 

@@ -157,12 +157,16 @@ async fn an_agent_with_a_shell_changes_no_other_process_and_reads_nothing_of_its
         ("end another's agent by its time", python(format!("resource.prlimit({others_claude}, resource.RLIMIT_CPU, (0, 0))"))),
         ("slow the server down", python(format!("os.setpriority(os.PRIO_PROCESS, {}, 19)", server.pid()))),
         ("slow all of the user down", python("os.setpriority(os.PRIO_USER, 0, 19)".to_owned())),
+        ("slow down a group that it has joined", python("os.setpriority(os.PRIO_PGRP, 0, 19)".to_owned())),
+        ("type at the server's terminal", python("import fcntl, termios; fcntl.ioctl(0, termios.TIOCSTI, b'x')".to_owned())),
+        // Opened for writing is enough: `cgroup.kill` is beside it.
+        ("end a control group", ": > $(find /sys/fs/cgroup -name cgroup.procs | head -n 1)".to_owned()),
         ("bind the server to one processor", python(format!("os.sched_setaffinity({}, [0])", server.pid()))),
         ("trace another's agent", python(format!("check(ctypes.CDLL(None, use_errno=True).ptrace(16, {others_claude}, 0, 0))"))),
         ("write to what the kernel knows of another's agent", format!("echo 1000 > /proc/{others_claude}/oom_score_adj")),
     ] {
         let told = shell(server, token, &mine, &command).await;
-        assert!(["denied", "not permitted"].iter().any(|no| told.contains(no)), "{what}: {told}");
+        assert!(["denied", "not permitted", "Read-only"].iter().any(|no| told.contains(no)), "{what}: {told}");
     }
     // Every process can read the others' command lines. What a system prompt, a schema or a folder is does not stand there.
     let body = json!({"prompt": "stub: {\"delay_ms\": 3000}", "system": "of-the-system", "schema": {"description": "of-the-schema"}});
