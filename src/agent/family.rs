@@ -26,7 +26,7 @@ const VARIABLE: &str = "AGENT_RUN";
 const STUCK_AFTER: Duration = Duration::from_secs(5);
 /// How long before it is tried again to end what was left.
 const AGAIN: Duration = Duration::from_secs(1);
-/// How long own children alone are looked at, at most.
+/// How long own children alone, or the newest processes alone, are looked at, at most.
 const CHASE: Duration = Duration::from_millis(50);
 /// How long they are looked at until none ends meanwhile, at most.
 const LOOK: Duration = Duration::from_millis(20);
@@ -257,7 +257,7 @@ fn end_blocking(mark: &Mark) -> Result<usize, Left> {
         let found = members(mark);
         let (pids, why) = match &found {
             // One that is dying has no environment to be known by any more, and is not gone yet.
-            Ok(family) if family.of.is_empty() && !ended.values().any(|process| process.lives()) && none_adopted(mark) => {
+            Ok(family) if family.of.is_empty() && !ended.values().any(|process| process.lives()) && none_escaped(mark) => {
                 return Ok(ended.len());
             }
             Ok(family) => {
@@ -281,10 +281,13 @@ fn end_blocking(mark: &Mark) -> Result<usize, Left> {
     }
 }
 
-/// Whether none of a chain of processes that each start the next and end was adopted: such a one is there for less time than a
-/// look at everyone takes.
-fn none_adopted(mark: &Mark) -> bool {
-    !ADOPTS.load(Ordering::Relaxed) || children_of(mark).is_ok_and(|children| children.of_it.is_empty() && children.sure)
+/// Whether nothing is left of a chain of processes that each start the next and end: such a one is there for less time than a look
+/// at everyone takes, but is adopted.
+fn none_escaped(mark: &Mark) -> bool {
+    if ADOPTS.load(Ordering::Relaxed) {
+        return children_of(mark).is_ok_and(|children| children.of_it.is_empty() && children.sure);
+    }
+    end_newest(mark).is_ok_and(|met| met == 0)
 }
 
 /// Ends for a while nothing but own children, over and over: one of such a chain has to be met before it starts the next.
@@ -296,6 +299,27 @@ fn chase(mark: &Mark) {
             _ => return,
         }
     }
+}
+
+/// The same of processes that begin just now, whoever adopted them: what a crash left is not this process's. Gives how many were
+/// met.
+fn end_newest(mark: &Mark) -> io::Result<usize> {
+    let (begun, mut met) = (Instant::now(), 0);
+    let mut seen = proc::newest()?;
+    while begun.elapsed() < CHASE {
+        let newest = proc::newest()?;
+        // Ids begin anew when they are used up.
+        for pid in seen.min(newest)..=newest {
+            if let Some(process) = Process::read(pid)?
+                && mark.is_in(&process.environ()?)
+            {
+                process.kill();
+                met += 1;
+            }
+        }
+        seen = newest;
+    }
+    Ok(met)
 }
 
 /// Who is to be ended.

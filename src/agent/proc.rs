@@ -110,6 +110,12 @@ pub(super) fn kill_group(group: i32) {
     }
 }
 
+/// The id that was given away last, of a process or a thread.
+pub(super) fn newest() -> io::Result<i32> {
+    let line = std::fs::read_to_string("/proc/loadavg")?;
+    line.split_whitespace().last().and_then(|id| id.parse().ok()).ok_or_else(|| io::Error::other("/proc/loadavg does not tell it"))
+}
+
 /// This process's children, zombies included. An error too where the kernel has no list of them.
 pub(super) fn own_children() -> io::Result<Vec<i32>> {
     let mut children = Vec::new();

@@ -62,6 +62,25 @@ async fn a_second_signal_does_not_wait() {
 }
 
 #[tokio::test]
+async fn after_a_crash_the_next_start_ends_processes_that_fork_and_exit_all_the_time() {
+    let mut server = Options::stand_in().start();
+    let token = server.mint("app").await;
+    for _ in 0..3 {
+        let beat = server.folder().join("beat");
+        tokio::select! {
+            answer = server.run(&token, "do: chain and hang") => panic!("{answer:?}"),
+            () = until("the chain", || beat.exists()) => {}
+        }
+        server = server.crash_and_restart();
+        let written = || std::fs::metadata(&beat).unwrap().modified().unwrap();
+        let begun = written();
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        assert_eq!(written(), begun, "the chain goes on\n{}", server.log());
+        std::fs::remove_file(&beat).unwrap();
+    }
+}
+
+#[tokio::test]
 async fn after_a_crash_the_next_start_ends_what_is_left_and_settles_its_rows() {
     let server = Options::stand_in().start();
     let token = server.mint("app").await;
