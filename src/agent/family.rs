@@ -150,9 +150,9 @@ fn reap_adopted() {
 
 /// What this process's own children tell of a run: whatever of it lost its parent is one of them, or below one.
 struct Children {
-    /// Those with its mark.
+    /// Those with its mark, and strays that can be nobody else's.
     of_it: Vec<Process>,
-    /// Whether there are some that may be anybody's.
+    /// Whether there are strays that may be another's.
     strays: bool,
     /// Whether none ended while they were looked at. What such a one had started may be missing.
     sure: bool,
@@ -168,6 +168,7 @@ fn children_of(mark: &Mark) -> io::Result<Children> {
             (proc::own_children()?, known.clone())
         };
         let mut children = Children { of_it: Vec::new(), strays: false, sure: true };
+        let (mut strays, mut others) = (Vec::new(), Vec::new());
         for pid in list {
             let Some(child) = Process::read(pid)? else {
                 // One that was dead before this list was made has nothing that is not on it.
@@ -175,16 +176,21 @@ fn children_of(mark: &Mark) -> io::Result<Children> {
                 continue;
             };
             let environ = child.environ()?;
+            // It has no environment any more.
+            let exiting = environ.is_empty() && Process::read(pid)?.is_none_or(|now| now.exiting);
+            children.sure &= !exiting;
             if mark.is_in(&environ) {
                 children.of_it.push(child);
-            } else if environ.is_empty() && Process::read(pid)?.is_none_or(|now| now.exiting) {
-                // It has no environment any more.
-                children.sure = false;
-            } else if !known.contains_key(&pid.cast_unsigned()) && !mark.is_of_this_server(&environ) {
+            } else if let Some(idle) = known.get(&pid.cast_unsigned()) {
+                others.extend((!idle).then_some(child));
+            } else if !exiting && !mark.is_of_this_server(&environ) {
                 // The idle processes of a session were adopted too, and carry its own mark.
-                children.strays = true;
+                strays.push(child);
             }
         }
+        let (of_it, of_others) = strays.into_iter().partition::<Vec<_>, _>(|stray| began_before_all(stray, &others));
+        children.of_it.extend(of_it);
+        children.strays = !of_others.is_empty();
         if children.sure || !children.of_it.is_empty() || begun.elapsed() > LOOK {
             return Ok(children);
         }
@@ -346,10 +352,9 @@ fn members(mark: &Mark) -> io::Result<Family> {
         // Looked up after the list was made: a child that was being started then is known by now.
         let known = started();
         let others = known.iter().filter(|(_, idle)| !**idle).map(|(pid, _)| pid.cast_signed()).filter(|pid| !family.contains(pid));
-        let oldest_other = others.filter_map(|pid| everyone.get(&pid)).map(|process| process.started).min();
-        // A stray may be another run's only if that run began before it. Then it is left to the end of that run.
+        let others: Vec<_> = others.filter_map(|pid| everyone.get(&pid)).copied().collect();
         let strays = adopted.iter().filter(|stray| !known.contains_key(&stray.pid.cast_unsigned()));
-        family.extend(strays.filter(|stray| oldest_other.is_none_or(|oldest| stray.started < oldest)).map(|stray| stray.pid));
+        family.extend(strays.filter(|stray| began_before_all(stray, &others)).map(|stray| stray.pid));
     }
     family.remove(&own_pid);
     let (of, others): (Vec<_>, Vec<_>) = everyone.values().copied().partition(|process| descends(process.pid, &family, &everyone));
@@ -398,6 +403,11 @@ pub fn larger_than(server: &Mark, limit: u64) -> Vec<Large> {
         (bytes > limit).then_some(Large { id, bytes, tree })
     });
     large.collect()
+}
+
+/// Whether a stray can't be of one of these other runs: then they all began later. Else it is left to the end of the last of them.
+fn began_before_all(stray: &Process, others: &[Process]) -> bool {
+    others.iter().all(|other| stray.started < other.started)
 }
 
 fn descends(mut pid: i32, from: &BTreeSet<i32>, everyone: &BTreeMap<i32, Process>) -> bool {

@@ -225,8 +225,8 @@ async fn processes_that_fork_and_exit_all_the_time_end_with_their_run() {
     let server = Options::stand_in().start();
     let token = server.mint("app").await;
     let beat = server.folder().join("beat");
-    for _ in 0..3 {
-        assert_eq!(server.run(&token, "do: chain").await.json["result"], "chained");
+    for prompt in ["do: chain", "do: chain, wiped"].repeat(3) {
+        assert_eq!(server.run(&token, prompt).await.json["result"], "chained");
         until("the run's folder to go", || server.data().join("runs").read_dir().unwrap().count() == 0).await;
         let begun = std::fs::metadata(&beat).unwrap().modified().unwrap();
         tokio::time::sleep(Duration::from_millis(100)).await;
