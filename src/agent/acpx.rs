@@ -113,6 +113,10 @@ impl Acpx {
     fn command<A: AsRef<OsStr>>(&self, target: &Target, arguments: impl IntoIterator<Item = A>) -> Result<Command, Error> {
         let found = programs::find(&self.program, &self.workshop.environment);
         let program = found.ok_or_else(|| Error::NotInstalled(self.program.clone()))?;
+        // Nothing is made in /tmp for a session that is gone: nobody would take it away.
+        if !target.room.folder().is_dir() {
+            return Err(Error::Failed(format!("the session's folder {} is gone; create another session", target.room.folder().display())));
+        }
         let sockets = target.room.sockets();
         super::room::make_private(&sockets)
             .map_err(|error| Error::Failed(format!("{} can't be used ({error}); remove it", sockets.display())))?;

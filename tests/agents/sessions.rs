@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use clawdforge::agent::room::Room;
 use reqwest::{Method, StatusCode};
 use rustix::process::Signal;
 use serde_json::{Value, json};
@@ -368,4 +369,21 @@ async fn a_session_goes_on_where_its_socket_was_taken_away() {
         assert_eq!(told.status, StatusCode::OK, "{told:?}");
         assert!(told.json["text"].as_str().unwrap().contains("The word is medlar."), "{told:?}");
     }
+}
+
+#[tokio::test]
+async fn nothing_is_made_for_a_session_whose_folder_is_gone() {
+    let Some(forge) = Forge::start().await else { return };
+    let (server, token) = (&forge.server, &forge.token);
+    let id = create(server, token, &json!({})).await;
+    let room = server.data().join("sessions").join(&id);
+    let sockets = Room::new(room.clone()).sockets();
+    std::fs::remove_dir_all(room).unwrap();
+    std::fs::remove_dir(&sockets).unwrap();
+    let told = turn(server, token, &id, "hello").await;
+    assert_eq!(told.status, StatusCode::BAD_GATEWAY, "{told:?}");
+    assert!(told.json["error"].as_str().unwrap().contains("is gone; create another session"), "{told:?}");
+    assert!(!sockets.exists());
+    assert_eq!(delete(server, token, &id).await.status, StatusCode::OK);
+    assert!(!sockets.exists());
 }
