@@ -3,39 +3,43 @@
 //! The modules, in reading order:
 //!
 //! - [`config`]: settings, read once into types that can't be wrong
-//! - [`server`]: [`server::App`], the layers, and [`server::Server::serve`]
+//! - [`boot`]: from settings to a server; [`data_dir`]: its folder
+//! - [`server`]: the layers, and [`server::Server::serve`]
 //! - [`listener`]: connections, who gets one and how many
 //! - [`api`]: HTTP and nothing else, one file per resource
-//! - [`agent`]: what runs agents: processes, the `claude` CLI, the queue
+//! - [`app`]: what the handlers share
+//! - [`session`]: conversations of many turns, from their creation to their end
+//! - [`job`]: runs and turns, from their acceptance to the end of their rows
+//! - [`agent`]: what executes them: processes, the `claude` CLI, acpx
 //! - [`ledger`]: `SQLite` and nothing else, one file per table
-//! - [`runs`]: a run, from its place in the queue to the end of its row
-//! - [`sessions`]: conversations of many turns
-//! - [`feed`]: what they say while they go on, for any number of readers
 //! - [`schema`]: what a reply has to fit, checked apart from everything else
 //! - [`uploads`]: files that apps sent, on disk
 //! - [`sweeper`]: what time takes away
 //! - [`log`]: what the operator reads
 //! - [`metrics`]: what is counted, for Prometheus
-//! - [`network`], [`secret`], [`clock`]: addresses, tokens, the time
+//! - [`network`], [`secret`], [`clock`], [`blocking`]: addresses, tokens, the time, work that takes long
 //! - [`cli`]: the operator's commands
 //! - [`demo`]: a model stub and an installer of the CLIs, for demonstrations and tests
 
 pub mod agent;
 pub mod api;
+pub mod app;
+pub mod blocking;
+pub mod boot;
 pub mod cli;
 pub mod clock;
 pub mod config;
+pub mod data_dir;
 pub mod demo;
-pub mod feed;
+pub mod job;
 pub mod ledger;
 pub mod listener;
 pub mod log;
 pub mod metrics;
 pub mod network;
-pub mod runs;
 pub mod schema;
 pub mod secret;
 pub mod server;
-pub mod sessions;
+pub mod session;
 pub mod sweeper;
 pub mod uploads;

@@ -12,7 +12,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
-use crate::ledger::RunEnd;
+use crate::agent::contract::Usage;
 use crate::log;
 
 /// The one set of them.
@@ -153,21 +153,20 @@ impl Metrics {
     }
 
     /// Notes the end of a `run` or a `turn`.
-    pub fn ended(&self, kind: &'static str, app: &str, model: &str, end: &RunEnd) {
-        if end.duration_ms == 0 && !end.ok {
+    pub fn ended(&self, kind: &'static str, app: &str, model: &str, ok: bool, duration: Duration, usage: Usage) {
+        if duration.is_zero() && !ok {
             // It never began.
             return;
         }
-        let duration = Duration::from_millis(end.duration_ms.unsigned_abs());
         self.whole.get_or_create(&Kind { kind }).observe(duration.as_secs_f64());
         // Only of models that there are: a client can name any.
-        for (direction, count) in [("input", end.input_tokens), ("output", end.output_tokens)] {
-            if let Some(count) = count.filter(|_| end.ok) {
+        for (direction, count) in [("input", usage.input_tokens), ("output", usage.output_tokens)] {
+            if let Some(count) = count.filter(|_| ok) {
                 let labels = Tokens { app: app.to_owned(), model: model.to_owned(), direction };
                 self.tokens.get_or_create(&labels).inc_by(count.unsigned_abs());
             }
         }
-        if let Some(usd) = end.cost_usd.filter(|_| end.ok) {
+        if let Some(usd) = usage.cost_usd.filter(|_| ok) {
             self.dollars.get_or_create(&Use { app: app.to_owned(), model: model.to_owned() }).inc_by(usd.max(0.0));
         }
     }

@@ -16,8 +16,8 @@ use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
-use crate::agent::family::Mark;
-use crate::agent::process::{self, Line, Next, Talk};
+use crate::agent::family::Tag;
+use crate::agent::process::{self, ConverseOptions, Line, Next};
 
 /// The longest schema in bytes.
 const MAX_BYTES: usize = 64 << 10;
@@ -55,7 +55,7 @@ pub enum Wrong {
 /// What checks schemas. Clones share the places.
 #[derive(Clone, Debug)]
 pub struct Schemas {
-    mark: Mark,
+    tag: Tag,
     places: Arc<Semaphore>,
     /// Of each app that has a check, or waits for one.
     apps: Arc<Mutex<HashMap<String, Arc<Semaphore>>>>,
@@ -77,9 +77,9 @@ enum Answer {
 }
 
 impl Schemas {
-    /// Checks by processes that carry marks of this server.
-    pub fn new(server: Mark) -> Self {
-        Self { mark: server, places: Arc::new(Semaphore::new(AT_ONCE)), apps: Arc::default() }
+    /// Checks by processes that carry tags of this server.
+    pub fn new(server: Tag) -> Self {
+        Self { tag: server, places: Arc::new(Semaphore::new(AT_ONCE)), apps: Arc::default() }
     }
 
     /// Whether this is a schema at all. The CLI takes anything for one, and ignores what is none.
@@ -122,10 +122,10 @@ impl Schemas {
         let mut input = serde_json::to_vec(question).expect("a question is JSON");
         input.push(b'\n');
         let cancel = CancellationToken::new();
-        let talk = Talk { input, hold_input: false, deadline: Instant::now() + WITHIN, cancel: &cancel, patience: None };
+        let talk = ConverseOptions { input, hold_input: false, deadline: Instant::now() + WITHIN, cancel: &cancel, patience: None };
         // Of its own: the end of one family must not be that of another.
-        let mark = self.mark.run(&format!("schema-{}", uuid::Uuid::new_v4().simple()));
-        process::converse(&mut command, &mark, talk, read).await.map_err(|error| Wrong::Unchecked(error.to_string()))?;
+        let tag = self.tag.run(&format!("schema-{}", uuid::Uuid::new_v4().simple()));
+        process::converse(&mut command, &tag, talk, read).await.map_err(|error| Wrong::Unchecked(error.to_string()))?;
         match printed {
             Some(Answer::Fits) => Ok(()),
             Some(Answer::NoSchema(why)) => Err(Wrong::Schema(why)),

@@ -2,30 +2,49 @@
 
 use std::time::Duration;
 
-use crate::feed;
-use crate::server::App;
-use crate::uploads;
+use crate::agent::claude::workspace::RunDirs;
+use crate::job::feed::{self, Feeds};
+use crate::ledger::Ledger;
+use crate::session::Sessions;
+use crate::uploads::{self, Uploads};
 
-/// Sweeps every `period`, for ever. What fails is logged, and tried again the next time.
-pub async fn sweep(period: Duration, retention_days: u32, app: &App) {
-    loop {
-        tokio::time::sleep(period).await;
-        report("sessions", app.sessions.sweep().await);
-        report("uploads", app.uploads.sweep(&app.ledger).await);
-        report("last uses of tokens", app.ledger.flush_used().await.map(|()| 0));
-        report("old runs", app.ledger.forget_runs(retention_days).await);
-        report("old events of sessions", app.ledger.forget_session_events(retention_days).await);
-        report("folders of runs", app.runs.sweep().await);
-        report("feeds", app.feeds.sweep().await);
-        report("feeds without a row", orphaned_feeds(app).await);
-        report("idempotency keys", app.ledger.forget_keys(feed::KEPT.as_secs()).await);
-    }
+/// What is swept.
+pub struct Sweeper {
+    /// Idle ones are closed, closed ones deleted.
+    pub sessions: Sessions,
+    /// Expired ones go.
+    pub uploads: Uploads,
+    /// Old rows go, and keys.
+    pub ledger: Ledger,
+    /// Old ones go, and those of no job.
+    pub feeds: Feeds,
+    /// Those that could not be removed at their run's end.
+    pub run_dirs: RunDirs,
+    /// Days that rows are kept.
+    pub retention_days: u32,
 }
 
-/// What a crash left of work that has no row, and what an earlier release left of deleted sessions.
-async fn orphaned_feeds(app: &App) -> Result<usize, uploads::Error> {
-    let orphans = app.ledger.without_row(app.feeds.settled().await?).await?;
-    Ok(app.feeds.remove(orphans).await?)
+impl Sweeper {
+    /// Sweeps every `period`, for ever. What fails is logged, and tried again the next time.
+    pub async fn sweep(&self, period: Duration) {
+        loop {
+            tokio::time::sleep(period).await;
+            report("sessions", self.sessions.sweep().await);
+            report("uploads", self.uploads.sweep(&self.ledger).await);
+            report("last uses of tokens", self.ledger.flush_used().await.map(|()| 0));
+            report("old runs and events of sessions", self.ledger.forget_jobs(self.retention_days).await);
+            report("folders of runs", self.run_dirs.sweep().await);
+            report("feeds", self.feeds.sweep().await);
+            report("feeds without a row", self.orphaned_feeds().await);
+            report("idempotency keys", self.ledger.forget_keys(feed::KEPT.as_secs()).await);
+        }
+    }
+
+    /// What a crash left of a job that has no row, and what an earlier release left of deleted sessions.
+    async fn orphaned_feeds(&self) -> Result<usize, uploads::Error> {
+        let orphans = self.ledger.without_row(self.feeds.settled().await?).await?;
+        Ok(self.feeds.remove(orphans).await?)
+    }
 }
 
 fn report(what: &str, swept: Result<usize, impl std::error::Error>) {

@@ -170,7 +170,7 @@ pub fn safe_name(given: &str) -> String {
 }
 
 fn is_unsafe(c: char) -> bool {
-    // Beside the control characters: marks and overrides of direction, joiners, line and paragraph separators.
+    // Beside the control characters: tags and overrides of direction, joiners, line and paragraph separators.
     c.is_control() || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{61c}')
 }
 

@@ -1,10 +1,10 @@
 //! Every process that an agent started, wherever it went.
 //!
 //! A process group does not hold an agent together: a command that its Bash tool starts is in a session of its own, and
-//! is re-parented when the agent dies. So each agent's environment carries a mark, which all that it starts inherits,
-//! and its family is what `/proc` shows with that mark, and everything below. The daemon also takes the place of init
+//! is re-parented when the agent dies. So each agent's environment carries a tag, which all that it starts inherits,
+//! and its family is what `/proc` shows with that tag, and everything below. The daemon also takes the place of init
 //! for its descendants ([`adopt`]): what wiped its environment and left its parent comes back to the daemon as a child
-//! that it never started, and is ended as a stray, with the last run that it may be of.
+//! that it never started, and is ended as an orphan, with the last run that it may be of.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -20,7 +20,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::proc::{self, Process};
 
-/// The variable that marks an agent. Not named `CLAWDFORGE_…`: agents get none of those.
+/// The variable that tags an agent. Not named `CLAWDFORGE_…`: agents get none of those.
 const VARIABLE: &str = "AGENT_RUN";
 /// How long processes may take to die of SIGKILL before they are reported as stuck.
 const STUCK_AFTER: Duration = Duration::from_secs(5);
@@ -37,25 +37,25 @@ type Idle = bool;
 static STARTED: Mutex<BTreeMap<u32, Idle>> = Mutex::new(BTreeMap::new());
 static ADOPTS: AtomicBool = AtomicBool::new(false);
 /// Families of which something could not be ended yet.
-static UNFINISHED: Mutex<Vec<Mark>> = Mutex::new(Vec::new());
+static UNFINISHED: Mutex<Vec<Tag>> = Mutex::new(Vec::new());
 
-/// What marks the family of one run, or of every run of a server.
+/// What tags the family of one run, or of every run of a server.
 #[derive(Clone, Debug)]
-pub struct Mark {
-    /// What the marks of all runs of the server begin with.
+pub struct Tag {
+    /// What the tags of all runs of the server begin with.
     server: String,
     run: Option<String>,
 }
 
-impl Mark {
-    /// The mark that all runs of the server with this data folder share. The folder's device and inode tell two servers
+impl Tag {
+    /// The tag that all runs of the server with this data folder share. The folder's device and inode tell two servers
     /// on one machine apart, in containers too.
     pub fn server(data_dir: &Path) -> io::Result<Self> {
         let folder = data_dir.metadata()?;
         Ok(Self { server: format!("{:x}-{:x}/", folder.dev(), folder.ino()), run: None })
     }
 
-    /// The mark of one run of that server.
+    /// The tag of one run of that server.
     #[must_use]
     pub fn run(&self, id: &str) -> Self {
         Self { server: self.server.clone(), run: Some(id.to_owned()) }
@@ -86,7 +86,7 @@ fn value_in(environ: &[u8]) -> Option<&[u8]> {
     environ.split(|byte| *byte == 0).find_map(|variable| variable.strip_prefix(VARIABLE.as_bytes())?.strip_prefix(b"="))
 }
 
-/// A child that is marked, and known as one that this process started.
+/// A child that is tagged, and known as one that this process started.
 #[derive(Debug)]
 pub struct Started {
     /// The child.
@@ -108,8 +108,8 @@ impl Drop for Started {
 }
 
 /// Starts `command` as the first of a family, in a process group of its own: a Ctrl-C at the terminal is for the server.
-pub fn start(command: &mut Command, mark: &Mark) -> io::Result<Started> {
-    command.env(VARIABLE, mark.value()).process_group(0).kill_on_drop(true);
+pub fn start(command: &mut Command, tag: &Tag) -> io::Result<Started> {
+    command.env(VARIABLE, tag.value()).process_group(0).kill_on_drop(true);
     // Under the lock, so that the child is never seen as one that was adopted.
     let mut known = started();
     let child = command.spawn()?;
@@ -150,15 +150,15 @@ fn reap_adopted() {
 
 /// What this process's own children tell of a run: whatever of it lost its parent is one of them, or below one.
 struct Children {
-    /// Those with its mark, and strays that can be nobody else's.
+    /// Those with its tag, and orphans that can be nobody else's.
     of_it: Vec<Process>,
-    /// Whether there are strays that may be another's.
-    strays: bool,
+    /// Whether there are orphans that may be another's.
+    orphans: bool,
     /// Whether none ended while they were looked at. What such a one had started may be missing.
     sure: bool,
 }
 
-fn children_of(mark: &Mark) -> io::Result<Children> {
+fn children_of(tag: &Tag) -> io::Result<Children> {
     let begun = Instant::now();
     let mut dead = BTreeSet::new();
     loop {
@@ -167,8 +167,8 @@ fn children_of(mark: &Mark) -> io::Result<Children> {
             let known = started();
             (proc::own_children()?, known.clone())
         };
-        let mut children = Children { of_it: Vec::new(), strays: false, sure: true };
-        let (mut strays, mut others) = (Vec::new(), Vec::new());
+        let mut children = Children { of_it: Vec::new(), orphans: false, sure: true };
+        let (mut orphans, mut others) = (Vec::new(), Vec::new());
         for pid in list {
             let Some(child) = Process::read(pid)? else {
                 // One that was dead before this list was made has nothing that is not on it.
@@ -179,18 +179,18 @@ fn children_of(mark: &Mark) -> io::Result<Children> {
             // It has no environment any more.
             let exiting = environ.is_empty() && Process::read(pid)?.is_none_or(|now| now.exiting);
             children.sure &= !exiting;
-            if mark.is_in(&environ) {
+            if tag.is_in(&environ) {
                 children.of_it.push(child);
             } else if let Some(idle) = known.get(&pid.cast_unsigned()) {
                 others.extend((!idle).then_some(child));
-            } else if !exiting && !mark.is_of_this_server(&environ) {
-                // The idle processes of a session were adopted too, and carry its own mark.
-                strays.push(child);
+            } else if !exiting && !tag.is_of_this_server(&environ) {
+                // The idle processes of a session were adopted too, and carry its own tag.
+                orphans.push(child);
             }
         }
-        let (of_it, of_others) = strays.into_iter().partition::<Vec<_>, _>(|stray| began_before_all(stray, &others));
+        let (of_it, of_others) = orphans.into_iter().partition::<Vec<_>, _>(|orphan| began_before_all(orphan, &others));
         children.of_it.extend(of_it);
-        children.strays = !of_others.is_empty();
+        children.orphans = !of_others.is_empty();
         if children.sure || !children.of_it.is_empty() || begun.elapsed() > LOOK {
             return Ok(children);
         }
@@ -198,24 +198,24 @@ fn children_of(mark: &Mark) -> io::Result<Children> {
 }
 
 /// Whether it is certain, without a look at every process, that nothing of a run is left.
-fn surely_gone(mark: &Mark) -> io::Result<bool> {
-    if mark.run.is_none() || !ADOPTS.load(Ordering::Relaxed) {
+fn surely_gone(tag: &Tag) -> io::Result<bool> {
+    if tag.run.is_none() || !ADOPTS.load(Ordering::Relaxed) {
         return Ok(false);
     }
-    let Children { of_it, strays, sure } = children_of(mark)?;
-    Ok(of_it.is_empty() && !strays && sure)
+    let Children { of_it, orphans, sure } = children_of(tag)?;
+    Ok(of_it.is_empty() && !orphans && sure)
 }
 
-/// Ends with SIGKILL all that carries the mark, or descends from what does, and strays. Returns when none is left, with
+/// Ends with SIGKILL all that carries the tag, or descends from what does, and orphans. Returns when none is left, with
 /// how many there were. Where that takes too long, what is left is said, and [`keep_ending`] goes on with it.
-pub async fn end(mark: &Mark) -> usize {
-    let of = mark.clone();
+pub async fn end(tag: &Tag) -> usize {
+    let of = tag.clone();
     let ended = tokio::task::spawn_blocking(move || end_blocking(&of)).await;
     match ended {
         Ok(Ok(count)) => count,
         Ok(Err(left)) => {
-            tracing::error!(family = mark.value(), %left, "processes of an agent are left; trying again until they are gone");
-            unfinished().push(mark.clone());
+            tracing::error!(family = tag.value(), %left, "processes of an agent are left; trying again until they are gone");
+            unfinished().push(tag.clone());
             left.ended
         }
         Err(_) => 0,
@@ -227,17 +227,17 @@ pub async fn keep_ending() {
     loop {
         tokio::time::sleep(AGAIN).await;
         let left = std::mem::take(&mut *unfinished());
-        for mark in left {
-            let of = mark.clone();
+        for tag in left {
+            let of = tag.clone();
             match tokio::task::spawn_blocking(move || end_blocking(&of)).await {
-                Ok(Ok(count)) => tracing::info!(family = mark.value(), count, "what was left of an agent is gone"),
-                _ => unfinished().push(mark),
+                Ok(Ok(count)) => tracing::info!(family = tag.value(), count, "what was left of an agent is gone"),
+                _ => unfinished().push(tag),
             }
         }
     }
 }
 
-fn unfinished() -> MutexGuard<'static, Vec<Mark>> {
+fn unfinished() -> MutexGuard<'static, Vec<Tag>> {
     UNFINISHED.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -250,20 +250,20 @@ struct Left {
     ended: usize,
 }
 
-fn end_blocking(mark: &Mark) -> Result<usize, Left> {
+fn end_blocking(tag: &Tag) -> Result<usize, Left> {
     let begun = Instant::now();
     let mut ended: BTreeMap<i32, Process> = BTreeMap::new();
     let mut pause = Duration::from_millis(1);
     // What can't be read is looked at again.
-    if surely_gone(mark).unwrap_or(false) {
+    if surely_gone(tag).unwrap_or(false) {
         return Ok(0);
     }
     loop {
         // Again until none is found: one that forks while it is being looked for escapes a single look.
-        let found = members(mark);
+        let found = members(tag);
         let (pids, why) = match &found {
             // One that is dying has no environment to be known by any more, and is not gone yet.
-            Ok(family) if family.of.is_empty() && !ended.values().any(|process| process.lives()) && none_escaped(mark) => {
+            Ok(family) if family.of.is_empty() && !ended.values().any(|process| process.lives()) && none_escaped(tag) => {
                 return Ok(ended.len());
             }
             Ok(family) => {
@@ -277,7 +277,7 @@ fn end_blocking(mark: &Mark) -> Result<usize, Left> {
                 process.kill();
                 ended.insert(process.pid, process);
             }
-            chase(mark);
+            chase(tag);
         }
         if begun.elapsed() > STUCK_AFTER {
             return Err(Left { why, pids, ended: ended.len() });
@@ -289,18 +289,18 @@ fn end_blocking(mark: &Mark) -> Result<usize, Left> {
 
 /// Whether nothing is left of a chain of processes that each start the next and end: such a one is there for less time than a look
 /// at everyone takes, but is adopted.
-fn none_escaped(mark: &Mark) -> bool {
+fn none_escaped(tag: &Tag) -> bool {
     if ADOPTS.load(Ordering::Relaxed) {
-        return children_of(mark).is_ok_and(|children| children.of_it.is_empty() && children.sure);
+        return children_of(tag).is_ok_and(|children| children.of_it.is_empty() && children.sure);
     }
-    end_newest(mark).is_ok_and(|met| met == 0)
+    end_newest(tag).is_ok_and(|met| met == 0)
 }
 
 /// Ends for a while nothing but own children, over and over: one of such a chain has to be met before it starts the next.
-fn chase(mark: &Mark) {
+fn chase(tag: &Tag) {
     let begun = Instant::now();
     while begun.elapsed() < CHASE {
-        match children_of(mark) {
+        match children_of(tag) {
             Ok(Children { of_it, sure, .. }) if !of_it.is_empty() || !sure => of_it.into_iter().for_each(Process::kill),
             _ => return,
         }
@@ -309,7 +309,7 @@ fn chase(mark: &Mark) {
 
 /// The same of processes that begin just now, whoever adopted them: what a crash left is not this process's. Gives how many were
 /// met.
-fn end_newest(mark: &Mark) -> io::Result<usize> {
+fn end_newest(tag: &Tag) -> io::Result<usize> {
     let (begun, mut met) = (Instant::now(), 0);
     let mut seen = proc::newest()?;
     while begun.elapsed() < CHASE {
@@ -317,7 +317,7 @@ fn end_newest(mark: &Mark) -> io::Result<usize> {
         // Ids begin anew when they are used up.
         for pid in seen.min(newest)..=newest {
             if let Some(process) = Process::read(pid)?
-                && mark.is_in(&process.environ()?)
+                && tag.is_in(&process.environ()?)
             {
                 process.kill();
                 met += 1;
@@ -335,16 +335,16 @@ struct Family {
     groups: BTreeSet<i32>,
 }
 
-fn members(mark: &Mark) -> io::Result<Family> {
+fn members(tag: &Tag) -> io::Result<Family> {
     let own_pid = rustix::process::getpid().as_raw_nonzero().get();
     let mut family = BTreeSet::new();
     let mut adopted = Vec::new();
     let everyone = Process::everyone()?;
     for process in everyone.values() {
         let environ = process.environ()?;
-        if mark.is_in(&environ) {
+        if tag.is_in(&environ) {
             family.insert(process.pid);
-        } else if process.parent == own_pid && !mark.is_of_this_server(&environ) {
+        } else if process.parent == own_pid && !tag.is_of_this_server(&environ) {
             adopted.push(*process);
         }
     }
@@ -353,8 +353,8 @@ fn members(mark: &Mark) -> io::Result<Family> {
         let known = started();
         let others = known.iter().filter(|(_, idle)| !**idle).map(|(pid, _)| pid.cast_signed()).filter(|pid| !family.contains(pid));
         let others: Vec<_> = others.filter_map(|pid| everyone.get(&pid)).copied().collect();
-        let strays = adopted.iter().filter(|stray| !known.contains_key(&stray.pid.cast_unsigned()));
-        family.extend(strays.filter(|stray| began_before_all(stray, &others)).map(|stray| stray.pid));
+        let orphans = adopted.iter().filter(|orphan| !known.contains_key(&orphan.pid.cast_unsigned()));
+        family.extend(orphans.filter(|orphan| began_before_all(orphan, &others)).map(|orphan| orphan.pid));
     }
     family.remove(&own_pid);
     let (of, others): (Vec<_>, Vec<_>) = everyone.values().copied().partition(|process| descends(process.pid, &family, &everyone));
@@ -366,7 +366,7 @@ fn members(mark: &Mark) -> io::Result<Family> {
 /// A child of this process, with all below it, that takes much memory.
 #[derive(Debug)]
 pub struct Large {
-    /// The run's id, by the child's mark.
+    /// The run's id, by the child's tag.
     pub id: String,
     /// What is their own, swapped out or not.
     pub bytes: u64,
@@ -385,9 +385,9 @@ impl Tree {
     }
 }
 
-/// The marked children of this process that take more than `limit` bytes, each with all below it. By descent and not by the
-/// marks of what they started: those an agent can forge.
-pub fn larger_than(server: &Mark, limit: u64) -> Vec<Large> {
+/// The tagged children of this process that take more than `limit` bytes, each with all below it. By descent and not by the
+/// tags of what they started: those an agent can forge.
+pub fn larger_than(server: &Tag, limit: u64) -> Vec<Large> {
     let own_pid = rustix::process::getpid().as_raw_nonzero().get();
     let everyone = Process::everyone().unwrap_or_default();
     let children = everyone.values().filter(|process| process.parent == own_pid);
@@ -405,9 +405,9 @@ pub fn larger_than(server: &Mark, limit: u64) -> Vec<Large> {
     large.collect()
 }
 
-/// Whether a stray can't be of one of these other runs: then they all began later. Else it is left to the end of the last of them.
-fn began_before_all(stray: &Process, others: &[Process]) -> bool {
-    others.iter().all(|other| stray.started < other.started)
+/// Whether an orphan can't be of one of these other runs: then they all began later. Else it is left to the end of the last of them.
+fn began_before_all(orphan: &Process, others: &[Process]) -> bool {
+    others.iter().all(|other| orphan.started < other.started)
 }
 
 fn descends(mut pid: i32, from: &BTreeSet<i32>, everyone: &BTreeMap<i32, Process>) -> bool {
@@ -426,36 +426,36 @@ fn descends(mut pid: i32, from: &BTreeSet<i32>, everyone: &BTreeMap<i32, Process
 mod tests {
     use super::*;
 
-    fn mark(server: &str, run: Option<&str>) -> Mark {
-        Mark { server: server.to_owned(), run: run.map(str::to_owned) }
+    fn tag(server: &str, run: Option<&str>) -> Tag {
+        Tag { server: server.to_owned(), run: run.map(str::to_owned) }
     }
 
     #[test]
     fn a_mark_is_a_whole_variable() {
         let environ = b"A=1\0AGENT_RUN=1-2/abc\0B=AGENT_RUN=1-2/xyz\0";
-        assert!(mark("1-2/", Some("abc")).is_in(environ));
-        assert!(mark("1-2/", None).is_in(environ));
-        assert!(!mark("1-2/", Some("ab")).is_in(environ));
-        assert!(!mark("1-2/", Some("xyz")).is_in(environ));
-        assert!(!mark("1-3/", None).is_in(environ));
-        assert!(!mark("1-2/", Some("abc")).is_in(b""));
+        assert!(tag("1-2/", Some("abc")).is_in(environ));
+        assert!(tag("1-2/", None).is_in(environ));
+        assert!(!tag("1-2/", Some("ab")).is_in(environ));
+        assert!(!tag("1-2/", Some("xyz")).is_in(environ));
+        assert!(!tag("1-3/", None).is_in(environ));
+        assert!(!tag("1-2/", Some("abc")).is_in(b""));
     }
 
     #[tokio::test]
     async fn a_family_ends_with_what_left_its_session_and_wiped_its_environment() {
         let folder = tempfile::tempdir().unwrap();
-        let mark = Mark::server(folder.path()).unwrap().run("x");
+        let tag = Tag::server(folder.path()).unwrap().run("x");
         let pids = folder.path().join("pids");
         let script =
             format!("setsid sleep 600 & echo $! > {0}; env -i /bin/sleep 600 & echo $! >> {0}; echo $$ >> {0}; wait", pids.display());
-        let mut family = start(Command::new("/bin/sh").args(["-c", &script]), &mark).unwrap();
+        let mut family = start(Command::new("/bin/sh").args(["-c", &script]), &tag).unwrap();
         let begun = Instant::now();
         let read = || std::fs::read_to_string(&pids).unwrap_or_default().lines().map(|line| line.parse().unwrap()).collect::<Vec<i32>>();
         while read().len() < 3 {
             assert!(begun.elapsed() < Duration::from_secs(10));
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
-        assert!(end(&mark).await >= 3);
+        assert!(end(&tag).await >= 3);
         family.child.wait().await.unwrap();
         assert_eq!(read().into_iter().filter_map(|pid| Process::read(pid).unwrap()).count(), 0);
     }

@@ -11,7 +11,8 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::{AtFlags, CWD, Dir, Mode, OFlags, linkat, open, openat, renameat, unlinkat};
 use rustix::io::Errno;
-use serde::{Deserialize, Serialize};
+
+use super::contract::{Attachment, Unprepared};
 
 /// The folder for what is temporary in one where an agent works. An attached file can't have this name: theirs never begin with a dot.
 pub const TEMPORARY: &str = ".tmp";
@@ -22,28 +23,16 @@ const REMOVAL: Duration = Duration::from_mins(1);
 #[derive(Debug)]
 pub struct Folder(PathBuf);
 
-/// A file to attach: where it is, and the safe name that the agent sees.
-#[derive(Clone, Debug, Deserialize, Serialize)]
-pub struct Attachment {
-    /// The file.
-    pub source: PathBuf,
-    /// A name without separators that does not begin with a dot.
-    pub name: String,
-    /// In bytes.
-    #[serde(default)]
-    pub size: u64,
-}
-
 /// What the name of a file begins with that is not there whole yet.
 pub const ATTACHING: &str = ".attaching-";
 
 /// Puts files into a folder for good, where an agent is at work and may have files of the same names: then they get a number. Gives
 /// their names, in order. Where one fails, none stays.
-pub fn attach_for_good(folder: &Path, files: &[Attachment]) -> io::Result<Vec<String>> {
+pub fn attach_for_good(folder: &Path, uploads: &Path, files: &[Attachment]) -> io::Result<Vec<String>> {
     let folder = open_for_files(folder)?;
     let mut names: Vec<String> = Vec::new();
     for file in files {
-        match attach_one(&folder, file, &names) {
+        match attach_one(&folder, uploads, file, &names) {
             Ok(name) => names.push(name),
             Err(error) => {
                 for name in names {
@@ -56,9 +45,9 @@ pub fn attach_for_good(folder: &Path, files: &[Attachment]) -> io::Result<Vec<St
     Ok(names)
 }
 
-fn attach_one(folder: &OwnedFd, file: &Attachment, beside: &[String]) -> io::Result<String> {
+fn attach_one(folder: &OwnedFd, uploads: &Path, file: &Attachment, beside: &[String]) -> io::Result<String> {
     let partial = format!("{ATTACHING}{}", uuid::Uuid::new_v4().simple());
-    let copied = copy_into(folder, &partial, file).and_then(|()| {
+    let copied = copy_into(folder, &partial, &uploads.join(&file.file_token)).and_then(|()| {
         numbered(&file.name)
             .filter(|name| beside.iter().all(|other| other.to_lowercase() != name.to_lowercase()))
             // Unlike a rename, a link never takes another's place.
@@ -78,9 +67,9 @@ fn open_for_files(folder: &Path) -> io::Result<OwnedFd> {
 }
 
 /// Not a link: what an agent writes must not change the upload. Where the file system can, it shares the blocks.
-fn copy_into(folder: &OwnedFd, name: &str, file: &Attachment) -> io::Result<()> {
+fn copy_into(folder: &OwnedFd, name: &str, upload: &Path) -> io::Result<()> {
     let new = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let mut from = File::open(&file.source).map_err(|error| match error.kind() {
+    let mut from = File::open(upload).map_err(|error| match error.kind() {
         ErrorKind::NotFound => io::Error::other(Expired),
         _ => error,
     })?;
@@ -93,9 +82,13 @@ fn copy_into(folder: &OwnedFd, name: &str, file: &Attachment) -> io::Result<()> 
 #[error("the upload has expired")]
 struct Expired;
 
-/// Whether this is why a file was not attached.
-pub fn is_expired(error: &io::Error) -> bool {
-    matches!(error.get_ref(), Some(cause) if cause.is::<Expired>())
+/// Why something was not put in place, for the caller.
+pub fn unprepared(error: &io::Error) -> Unprepared {
+    match error.kind() {
+        _ if matches!(error.get_ref(), Some(cause) if cause.is::<Expired>()) => Unprepared::FileExpired,
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => Unprepared::DiskFull,
+        _ => Unprepared::Disk(error.to_string()),
+    }
 }
 
 /// A name, and what it becomes where that is taken.
@@ -130,12 +123,12 @@ impl Folder {
     }
 
     /// Puts the attached files into the folder under names that do not clash, and gives their paths in order.
-    pub fn attach(&self, files: &[Attachment]) -> io::Result<Vec<PathBuf>> {
+    pub fn attach(&self, uploads: &Path, files: &[Attachment]) -> io::Result<Vec<PathBuf>> {
         let folder = open_for_files(&self.0)?;
         distinct(files.iter().map(|file| file.name.as_str()))
             .into_iter()
             .zip(files)
-            .map(|(name, file)| copy_into(&folder, &name, file).map(|()| self.0.join(name)))
+            .map(|(name, file)| copy_into(&folder, &name, &uploads.join(&file.file_token)).map(|()| self.0.join(name)))
             .collect()
     }
 
@@ -238,11 +231,6 @@ pub fn clear(folder: &Path, keep: impl Fn(&str) -> bool) -> io::Result<usize> {
     Ok(removed)
 }
 
-/// Does work that waits for the disk on a thread for such.
-pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
-    tokio::task::spawn_blocking(work).await.unwrap_or_else(|died| Err(io::Error::other(died)))
-}
-
 /// The names, each made different from those before it, also on a file system that ignores case.
 fn distinct<'a>(names: impl Iterator<Item = &'a str>) -> Vec<String> {
     let mut taken = std::collections::HashSet::new();
@@ -252,6 +240,10 @@ fn distinct<'a>(names: impl Iterator<Item = &'a str>) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn upload(name: &str) -> Attachment {
+        Attachment { file_token: "upload".into(), name: name.into(), size: 7 }
+    }
 
     #[test]
     fn names_that_clash_are_numbered() {
@@ -303,15 +295,15 @@ mod tests {
     fn nothing_is_written_through_a_link_in_the_way() {
         let parent = tempfile::tempdir().unwrap();
         let [source, precious] = ["upload", "precious"].map(|name| parent.path().join(name));
-        fs::write(&source, "content").unwrap();
+        fs::write(source, "content").unwrap();
         fs::write(&precious, "precious").unwrap();
-        let files = [Attachment { source, name: "a".into(), size: 7 }];
+        let files = [upload("a")];
         let folder = Folder::create(parent.path(), "x").unwrap();
         std::os::unix::fs::symlink(&precious, folder.path().join("a")).unwrap();
-        folder.attach(&files).unwrap_err();
+        folder.attach(parent.path(), &files).unwrap_err();
         let elsewhere = Folder::create(parent.path(), "y").unwrap();
         std::os::unix::fs::symlink(elsewhere.path(), parent.path().join("z")).unwrap();
-        Folder(parent.path().join("z")).attach(&files).unwrap_err();
+        Folder(parent.path().join("z")).attach(parent.path(), &files).unwrap_err();
         assert_eq!(fs::read_to_string(precious).unwrap(), "precious");
         assert!(!elsewhere.path().join("a").exists());
     }
@@ -324,14 +316,14 @@ mod tests {
         fs::create_dir(&work).unwrap();
         fs::write(work.join("a.txt"), "the agent's").unwrap();
         std::os::unix::fs::symlink(&source, work.join("a-2.txt")).unwrap();
-        let file = |name: &str| Attachment { source: source.clone(), name: name.into(), size: 7 };
-        assert_eq!(attach_for_good(&work, &[file("a.txt"), file("A.txt"), file("b")]).unwrap(), ["a-3.txt", "A.txt", "b"]);
+        let attached = attach_for_good(&work, parent.path(), &[upload("a.txt"), upload("A.txt"), upload("b")]).unwrap();
+        assert_eq!(attached, ["a-3.txt", "A.txt", "b"]);
         assert_eq!(
             (fs::read_to_string(work.join("a.txt")).unwrap(), fs::read_to_string(work.join("a-3.txt")).unwrap()),
             ("the agent's".into(), "content".into())
         );
-        let gone = Attachment { source: parent.path().join("gone"), ..file("d") };
-        attach_for_good(&work, &[file("c"), gone]).unwrap_err();
+        let gone = Attachment { file_token: "gone".into(), ..upload("d") };
+        attach_for_good(&work, parent.path(), &[upload("c"), gone]).unwrap_err();
         assert_eq!(fs::read_dir(&work).unwrap().count(), 5);
     }
 
@@ -341,8 +333,7 @@ mod tests {
         let source = parent.path().join("upload");
         fs::write(&source, "content").unwrap();
         let folder = Folder::create(parent.path(), "x").unwrap();
-        let file = Attachment { source: source.clone(), name: "report.pdf".into(), size: 7 };
-        let paths = folder.attach(&[file.clone(), file]).unwrap();
+        let paths = folder.attach(parent.path(), &[upload("report.pdf"), upload("report.pdf")]).unwrap();
         fs::write(&paths[1], "changed").unwrap();
         assert_eq!(fs::read_to_string(&source).unwrap(), "content");
         fs::remove_file(source).unwrap();

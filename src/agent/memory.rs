@@ -7,7 +7,7 @@ use std::collections::HashSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use super::family::{self, Large, Mark};
+use super::family::{self, Large, Tag};
 use crate::metrics::METRICS;
 
 const LOOK: Duration = Duration::from_millis(500);
@@ -30,7 +30,7 @@ impl Memory {
     }
 
     /// Ends whoever of this server takes too much, for ever.
-    pub async fn watch(&self, server: &Mark) {
+    pub async fn watch(&self, server: &Tag) {
         loop {
             tokio::time::sleep(LOOK).await;
             let (of, limit) = (server.clone(), self.mib << 20);

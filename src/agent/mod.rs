@@ -1,103 +1,18 @@
-//! What runs agents: one child process and all that it started ([`process`], [`family`]), the folder that it works in
-//! ([`folder`]), the `claude` CLI ([`claude`], [`reply`]), the programs themselves ([`programs`]) and the queue for
-//! their places ([`queue`]). Knows neither HTTP nor the ledger.
+//! What runs agents: one child process and all that it started ([`process`], [`family`]), the `claude` CLI ([`claude`]) and
+//! acpx ([`acpx`]), behind one door ([`backend`]) with one contract ([`contract`]). Knows neither HTTP nor the ledger.
 
+pub mod acp;
 pub mod acpx;
+pub mod backend;
 pub mod claude;
-pub mod desk;
-pub mod events;
+pub mod contract;
+pub mod control;
 pub mod family;
 pub mod folder;
+pub mod launcher;
 pub mod memory;
 mod proc;
 pub mod process;
 pub mod programs;
-pub mod queue;
-pub mod reply;
-pub mod room;
 pub mod sandbox;
-pub mod standby;
-
-use std::ffi::{OsStr, OsString};
-use std::path::{Path, PathBuf};
-
-use tokio::process::Command;
-
-use family::Mark;
-use memory::Memory;
-use sandbox::Confinement;
-
-/// Where and with what agents work.
-#[derive(Clone, Debug)]
-pub struct Workshop {
-    /// The folder of the runs' folders: absolute, links resolved.
-    pub folder: PathBuf,
-    /// The mark of this server's processes.
-    pub mark: Mark,
-    /// What agents get of the environment.
-    pub environment: Environment,
-    /// How agents are confined, if they are.
-    pub confinement: Option<Confinement>,
-    /// What a run or a session may take of memory, if that is bounded.
-    pub memory: Option<Memory>,
-}
-
-impl Workshop {
-    /// What claude would wait for for ever when it starts, in words.
-    pub async fn obstacle(&self) -> Option<String> {
-        let environment = self.environment.clone();
-        folder::blocking(move || Ok(claude::obstacle(&environment))).await.ok().flatten()
-    }
-
-    /// A command that works in `folder`, which is its own as the paths of `own` are, with the agents' environment and no other.
-    pub fn command(&self, program: &Path, folder: &Path, own: &[PathBuf]) -> Command {
-        let mut command = Command::new(self.confinement.as_ref().map_or(program, |_| Path::new("/proc/self/exe")));
-        command.env_clear().envs(self.environment.iter()).current_dir(folder);
-        if let Some(Confinement { hidden, cut_off }) = &self.confinement {
-            let mut how: Vec<OsString> = vec!["--hidden".into(), hidden.into(), "--own".into(), folder.into()];
-            how.extend(own.iter().flat_map(|path| ["--own".into(), path.into()]));
-            how.extend(cut_off.then(|| "--cut-off".into()));
-            how.extend(["--".into(), program.into()]);
-            command.arg0(sandbox::AGENT.name).env(sandbox::AGENT.variable, sandbox::packed(&how));
-        }
-        command
-    }
-}
-
-/// The environment that agents get.
-#[derive(Clone, Debug)]
-pub struct Environment(Vec<(OsString, OsString)>);
-
-impl Environment {
-    /// The server's own environment, less everything named `CLAWDFORGE_…`.
-    pub fn inherited() -> Self {
-        Self(std::env::vars_os().filter(|(name, _)| !name.as_encoded_bytes().starts_with(b"CLAWDFORGE_")).collect())
-    }
-
-    /// These variables and no others.
-    pub fn of<N: Into<OsString>, V: Into<OsString>>(variables: impl IntoIterator<Item = (N, V)>) -> Self {
-        Self(variables.into_iter().map(|(name, value)| (name.into(), value.into())).collect())
-    }
-
-    /// The value of a variable.
-    pub fn get(&self, name: &str) -> Option<&OsStr> {
-        self.0.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_os_str())
-    }
-
-    /// Takes a variable out; gives its value.
-    pub fn take(&mut self, name: &str) -> Option<OsString> {
-        let at = self.0.iter().position(|(known, _)| known == name)?;
-        Some(self.0.remove(at).1)
-    }
-
-    /// Gives a variable a value.
-    pub fn set(&mut self, name: &str, value: impl Into<OsString>) {
-        self.take(name);
-        self.0.push((name.into(), value.into()));
-    }
-
-    /// Every variable with its value.
-    pub fn iter(&self) -> impl Iterator<Item = (&OsStr, &OsStr)> {
-        self.0.iter().map(|(name, value)| (name.as_os_str(), value.as_os_str()))
-    }
-}
+pub mod warm_pool;

@@ -13,7 +13,7 @@ use tokio::process::{ChildStderr, ChildStdin, ChildStdout, Command};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::family::{self, Mark, Started};
+use super::family::{self, Started, Tag};
 use crate::metrics::METRICS;
 
 /// The longest line of output that is kept, in bytes.
@@ -101,7 +101,7 @@ impl Finished {
 }
 
 /// What is said to an agent, and for how long it is listened to.
-pub struct Talk<'a> {
+pub struct ConverseOptions<'a> {
     /// What it reads first.
     pub input: Vec<u8>,
     /// Whether its input stays open until it has answered.
@@ -124,9 +124,9 @@ pub struct Waiting {
 }
 
 /// Starts `command`. An error means that the program could not be started.
-pub fn start(command: &mut Command, mark: &Mark) -> io::Result<Waiting> {
+pub fn start(command: &mut Command, tag: &Tag) -> io::Result<Waiting> {
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut agent = family::start(command, mark)?;
+    let mut agent = family::start(command, tag)?;
     let stdin = agent.child.stdin.take().expect("stdin is piped");
     let stdout = agent.child.stdout.take().expect("stdout is piped");
     let stderr = agent.child.stderr.take().expect("stderr is piped");
@@ -156,17 +156,22 @@ impl Waiting {
 }
 
 /// Starts `command` and talks to it as [`converse_with`] does.
-pub async fn converse(command: &mut Command, mark: &Mark, talk: Talk<'_>, read: impl FnMut(Line<'_>) -> Next) -> io::Result<Finished> {
-    Ok(converse_with(start(command, mark)?, mark, talk, read).await)
+pub async fn converse(
+    command: &mut Command,
+    tag: &Tag,
+    talk: ConverseOptions<'_>,
+    read: impl FnMut(Line<'_>) -> Next,
+) -> io::Result<Finished> {
+    Ok(converse_with(start(command, tag)?, tag, talk, read).await)
 }
 
 /// Talks to a process as [`converse_and`] does. When this returns, nothing of its family is alive.
-pub async fn converse_with(waiting: Waiting, mark: &Mark, talk: Talk<'_>, read: impl FnMut(Line<'_>) -> Next) -> Finished {
+pub async fn converse_with(waiting: Waiting, tag: &Tag, talk: ConverseOptions<'_>, read: impl FnMut(Line<'_>) -> Next) -> Finished {
     converse_and(waiting, talk, read, async |agent, how| {
         if !matches!(how.end, End::Exited(_)) {
             interrupt(agent).await;
         }
-        let ended = family::end(mark).await;
+        let ended = family::end(tag).await;
         if ended > 0 {
             tracing::debug!(ended, "ended what the agent left running");
         }
@@ -176,7 +181,7 @@ pub async fn converse_with(waiting: Waiting, mark: &Mark, talk: Talk<'_>, read: 
 
 /// How a process came to its end.
 #[derive(Debug)]
-pub struct How {
+pub struct ExitCause {
     /// By itself, or why it is to be ended.
     pub end: End,
     /// Whether the reader had its answer by then.
@@ -187,11 +192,11 @@ pub struct How {
 /// cancelled. Then `wind_down` ends what is to be ended.
 pub async fn converse_and(
     waiting: Waiting,
-    talk: Talk<'_>,
+    talk: ConverseOptions<'_>,
     mut read: impl FnMut(Line<'_>) -> Next,
-    wind_down: impl AsyncFnOnce(&mut Started, &How),
+    wind_down: impl AsyncFnOnce(&mut Started, &ExitCause),
 ) -> Finished {
-    let Talk { input, hold_input, deadline, cancel, patience } = talk;
+    let ConverseOptions { input, hold_input, deadline, cancel, patience } = talk;
     let Waiting { mut agent, mut stdin, stdout, stderr } = waiting;
     agent.set_idle(false);
     let [spoke, answered, stop, closed, over] = std::array::from_fn(|_| CancellationToken::new());
@@ -246,7 +251,7 @@ pub async fn converse_and(
         if let Some(why) = end.why_killed() {
             METRICS.killed(why);
         }
-        let how = How { end, answered: answered.is_cancelled() };
+        let how = ExitCause { end, answered: answered.is_cancelled() };
         wind_down(&mut agent, &how).await;
         let _ = timeout(INTERRUPT_GRACE, agent.child.wait()).await;
         over.cancel();

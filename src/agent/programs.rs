@@ -9,8 +9,8 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::process::{self, Line, Next, Talk};
-use super::{Environment, Workshop};
+use super::launcher::{Environment, Launcher};
+use super::process::{self, ConverseOptions, Line, Next};
 
 /// How long `--version` may take.
 const VERSION_TIMEOUT: Duration = Duration::from_secs(10);
@@ -68,19 +68,19 @@ pub fn find(program: &OsStr, environment: &Environment) -> Option<PathBuf> {
 }
 
 /// What `program --version` says, such as `2.1.197`; `None` where it does not answer within 10 s.
-pub async fn version(program: &Path, workshop: &Workshop) -> Option<String> {
+pub async fn version(program: &Path, launcher: &Launcher) -> Option<String> {
     let mut version = None;
-    let mut command = workshop.command(program, &workshop.folder, &[]);
+    let mut command = launcher.command(program, &launcher.folder, &[]);
     // Of its own: the end of one family must not be that of another.
-    let mark = workshop.mark.run(&format!("version of {}", program.display()));
+    let tag = launcher.tag.run(&format!("version of {}", program.display()));
     let deadline = Instant::now() + VERSION_TIMEOUT;
     let read = |line: Line<'_>| {
         let Line::Whole(line) = line else { return Next::Stop };
         version = version.take().or_else(|| version_in(&String::from_utf8_lossy(line)));
         if version.is_some() { Next::Answered } else { Next::More }
     };
-    let talk = Talk { input: Vec::new(), hold_input: false, deadline, cancel: &CancellationToken::new(), patience: None };
-    process::converse(command.arg("--version"), &mark, talk, read).await.ok().and(version)
+    let talk = ConverseOptions { input: Vec::new(), hold_input: false, deadline, cancel: &CancellationToken::new(), patience: None };
+    process::converse(command.arg("--version"), &tag, talk, read).await.ok().and(version)
 }
 
 /// The first word that is digits with dots between.
@@ -136,15 +136,15 @@ impl Cli {
     }
 
     /// Keeps what is known true, for ever.
-    pub async fn watch(&self, workshop: &Workshop) {
+    pub async fn watch(&self, launcher: &Launcher) {
         let mut asked: Option<(Option<Identity>, Instant)> = None;
         loop {
-            let found = find(&self.program, &workshop.environment).and_then(identity);
+            let found = find(&self.program, &launcher.environment).and_then(identity);
             let silent = found.is_some() && self.known().version.is_none();
             if asked.as_ref().is_none_or(|(before, at)| *before != found || (silent && at.elapsed() > ASK_AGAIN)) {
                 self.note(found.is_some(), None);
                 let version = match &found {
-                    Some((path, ..)) => version(path, workshop).await,
+                    Some((path, ..)) => version(path, launcher).await,
                     None => None,
                 };
                 let program = self.program.display();

@@ -10,11 +10,11 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
 use super::error::ApiError;
+use crate::app::App;
 use crate::ledger::Limits;
 use crate::listener::Peer;
 use crate::network::caller_address;
 use crate::secret::TokenHash;
-use crate::server::App;
 
 /// An app with a token in force, at an address that the token may be used from.
 #[derive(Clone, Debug)]

@@ -4,21 +4,19 @@ use std::any::Any;
 use std::ffi::OsString;
 use std::io::{self, ErrorKind};
 
-use axum::http::{HeaderValue, StatusCode, header};
+use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use crate::clock;
-use crate::feed::Final;
+use super::answer::Answer;
+use crate::job::rejection::Rejection;
 use crate::ledger::{self, NameTaken};
-use crate::runs::NoRun;
 use crate::schema::Wrong;
-use crate::sessions::Refused;
+use crate::session;
 use crate::uploads;
 
-/// Seconds after which a caller that was turned away may try again.
-const RETRY_AFTER: &str = "5";
+const DISK_FULL: &str = "The server's disk is full; ask its operator to free some space, then try again.";
 
 /// An error, as RFC 9457 has it.
 #[derive(Debug, Serialize, ToSchema)]
@@ -104,6 +102,8 @@ pub enum ApiError {
     Ledger(ledger::Error),
     /// The disk failed.
     Disk(io::Error),
+    /// The disk or the ledger failed, which was logged where it was seen.
+    Rejected(Rejection),
     /// A defect; logged where it was seen.
     Defect,
 }
@@ -129,15 +129,18 @@ impl From<uploads::Error> for ApiError {
     }
 }
 
-impl From<NoRun> for ApiError {
-    fn from(error: NoRun) -> Self {
-        match error {
-            NoRun::Full => Self::Busy,
-            NoRun::Spent => Self::Spent,
-            NoRun::Closed => Self::Stopping,
-            NoRun::Ledger(error) => Self::Ledger(error),
-            NoRun::Disk(error) => Self::Disk(error),
-            NoRun::Died => Self::Defect,
+impl From<Rejection> for ApiError {
+    fn from(rejection: Rejection) -> Self {
+        match rejection {
+            Rejection::Full => Self::Busy,
+            Rejection::Spent => Self::Spent,
+            Rejection::Stopping => Self::Stopping,
+            Rejection::Cancelled => Self::Cancelled,
+            Rejection::SessionClosed => Self::Gone,
+            Rejection::TooMuchAttached(most) => Self::SessionTooLarge(most),
+            Rejection::Unreadable => Self::Acpx(rejection.to_string()),
+            Rejection::Defect => Self::Defect,
+            Rejection::LedgerLocked | Rejection::LedgerFull | Rejection::DiskFull | Rejection::Disk => Self::Rejected(rejection),
         }
     }
 }
@@ -151,22 +154,16 @@ impl From<Wrong> for ApiError {
     }
 }
 
-impl From<Refused> for ApiError {
-    fn from(refused: Refused) -> Self {
-        match refused {
-            Refused::Full => Self::SessionsFull,
-            Refused::Busy => Self::Busy,
-            Refused::Spent => Self::Spent,
-            Refused::Closed => Self::Gone,
-            Refused::Stopping => Self::Stopping,
-            Refused::Cancelled => Self::Cancelled,
-            Refused::NotInstalled(program) => Self::AcpxMissing(program),
-            Refused::Failed(error) => Self::Acpx(error),
-            Refused::Ledger(error) => Self::Ledger(error),
-            Refused::TooMuchAttached(most) => Self::SessionTooLarge(most),
-            Refused::FileGone => Self::BadRequest("Upload the files again: one of them expired while the turn waited.".to_owned()),
-            Refused::Disk(error) => Self::Disk(error),
-            Refused::Died => Self::Defect,
+impl From<session::Error> for ApiError {
+    fn from(error: session::Error) -> Self {
+        match error {
+            session::Error::Full => Self::SessionsFull,
+            session::Error::Stopping => Self::Stopping,
+            session::Error::NotInstalled(program) => Self::AcpxMissing(program),
+            session::Error::Failed(error) => Self::Acpx(error),
+            session::Error::Ledger(error) => Self::Ledger(error),
+            session::Error::Disk(error) => Self::Disk(error),
+            session::Error::Defect => Self::Defect,
         }
     }
 }
@@ -216,10 +213,14 @@ impl ApiError {
             Self::Ledger(error @ (ledger::Error::Locked | ledger::Error::Full(_))) => {
                 return (StatusCode::SERVICE_UNAVAILABLE, sentence(error));
             }
-            Self::Disk(error) if matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded) => {
-                (StatusCode::SERVICE_UNAVAILABLE, "The server's disk is full; ask its operator to free some space, then try again.")
+            Self::Rejected(why @ (Rejection::LedgerLocked | Rejection::LedgerFull)) => {
+                return (StatusCode::SERVICE_UNAVAILABLE, sentence(why));
             }
-            Self::Ledger(_) | Self::Disk(_) => {
+            Self::Rejected(Rejection::DiskFull) => (StatusCode::SERVICE_UNAVAILABLE, DISK_FULL),
+            Self::Disk(error) if matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded) => {
+                (StatusCode::SERVICE_UNAVAILABLE, DISK_FULL)
+            }
+            Self::Ledger(_) | Self::Disk(_) | Self::Rejected(_) => {
                 (StatusCode::INTERNAL_SERVER_ERROR, "The server can't use its data folder; its operator finds the cause in its log.")
             }
             Self::Defect => (StatusCode::INTERNAL_SERVER_ERROR, "The server met a defect; its operator finds it in its log."),
@@ -238,7 +239,7 @@ fn sentence(error: &impl std::error::Error) -> String {
 
 impl ApiError {
     /// The problem, as it is sent and kept.
-    pub fn into_final(self) -> Final {
+    pub fn into_answer(self) -> Answer {
         let (status, detail) = self.status_and_detail();
         // The cause goes to the log, once, and never to the caller.
         match &self {
@@ -250,31 +251,13 @@ impl ApiError {
         let title = status.canonical_reason().unwrap_or("Error");
         let problem = Problem { kind: "about:blank", title, status: status.as_u16(), detail, errors };
         let body = serde_json::to_vec(&problem).expect("a problem is JSON").into();
-        Final { status: status.as_u16(), problem: true, body }
+        Answer { status, problem: true, body }
     }
 }
 
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
-        self.into_final().into_response()
-    }
-}
-
-impl IntoResponse for Final {
-    fn into_response(self) -> Response {
-        let status = StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        let content_type = if self.problem { "application/problem+json" } else { "application/json" };
-        let mut response = (status, [(header::CONTENT_TYPE, content_type)], self.body).into_response();
-        let headers = response.headers_mut();
-        match status {
-            StatusCode::UNAUTHORIZED => drop(headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"))),
-            StatusCode::TOO_MANY_REQUESTS => drop(headers.insert(header::RETRY_AFTER, clock::until_midnight().into())),
-            StatusCode::SERVICE_UNAVAILABLE if self.problem => {
-                headers.insert(header::RETRY_AFTER, HeaderValue::from_static(RETRY_AFTER));
-            }
-            _ => {}
-        }
-        response
+        self.into_answer().into_response()
     }
 }
 
@@ -288,6 +271,7 @@ pub fn panicked(panic: Box<dyn Any + Send>) -> Response {
 mod tests {
     use super::*;
     use axum::body::Body;
+    use axum::http::header;
     use axum::routing::get;
     use tower::ServiceExt;
     use tower_http::catch_panic::CatchPanicLayer;

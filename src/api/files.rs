@@ -19,7 +19,7 @@ use utoipa_axum::routes;
 use super::auth::Caller;
 use super::body;
 use super::error::{ApiError, FieldError, Problem};
-use crate::server::App;
+use crate::app::App;
 use crate::uploads::{Incoming, safe_name};
 
 const DEFAULT_TTL_SECS: u32 = 3600;

@@ -12,12 +12,11 @@ use utoipa_axum::routes;
 
 use super::auth::{Caller, Operator};
 use super::error::{ApiError, Problem};
+use super::view::ListedRun;
+use crate::app::App;
 use crate::clock;
-use crate::ledger::{RunRow, RunsWanted, UsageRow};
-use crate::server::App;
+use crate::ledger::{RunsWanted, Status, UsageRow};
 
-/// What a run may be.
-pub(crate) const STATUSES: &[&str] = &["queued", "running", "succeeded", "failed", "timed_out", "cancelled", "interrupted"];
 /// Characters of prompts and results in a list.
 const CHARACTERS: u32 = 200;
 
@@ -33,62 +32,6 @@ struct RunsQuery {
     status: Option<String>,
 }
 
-/// A run in a list.
-#[derive(Serialize, ToSchema)]
-struct ListedRun {
-    run_id: String,
-    app_name: String,
-    #[schema(example = "succeeded")]
-    status: String,
-    model: String,
-    /// Unix seconds; of one that waits, when it was accepted.
-    started_at: i64,
-    /// Unix seconds.
-    #[schema(required)]
-    finished_at: Option<i64>,
-    /// Milliseconds; the time in the queue is not in it.
-    #[schema(required)]
-    duration_ms: Option<i64>,
-    #[schema(required)]
-    stop_reason: Option<String>,
-    #[schema(required)]
-    error: Option<String>,
-    #[schema(required)]
-    input_tokens: Option<i64>,
-    #[schema(required)]
-    output_tokens: Option<i64>,
-    #[schema(required)]
-    cost_usd: Option<f64>,
-    /// Its first 200 characters.
-    prompt: String,
-    /// Its first 200 characters.
-    #[schema(required)]
-    result: Option<String>,
-}
-
-impl From<RunRow> for ListedRun {
-    fn from(RunRow { new, status, started_at, finished, .. }: RunRow) -> Self {
-        let (finished_at, end) = finished.unzip();
-        let (duration_ms, stop_reason) = end.as_ref().map(|end| (end.duration_ms, end.stop_reason.clone())).unzip();
-        Self {
-            run_id: new.run_id,
-            app_name: new.app_name,
-            status,
-            model: new.model,
-            started_at,
-            finished_at,
-            duration_ms,
-            stop_reason,
-            input_tokens: end.as_ref().and_then(|end| end.input_tokens),
-            output_tokens: end.as_ref().and_then(|end| end.output_tokens),
-            cost_usd: end.as_ref().and_then(|end| end.cost_usd),
-            prompt: new.prompt,
-            error: end.as_ref().and_then(|end| end.error.clone()),
-            result: end.and_then(|end| end.result),
-        }
-    }
-}
-
 #[derive(Serialize, ToSchema)]
 struct RunList {
     runs: Vec<ListedRun>,
@@ -100,9 +43,8 @@ async fn list(app: &App, app_name: Option<String>, query: Result<Query<RunsQuery
     let Query(RunsQuery { limit, before, status }) = query.map_err(|_| wrong("limit, before and status"))?;
     let limit = limit.map_or(Some(50), |limit| limit.parse().ok()).filter(|limit| (1..=200).contains(limit));
     let limit = limit.ok_or_else(|| wrong("limit to a number from 1 to 200"))?;
-    if status.as_deref().is_some_and(|status| !STATUSES.contains(&status)) {
-        return Err(wrong(&format!("status to one of {}", STATUSES.join(", "))));
-    }
+    let words = || Status::ALL.map(Status::as_str).join(", ");
+    let status = status.map(|word| word.parse().map_err(|_| wrong(&format!("status to one of {}", words())))).transpose()?;
     let wanted = RunsWanted { app_name, before, status, limit, characters: CHARACTERS };
     let runs: Vec<_> = app.ledger.runs(wanted).await?.into_iter().map(ListedRun::from).collect();
     Ok(Json(RunList { count: runs.len(), runs }))

@@ -11,8 +11,8 @@ use utoipa_axum::routes;
 
 use super::auth::{Address, Operator};
 use super::error::{ApiError, Problem};
+use crate::app::App;
 use crate::metrics::METRICS;
-use crate::server::App;
 
 /// Counts each answer, by the route and not by the path, which may hold anything.
 pub async fn count(request: Request, next: Next) -> Response {
@@ -38,7 +38,7 @@ async fn metrics(State(app): State<Arc<App>>, request: Request) -> Result<Respon
     if !app.access.metrics.contain(address) {
         Operator::from_request_parts(&mut parts, &app).await?;
     }
-    let text = METRICS.text(app.runs.waiting(), app.sessions.open());
+    let text = METRICS.text(app.jobs.waiting(), app.sessions.open());
     Ok(([(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")], text).into_response())
 }
 

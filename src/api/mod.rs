@@ -1,6 +1,7 @@
 //! HTTP and nothing else: one file per resource, its types above its handlers, its routes at its end. [`auth`] says who
 //! calls, [`body`] how bodies are read, [`error`] what refusals look like.
 
+mod answer;
 pub mod auth;
 pub mod body;
 pub mod error;
@@ -8,15 +9,16 @@ mod files;
 mod health;
 mod history;
 pub mod metrics;
-mod run;
+mod render;
+mod reply;
 mod runs;
 mod sessions;
+mod stream;
+mod submission;
 mod tokens;
-mod work;
-
-pub(crate) use history::STATUSES;
-pub use run::render as render_run;
-pub use sessions::render as render_turn;
+mod turns;
+mod validate;
+mod view;
 
 use std::sync::Arc;
 
@@ -28,7 +30,7 @@ use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
 use utoipa::openapi::{Components, InfoBuilder, OpenApi, OpenApiBuilder};
 use utoipa_axum::router::OpenApiRouter;
 
-use crate::server::App;
+use crate::app::App;
 use error::ApiError;
 
 /// Every route of the server, and the document that describes them.
@@ -45,12 +47,12 @@ pub fn routes(app: Arc<App>) -> Router {
 fn described() -> OpenApiRouter<Arc<App>> {
     let routes = [
         health::routes(),
-        run::routes(),
         runs::routes(),
         history::routes(),
         metrics::routes(),
         files::routes(),
         sessions::routes(),
+        turns::routes(),
         tokens::routes(),
     ];
     routes.into_iter().fold(OpenApiRouter::with_openapi(frame()), OpenApiRouter::merge)

@@ -1,4 +1,4 @@
-//! `/runs`: what became of one's runs.
+//! `/run` and `/runs/{id}`: one prompt, one answer, and what became of it.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,102 +8,100 @@ use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use axum::http::HeaderMap;
 use axum::response::Response;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
 use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
+use uuid::Uuid;
 
 use super::auth::Caller;
-use super::error::{ApiError, Problem};
-use super::run::{RunFailure, render};
-use super::work::{self, Work};
-use crate::agent::reply::Reply;
-use crate::feed::Final;
-use crate::ledger::{RunEnd, RunRow};
-use crate::runs::{Ending, Outcome};
-use crate::server::App;
+use super::body::{ValidJson, Validate, whole_number};
+use super::error::{ApiError, FieldError, Problem};
+use super::render::{RunFailure, RunReply};
+use super::stream::{self, SentEvent};
+use super::submission::{self, SubmitOptions};
+use super::validate::{attachments, check_files, check_model, check_prompt, check_timeout};
+use super::view::RunState;
+use crate::agent::contract::Spec;
+use crate::app::App;
+use crate::ledger::{JobId, JobRow};
 
-/// A run, as far as it has come.
-#[derive(Serialize, ToSchema)]
-pub(super) struct RunState {
-    #[schema(pattern = "^[0-9a-f]{32}$")]
-    run_id: String,
-    /// `queued`, `running`, `succeeded`, `failed`, `timed_out`, `cancelled` or `interrupted` (by the end of the server).
-    #[schema(example = "running")]
-    status: String,
-    model: String,
-    /// Unix seconds of its acceptance.
-    #[schema(required)]
-    queued_at: Option<i64>,
-    /// Unix seconds.
-    #[schema(required)]
-    started_at: Option<i64>,
-    /// Unix seconds.
-    #[schema(required)]
-    finished_at: Option<i64>,
-    /// Milliseconds; the time in the queue is not in it.
-    #[schema(required)]
-    duration_ms: Option<i64>,
-    /// As in the answer of `POST /run`.
-    #[schema(required, value_type = serde_json::Value)]
-    result: Option<Reply>,
-    /// What went wrong, in words.
-    #[schema(required)]
-    error: Option<String>,
-    #[schema(required)]
-    stop_reason: Option<String>,
-    #[schema(required)]
-    input_tokens: Option<i64>,
-    #[schema(required)]
-    output_tokens: Option<i64>,
-    #[schema(required)]
-    cost_usd: Option<f64>,
+#[derive(Debug, Deserialize, Serialize, ToSchema)]
+struct RunRequest {
+    /// Up to 10 MiB. Any text is safe.
+    #[serde(default)]
+    #[schema(required, min_length = 1, max_length = 10_485_760)]
+    prompt: String,
+    // Defaults stand in words: from `default`, generators take an optional property for one that is always there.
+    /// `sonnet` by default.
+    #[schema(pattern = r"^[A-Za-z0-9][A-Za-z0-9._:/@\[\]-]{0,127}$")]
+    model: Option<String>,
+    /// Added to the CLI's own system prompt.
+    system: Option<String>,
+    /// Tokens from `POST /files`.
+    #[schema(max_items = 256)]
+    files: Option<Vec<String>>,
+    /// A JSON Schema of up to 64 KiB, which `result` then fits.
+    #[schema(value_type = Option<std::collections::BTreeMap<String, serde_json::Value>>)]
+    schema: Option<Box<RawValue>>,
+    /// How long the CLI may take, in seconds; 120 by default.
+    #[serde(default, deserialize_with = "whole_number")]
+    #[schema(minimum = 5, maximum = 600)]
+    timeout_secs: Option<i64>,
 }
 
-impl From<RunRow> for RunState {
-    fn from(row: RunRow) -> Self {
-        let RunRow { new, status, queued_at, started_at, finished } = row;
-        let finished_at = finished.as_ref().map(|(at, _)| *at);
-        let end = finished.map(|(_, end)| end);
-        let started_at = (status != "queued").then_some(started_at);
-        let (mut stop_reason, mut error, mut result) = (None, None, None);
-        let (mut duration_ms, mut input_tokens, mut output_tokens, mut cost_usd) = (None, None, None, None);
-        if let Some(end) = end {
-            (stop_reason, error, result) = (Some(end.stop_reason), end.error, end.result.map(Reply::read));
-            duration_ms = Some(end.duration_ms);
-            (input_tokens, output_tokens, cost_usd) = (end.input_tokens, end.output_tokens, end.cost_usd);
-        }
-        Self {
-            run_id: new.run_id,
-            status,
-            model: new.model,
-            queued_at,
-            started_at,
-            finished_at,
-            duration_ms,
-            result,
-            error,
-            stop_reason,
-            input_tokens,
-            output_tokens,
-            cost_usd,
-        }
+impl Validate for RunRequest {
+    fn errors(&self) -> Vec<FieldError> {
+        let mut errors = Vec::new();
+        check_prompt(&self.prompt, &mut errors);
+        check_model(self.model.as_deref(), &mut errors);
+        check_files(self.files.as_deref(), &mut errors);
+        check_timeout(self.timeout_secs, 600, &mut errors);
+        errors
     }
 }
 
-/// The answer of a run, as far as its row tells. `None` while there is none.
-pub(super) async fn answer_of(app: &App, caller: &str, run_id: &str) -> Result<Option<Final>, ApiError> {
-    let row = app.ledger.run(caller, run_id).await?.ok_or(ApiError::NotFound)?;
-    let Some((_, RunEnd { duration_ms, ok, stop_reason, error, result, .. })) = row.finished else { return Ok(None) };
-    let ending = match (row.status.as_str(), error.unwrap_or_default()) {
-        _ if ok => Ending::Replied { text: result.unwrap_or_default(), stop_reason },
-        ("cancelled", _) => Ending::Cancelled,
-        ("interrupted", _) => Ending::Interrupted,
-        ("timed_out", error) => Ending::TimedOut(error),
-        (_, error) => Ending::Failed(error),
+/// Run a prompt
+///
+/// With `Accept: text/event-stream` the events come as they happen, last `result` with this body or `error` with the error's.
+/// With `Prefer: respond-async` the run goes on in the background. With an `Idempotency-Key` the request can be sent again.
+#[utoipa::path(post, path = "/run", tag = "runs", security(("app" = [])), request_body = RunRequest,
+    params(
+        ("Prefer" = Option<String>, Header, description = "`respond-async` for an answer at once (RFC 7240)"),
+        ("Idempotency-Key" = Option<String>, Header, description = "Up to 255 characters; the same key and body lead to one run, for 24 hours"),
+    ),
+    responses(
+    (status = OK, headers(("x-run-id" = String, description = "The run's row in the ledger")), body = RunReply),
+    (status = ACCEPTED, description = "It goes on in the background; the body is as that of GET /runs/{id}", headers(("location" = String, description = "Where to see it"))),
+    (status = BAD_GATEWAY, body = RunFailure, description = "The CLI failed or ran out of time"),
+    (status = SERVICE_UNAVAILABLE, description = "The CLI is not installed (application/json), or the server is busy, stopping or out of disk (application/problem+json)",
+        content((RunFailure = "application/json"), (Problem = "application/problem+json"))),
+    (status = "default", body = Problem, content_type = "application/problem+json", description = "The request was refused"),
+))]
+async fn run(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    options: SubmitOptions,
+    ValidJson(asked): ValidJson<RunRequest>,
+) -> Result<Response, ApiError> {
+    let key = options.key(&caller.app, "/run", &asked);
+    if let Some(id) = submission::claimed(&app, key.as_ref()).await? {
+        return submission::replay(&app, &caller, &options, &id).await;
+    }
+    if let Some(schema) = &asked.schema {
+        app.jobs.check_schema(&caller.app, schema).await?;
+    }
+    let spec = Spec {
+        prompt: asked.prompt,
+        model: Some(asked.model.unwrap_or_else(|| "sonnet".to_owned())),
+        system: asked.system.filter(|system| !system.is_empty()),
+        schema: asked.schema,
+        files: attachments(&app, &caller, asked.files.unwrap_or_default()).await?,
+        timeout: Duration::from_secs(asked.timeout_secs.unwrap_or(120).cast_unsigned()),
+        session: None,
     };
-    let duration = Duration::from_millis(duration_ms.unsigned_abs());
-    Ok(Some(render(Ok(Outcome { ending, stderr: String::new(), duration }))))
+    submission::submit(&app, &caller, &options, key, Uuid::now_v7(), spec).await
 }
 
 /// See a run
@@ -120,7 +118,7 @@ async fn state(State(app): State<Arc<App>>, caller: Caller, id: Result<Path<Stri
 /// Its events from the first, or behind `Last-Event-ID`, and on as they happen, to `result` or `error`.
 #[utoipa::path(get, path = "/runs/{id}/events", operation_id = "follow_run", tag = "runs", security(("app" = [])),
     params(("id" = String, Path), ("Last-Event-ID" = Option<String>, Header)), responses(
-    (status = OK, content((work::SentEvent = "text/event-stream")), description = "`result` has this body", headers(("x-run-id" = String))),
+    (status = OK, content((SentEvent = "text/event-stream")), description = "`result` has this body", headers(("x-run-id" = String))),
     (status = BAD_GATEWAY, body = RunFailure, description = "Never sent as a status: the body of the event `error`"),
     (status = "default", body = Problem, content_type = "application/problem+json", description = "The request was refused"),
 ))]
@@ -131,8 +129,7 @@ async fn events(
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
     let row = find(&app, &caller, id).await?;
-    let run_id = row.new.run_id.clone();
-    work::follow(&app, Work::Run(&caller.app, &run_id), work::last_event_id(&headers)?, None).await
+    stream::follow(&app, &caller, &row.id, stream::last_event_id(&headers)?, None).await
 }
 
 #[derive(Serialize, ToSchema)]
@@ -155,22 +152,17 @@ async fn cancel(
     caller: Caller,
     id: Result<Path<String>, PathRejection>,
 ) -> Result<Json<RunCancelled>, ApiError> {
-    let RunRow { new, finished, .. } = find(&app, &caller, id).await?;
-    app.feeds.cancel(&new.run_id).await;
-    if finished.is_none() {
-        // One that waits for the next start of the server has only its row.
-        let end = RunEnd::failed("cancelled", "it was cancelled before it began".to_owned());
-        app.ledger.finish_run(&new.run_id, end).await?;
-    }
-    Ok(Json(RunCancelled { ok: true, run_id: new.run_id, already_over: finished.is_some() }))
+    let JobRow { id, finished, .. } = find(&app, &caller, id).await?;
+    app.jobs.cancel(&id).await?;
+    Ok(Json(RunCancelled { ok: true, run_id: id.to_string(), already_over: finished.is_some() }))
 }
 
 /// The caller's own run; another's does not exist.
-async fn find(app: &App, caller: &Caller, id: Result<Path<String>, PathRejection>) -> Result<RunRow, ApiError> {
+async fn find(app: &App, caller: &Caller, id: Result<Path<String>, PathRejection>) -> Result<JobRow, ApiError> {
     let Path(id) = id.map_err(|_| ApiError::NotFound)?;
-    app.ledger.run(&caller.app, &id).await?.ok_or(ApiError::NotFound)
+    app.ledger.job(&caller.app, &JobId::Run(id)).await?.ok_or(ApiError::NotFound)
 }
 
 pub(super) fn routes() -> OpenApiRouter<Arc<App>> {
-    OpenApiRouter::new().routes(routes!(state, cancel)).routes(routes!(events))
+    OpenApiRouter::new().routes(routes!(run)).routes(routes!(state, cancel)).routes(routes!(events))
 }

@@ -13,10 +13,10 @@ use utoipa_axum::routes;
 use super::auth::Operator;
 use super::body::{ValidJson, Validate, whole_number};
 use super::error::{ApiError, FieldError, Problem};
+use crate::app::App;
 use crate::ledger::{Limits, TokenRow};
 use crate::network::Networks;
 use crate::secret::{self, TokenHash};
-use crate::server::App;
 
 #[derive(Deserialize, ToSchema)]
 struct NewToken {

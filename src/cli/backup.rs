@@ -10,8 +10,9 @@ use tempfile::NamedTempFile;
 
 use crate::agent::sandbox;
 use crate::config::{DataFlags, Settings};
+use crate::data_dir::{PARTIAL, lock, own_folder};
 use crate::ledger::NoLedger;
-use crate::{clock, ledger, server};
+use crate::{clock, ledger};
 
 /// Copy the ledger into a file, with the server running or not
 #[derive(clap::Args)]
@@ -42,8 +43,7 @@ pub fn backup(args: BackupArgs) -> anyhow::Result<ExitCode> {
     let folder = if to_stdout { ledger.parent() } else { file.parent() };
     let folder = folder.filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     ensure!(to_stdout || !file.exists(), "{} is there already; name another file", file.display());
-    let mut copy =
-        NamedTempFile::with_prefix_in(server::PARTIAL, folder).with_context(|| format!("{} can't be written", folder.display()))?;
+    let mut copy = NamedTempFile::with_prefix_in(PARTIAL, folder).with_context(|| format!("{} can't be written", folder.display()))?;
     ledger::copy(&ledger, copy.path())
         .with_context(|| format!("{} was not copied into {}; is there as much space as it takes?", ledger.display(), folder.display()))?;
     match ledger::check(copy.path()) {
@@ -68,16 +68,16 @@ pub fn restore(args: RestoreArgs) -> anyhow::Result<ExitCode> {
     for entry in std::fs::read_dir(&data_dir).into_iter().flatten().flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
         let is_ours = matches!(name.as_str(), "feeds" | "files" | "lock" | "runs" | "sessions")
-            || ["clawdforge.db", server::PARTIAL, sandbox::CLAUDE.name].iter().any(|ours| name.starts_with(ours));
+            || ["clawdforge.db", PARTIAL, sandbox::CLAUDE.name].iter().any(|ours| name.starts_with(ours));
         ensure!(is_ours, "the folder {} holds other things, {name} for one; name the data folder with --data-dir", data_dir.display());
     }
-    let data_dir = server::own_folder(&data_dir)?;
-    let _lock = server::lock(&data_dir)?;
+    let data_dir = own_folder(&data_dir)?;
+    let _lock = lock(&data_dir)?;
     let ledger = Settings::ledger_file(&data_dir);
     let asides = (clock::now()..).map(|second| data_dir.join(format!("clawdforge.db.replaced-{second}")));
     let aside = asides.into_iter().find(|aside| !aside.exists()).context("no name is free")?;
 
-    let mut copy = NamedTempFile::with_prefix_in(server::PARTIAL, &data_dir)?;
+    let mut copy = NamedTempFile::with_prefix_in(PARTIAL, &data_dir)?;
     if args.file == Path::new("-") {
         io::copy(&mut io::stdin(), &mut copy).context("the standard input was not read whole")?;
     } else {

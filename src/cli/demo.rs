@@ -15,12 +15,13 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::http;
 use super::serve::serve_until_signalled;
+use crate::boot;
 use crate::config::{Flags, Settings};
 use crate::demo;
 use crate::demo::install::{self, Clis};
 use crate::demo::stub::Stub;
 use crate::secret::{self, TokenHash};
-use crate::server::{Server, Stop};
+use crate::server::Stop;
 
 /// Try everything without an account: the real CLIs against a stub of the model
 #[derive(clap::Args)]
@@ -79,7 +80,7 @@ async fn serve_and_show(args: &Args, clis: &Clis, folder: &Path) -> anyhow::Resu
         acpx_bin: clis.acpx.clone().into(),
         ..Flags::default().read()?
     };
-    let server = Server::set_up(settings, demo::environment(clis, &stub.url(), &home)).await?;
+    let server = boot::set_up(settings, demo::environment(clis, &stub.url(), &home)).await?;
     let stop = Stop::default();
     let url = format!("http://{address}");
     let showing = async {

@@ -11,10 +11,11 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::healthcheck;
-use crate::agent::family::Mark;
-use crate::agent::process::{self, Line, Next, Talk};
+use crate::agent::family::Tag;
+use crate::agent::launcher::{Environment, Launcher};
+use crate::agent::process::{self, ConverseOptions, Line, Next};
 use crate::agent::programs::{self, ACPX_TESTED, ADAPTER_TESTED, CLAUDE_TESTED, Tested};
-use crate::agent::{Environment, Workshop, sandbox};
+use crate::agent::sandbox;
 use crate::config::{self, Flags, Sandbox, Settings};
 use crate::ledger::Ledger;
 
@@ -57,17 +58,18 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
 async fn examine(settings: &Settings) -> anyhow::Result<Vec<Finding>> {
     // The CLIs are tried in a folder of their own: the data folder may be what is wrong.
     let folder = tempfile::tempdir()?;
-    let workshop = Workshop {
+    let launcher = Launcher {
         folder: folder.path().to_owned(),
-        mark: Mark::server(folder.path())?,
+        uploads: folder.path().to_owned(),
+        tag: Tag::server(folder.path())?,
         environment: config::agents_environment()?,
         confinement: None,
         memory: None,
     };
-    let mut findings = examine_clis(settings, &workshop).await;
+    let mut findings = examine_clis(settings, &launcher).await;
     findings.extend(examine_data_dir(&settings.data_dir));
     findings.push(examine_port(settings).await);
-    findings.push(examine_sandbox(settings, &workshop.environment));
+    findings.push(examine_sandbox(settings, &launcher.environment));
     findings.push(match settings.admin {
         Some(_) => Good("admin token: set".to_owned()),
         None => Warning(
@@ -77,14 +79,14 @@ async fn examine(settings: &Settings) -> anyhow::Result<Vec<Finding>> {
     Ok(findings)
 }
 
-async fn examine_clis(settings: &Settings, workshop: &Workshop) -> Vec<Finding> {
+async fn examine_clis(settings: &Settings, launcher: &Launcher) -> Vec<Finding> {
     let mut findings = vec![
-        examine_cli("claude", "@anthropic-ai/claude-code", &settings.claude_bin, CLAUDE_TESTED, workshop, Bad).await,
-        examine_cli("acpx", "acpx", &settings.acpx_bin, ACPX_TESTED, workshop, Warning).await,
-        examine_adapter(settings, workshop).await,
+        examine_cli("claude", "@anthropic-ai/claude-code", &settings.claude_bin, CLAUDE_TESTED, launcher, Bad).await,
+        examine_cli("acpx", "acpx", &settings.acpx_bin, ACPX_TESTED, launcher, Warning).await,
+        examine_adapter(settings, launcher).await,
     ];
-    if let Some(claude) = programs::find(&settings.claude_bin, &workshop.environment) {
-        findings.insert(1, examine_sign_in(&claude, workshop).await);
+    if let Some(claude) = programs::find(&settings.claude_bin, &launcher.environment) {
+        findings.insert(1, examine_sign_in(&claude, launcher).await);
     }
     findings
 }
@@ -94,12 +96,12 @@ async fn examine_cli(
     package: &str,
     program: &OsStr,
     tested: Tested,
-    workshop: &Workshop,
+    launcher: &Launcher,
     missing: fn(String) -> Finding,
 ) -> Finding {
-    match programs::find(program, &workshop.environment) {
+    match programs::find(program, &launcher.environment) {
         None => missing(format!("{name}: \"{}\" is not on PATH; install it with \"npm install -g {package}\"", program.display())),
-        Some(path) => match programs::version(&path, workshop).await {
+        Some(path) => match programs::version(&path, launcher).await {
             Some(version) => examine_version(name, &version, &path, tested),
             None => missing(format!("{name}: {} does not tell its version; try \"{} --version\" by hand", path.display(), path.display())),
         },
@@ -114,15 +116,15 @@ fn examine_version(name: &str, version: &str, path: &Path, tested: Tested) -> Fi
     Warning(format!("{found}; this release was tested with {tested}. It is used all the same: docs/operations.md says how to try it"))
 }
 
-async fn examine_adapter(settings: &Settings, workshop: &Workshop) -> Finding {
-    let program = programs::adapter(&settings.acpx_bin, &workshop.environment);
-    let Some(path) = programs::find(&program, &workshop.environment) else {
+async fn examine_adapter(settings: &Settings, launcher: &Launcher) -> Finding {
+    let program = programs::adapter(&settings.acpx_bin, &launcher.environment);
+    let Some(path) = programs::find(&program, &launcher.environment) else {
         let name = program.display();
         return Warning(format!(
             "adapter: \"{name}\" is not installed, so acpx fetches it anew for each session; install it with \"npm install -g @agentclientprotocol/{name}\""
         ));
     };
-    match programs::version(&path, workshop).await {
+    match programs::version(&path, launcher).await {
         Some(version) => examine_version("adapter", &version, &path, ADAPTER_TESTED),
         // Older ones don't tell.
         None => Good(format!("adapter: {}", path.display())),
@@ -136,7 +138,7 @@ struct AuthStatus {
     auth_method: Option<String>,
 }
 
-async fn examine_sign_in(claude: &Path, workshop: &Workshop) -> Finding {
+async fn examine_sign_in(claude: &Path, launcher: &Launcher) -> Finding {
     const HOW: &str = "run \"claude\" once and sign in, or set CLAUDE_CODE_OAUTH_TOKEN (from \"claude setup-token\") or ANTHROPIC_API_KEY";
     let mut printed = Vec::new();
     let read = |line: Line<'_>| {
@@ -146,11 +148,11 @@ async fn examine_sign_in(claude: &Path, workshop: &Workshop) -> Finding {
         }
         Next::More
     };
-    let mut command = workshop.command(claude, &workshop.folder, &[]);
+    let mut command = launcher.command(claude, &launcher.folder, &[]);
     let deadline = Instant::now() + Duration::from_secs(15);
-    let talk = Talk { input: Vec::new(), hold_input: false, deadline, cancel: &CancellationToken::new(), patience: None };
-    let mark = workshop.mark.run("doctor");
-    let _ = process::converse(command.args(["auth", "status"]), &mark, talk, read).await;
+    let talk = ConverseOptions { input: Vec::new(), hold_input: false, deadline, cancel: &CancellationToken::new(), patience: None };
+    let tag = launcher.tag.run("doctor");
+    let _ = process::converse(command.args(["auth", "status"]), &tag, talk, read).await;
     match serde_json::from_slice::<AuthStatus>(&printed) {
         Ok(AuthStatus { logged_in: true, auth_method }) => {
             Good(format!("sign-in: by {}", auth_method.as_deref().unwrap_or("a way that claude does not name")))

@@ -2,13 +2,10 @@
 
 use std::process::ExitCode;
 
-use anyhow::ensure;
-
 use super::token;
-use crate::api::STATUSES;
 use crate::clock;
 use crate::config::DataFlags;
-use crate::ledger::RunsWanted;
+use crate::ledger::{RunsWanted, Status};
 
 /// List the newest runs of every app, or of one
 #[derive(clap::Args)]
@@ -44,9 +41,8 @@ pub struct UsageArgs {
 /// Prints a line for each run.
 pub fn runs(args: RunsArgs) -> anyhow::Result<ExitCode> {
     let RunsArgs { limit, app: app_name, status, data } = args;
-    if let Some(status) = &status {
-        ensure!(STATUSES.contains(&status.as_str()), "--status is none of {}", STATUSES.join(", "));
-    }
+    let none_of = |_| anyhow::anyhow!("--status is none of {}", Status::ALL.map(Status::as_str).join(", "));
+    let status = status.map(|word| word.parse().map_err(none_of)).transpose()?;
     let wanted = RunsWanted { app_name, before: None, status, limit, characters: 60 };
     let ledger = token::open(&data.read())?;
     println!("{:<32} {:<16} {:<11} {:<12} {:>10} {:>9} {:>8}  PROMPT", "RUN", "APP", "STATUS", "MODEL", "STARTED", "MS", "USD");
@@ -55,9 +51,14 @@ pub fn runs(args: RunsArgs) -> anyhow::Result<ExitCode> {
         let text = |value: Option<String>| value.unwrap_or_else(|| "-".to_owned());
         let ms = text(end.as_ref().map(|end| end.duration_ms.to_string()));
         let usd = text(end.and_then(|end| end.cost_usd).map(|usd| format!("{usd:.4}")));
-        let prompt: String = run.new.prompt.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
-        let (run_id, app, model) = (run.new.run_id, run.new.app_name, run.new.model);
-        println!("{run_id:<32} {app:<16} {:<11} {model:<12} {:>10} {ms:>9} {usd:>8}  {prompt}", run.status, run.started_at);
+        let prompt: String = run.prompt.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+        let (run_id, app, model) = (run.id, run.app_name, run.model.unwrap_or_default());
+        println!(
+            "{:<32} {app:<16} {:<11} {model:<12} {:>10} {ms:>9} {usd:>8}  {prompt}",
+            run_id.to_string(),
+            run.status.as_str(),
+            run.started_at
+        );
     }
     Ok(ExitCode::SUCCESS)
 }

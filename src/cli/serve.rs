@@ -12,6 +12,7 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::agent::family;
+use crate::boot;
 use crate::config::{self, ADMIN_TOKEN, ADMIN_TOKEN_FLAG, ADMIN_TOKEN_SHA256, Flags};
 use crate::log;
 use crate::secret::TokenHash;
@@ -47,7 +48,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
             .await
             .with_context(|| format!("CLAWDFORGE_BIND: can't listen on {bind}; stop what does, or choose another address and port"))?;
         let data_dir = settings.data_dir.clone();
-        let server = Server::set_up(settings, environment).await?;
+        let server = boot::set_up(settings, environment).await?;
         tracing::info!(address = %listener.local_addr()?, data_dir = %data_dir.display(), version = env!("CARGO_PKG_VERSION"), "listening");
         serve_until_signalled(server, listener, Stop::default()).await
     })?;
@@ -73,7 +74,7 @@ pub(super) async fn serve_until_signalled(server: Server, listener: TcpListener,
         stop.begin.cancel();
         std::future::pending::<()>().await;
     };
-    let mark = server.mark();
+    let tag = server.tag();
     let serving = async {
         tokio::select! {
             served = server.serve(listener, stop.clone()) => served,
@@ -84,7 +85,7 @@ pub(super) async fn serve_until_signalled(server: Server, listener: TcpListener,
     if let Ok(served) = AssertUnwindSafe(serving).catch_unwind().await {
         return served;
     }
-    family::end(&mark).await;
+    family::end(&tag).await;
     anyhow::bail!("the server met a defect, which its log has as a panic; its agents are ended")
 }
 

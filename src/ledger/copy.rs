@@ -5,7 +5,8 @@ use std::path::Path;
 use rusqlite::backup::{Backup, StepResult};
 use rusqlite::{Connection, OpenFlags, ffi};
 
-use super::{BUSY, Error, MIGRATIONS};
+use super::migrations::MIGRATIONS;
+use super::{BUSY, Error};
 
 /// Why a file is no ledger of ours.
 #[derive(Debug, thiserror::Error)]

@@ -1,6 +1,6 @@
 //! The table `idempotency`: which key of which app led to which work.
 
-use rusqlite::{OptionalExtension, Transaction, params};
+use rusqlite::{Connection, OptionalExtension, params};
 
 use super::{Error, Ledger};
 use crate::clock;
@@ -45,7 +45,7 @@ impl Ledger {
 }
 
 /// Takes a key for some work. False where it was taken before.
-pub(super) fn claim(db: &Transaction<'_>, key: &Key, id: &str) -> rusqlite::Result<bool> {
+pub(super) fn claim(db: &Connection, key: &Key, id: &str) -> rusqlite::Result<bool> {
     let taken = db
         .prepare_cached(
             "INSERT INTO idempotency (app_name, key, fingerprint, id, created_at) VALUES (?1, ?2, ?3, ?4, ?5) ON CONFLICT DO NOTHING",

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use rusqlite::{OptionalExtension, Row, Transaction, params};
+use rusqlite::{Connection, OptionalExtension, Row, params};
 use serde::{Deserialize, Serialize};
 
 use super::{Error, Ledger};
@@ -78,7 +78,7 @@ impl Ledger {
                  WHERE enabled = 0",
                 params![name, hash.as_str(), networks, now, limits.max_concurrent, limits.daily_usd],
             )?;
-            Ok(if inserted == 1 { Ok(now) } else { Err(NameTaken(name)) })
+            Ok(if inserted == 1 { Ok(now) } else { Err(NameTaken(name.clone())) })
         })
         .await
     }
@@ -97,7 +97,7 @@ impl Ledger {
     /// Takes a token out of force at once. False where no token ever had that name.
     pub async fn revoke_token(&self, name: &str) -> Result<bool, Error> {
         let name = name.to_owned();
-        self.write(move |db| Ok(db.execute("UPDATE tokens SET enabled = 0 WHERE name = ?1", [name])? == 1)).await
+        self.write(move |db| Ok(db.execute("UPDATE tokens SET enabled = 0 WHERE name = ?1", [&name])? == 1)).await
     }
 
     /// The app whose token has this hash, if it is in force.
@@ -130,16 +130,16 @@ impl Ledger {
 
     /// Notes that a token was used now. The next write takes the note along: by itself it is worth none.
     pub fn touch_token(&self, name: &str) {
-        self.used().insert(name.to_owned(), clock::now());
+        self.used.get().insert(name.to_owned(), clock::now());
     }
 
     /// Writes the notes of when tokens were used.
     pub async fn flush_used(&self) -> Result<(), Error> {
-        if self.used().is_empty() { Ok(()) } else { self.write(|_| Ok(())).await }
+        if self.used.get().is_empty() { Ok(()) } else { self.write(|_| Ok(())).await }
     }
 }
 
-pub(super) fn note_used(db: &Transaction<'_>, used: &HashMap<String, i64>) -> rusqlite::Result<()> {
+pub(super) fn note_used(db: &Connection, used: &HashMap<String, i64>) -> rusqlite::Result<()> {
     let mut statement = db.prepare_cached("UPDATE tokens SET last_used = ?2 WHERE name = ?1")?;
     used.iter().try_for_each(|(name, at)| statement.execute(params![name, at]).map(drop))
 }

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use clawdforge::agent::room::Room;
+use clawdforge::agent::acpx::workspace::SessionDir;
 use reqwest::{Method, StatusCode};
 use rustix::process::Signal;
 use serde_json::{Value, json};
@@ -377,7 +377,7 @@ async fn nothing_is_made_for_a_session_whose_folder_is_gone() {
     let (server, token) = (&forge.server, &forge.token);
     let id = create(server, token, &json!({})).await;
     let room = server.data().join("sessions").join(&id);
-    let sockets = Room::new(room.clone()).sockets();
+    let sockets = SessionDir::new(room.clone()).sockets();
     std::fs::remove_dir_all(room).unwrap();
     std::fs::remove_dir(&sockets).unwrap();
     let told = turn(server, token, &id, "hello").await;

@@ -81,7 +81,7 @@ async fn nothing_outlives_a_run_that_answered() {
     let token = server.mint("app").await;
     assert_eq!(server.run(&token, "do: fork").await.json["result"], "forked");
     // Those that wiped their environment and left their parent, too.
-    until("strays to be gone", || server.descendants().is_empty()).await;
+    until("orphans to be gone", || server.descendants().is_empty()).await;
     assert_eq!(server.run(&token, "do: linger").await.json["result"], "lingered");
     assert_eq!(server.run(&token, "do: lock").await.json["result"], "locked");
     until("no folder", || server.data().join("runs").read_dir().unwrap().count() == 0).await;
@@ -91,18 +91,18 @@ async fn nothing_outlives_a_run_that_answered() {
 async fn one_runs_end_leaves_alone_what_may_be_anothers() {
     let server = Options::stand_in().start();
     let token = server.mint("app").await;
-    let strays = |server: &Server| {
+    let orphans = |server: &Server| {
         let cmdlines = server.descendants().into_iter().filter_map(|pid| std::fs::read_to_string(format!("/proc/{pid}/cmdline")).ok());
         cmdlines.filter(|line| line.starts_with("/bin/sleep\x00605")).count()
     };
     let other = tokio::time::timeout(Duration::from_secs(2), server.run(&token, "do: fork and hang"));
     let (other, ()) = tokio::join!(other, async {
-        until("the stray", || strays(&server) == 1).await;
+        until("the orphan", || orphans(&server) == 1).await;
         assert_eq!(server.run(&token, "hello").await.status, StatusCode::OK);
-        assert_eq!(strays(&server), 1);
+        assert_eq!(orphans(&server), 1);
     });
     assert!(other.is_err());
-    until("the strays to be gone", || server.descendants().is_empty()).await;
+    until("the orphans to be gone", || server.descendants().is_empty()).await;
 }
 
 #[tokio::test]

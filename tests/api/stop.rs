@@ -128,7 +128,8 @@ async fn a_log_that_nobody_reads_any_more_stops_nothing_and_a_hangup_does() {
 async fn a_start_that_fails_in_the_middle_ends_what_it_has_started() {
     let acpx = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/stand-in/acpx");
     let options = Options::stand_in().set("CLAWDFORGE_ACPX_BIN", acpx).set("CLAWDFORGE_MAX_RUNS", 1).set("CLAWDFORGE_DRAIN_SECS", 0);
-    let server = options.start();
+    // Room for all that one app has in the background.
+    let server = options.set("CLAWDFORGE_MAX_QUEUED_RUNS", 200).start();
     let (token, limited) =
         (server.mint("app").await, server.post("/admin/tokens", ADMIN, &json!({"name": "one", "max_concurrent": 1})).await);
     let limited = limited.json["token"].as_str().unwrap();

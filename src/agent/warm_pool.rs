@@ -1,7 +1,7 @@
-//! Standbys: agents that are started before they are needed, so that a caller waits for the model and for nothing else.
+//! The warm pool: agents that are started before they are needed, so that a caller waits for the model and for nothing else.
 //!
 //! One pool holds `claude` processes for runs and `acpx prompt` processes for turns. It learns from traffic: what was asked
-//! for last is likely next. A standby serves one run or turn; its successor is started when that has its answer, and while
+//! for last is likely next. A process serves one run or turn; its successor is started when that has its answer, and while
 //! nobody waits for a place or for an agent to start. One that died, printed something, or was started with another program,
 //! sign-in or setting than there is now is thrown away, and the run starts cold.
 
@@ -16,11 +16,13 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
-use super::acpx::{Acpx, Target};
-use super::desk::{Desk, Desks};
-use super::folder::blocking;
+use super::acpx::command::{Acpx, Target};
+use super::claude::files::{kept_in_its_state, obstacle_for, read_at_start};
+use super::claude::workspace::{RunDir, RunDirs};
+use super::launcher::Launcher;
 use super::process::Waiting;
-use super::{Workshop, claude, programs};
+use super::programs;
+use crate::blocking::blocking;
 use crate::metrics::METRICS;
 
 /// How long what was asked for is expected to be asked for again. Shorter than acpx's owners live without a turn (300 s).
@@ -34,19 +36,9 @@ const USES: usize = 16;
 /// How long a standby may take to end when it is ended.
 const END_GRACE: Duration = Duration::from_secs(10);
 
-/// How long a claude that was given its prompt may say nothing, of the time that it has. It says something within 0.03 s.
-pub fn patience_with_claude(timeout: Duration) -> Duration {
-    Duration::from_secs(3).min(timeout / 4)
-}
-
-/// The same of an acpx. It may have to start the session's agent again, which takes 1.5 s.
-pub fn patience_with_acpx(timeout: Duration) -> Duration {
-    Duration::from_secs(10).min(timeout / 4)
-}
-
 /// What is asked for: all that must be known when the agent is started.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Want {
+pub enum WarmKey {
     /// A run.
     Run {
         /// Its model.
@@ -62,7 +54,7 @@ pub struct Pool(Arc<Shared>);
 
 struct Shared {
     most: usize,
-    desks: Desks,
+    run_dirs: RunDirs,
     acpx: Acpx,
     state: Mutex<State>,
     wake: Notify,
@@ -74,16 +66,16 @@ struct Shared {
 #[derive(Default)]
 struct State {
     /// The newest first.
-    uses: VecDeque<(Want, Instant)>,
-    ready: Vec<Standby>,
+    uses: VecDeque<(WarmKey, Instant)>,
+    ready: Vec<WarmProcess>,
     holds: usize,
     finished: bool,
 }
 
-struct Standby {
-    want: Want,
+struct WarmProcess {
+    want: WarmKey,
     /// Of a run.
-    desk: Option<Desk>,
+    run_dir: Option<RunDir>,
     process: Waiting,
     print: Option<Fingerprint>,
 }
@@ -100,10 +92,10 @@ impl Drop for Hold {
 
 impl Pool {
     /// A pool of at most `most` processes.
-    pub fn new(most: usize, desks: Desks, acpx: Acpx) -> Self {
+    pub fn new(most: usize, run_dirs: RunDirs, acpx: Acpx) -> Self {
         let shared = Shared {
             most,
-            desks,
+            run_dirs,
             acpx,
             state: Mutex::default(),
             wake: Notify::new(),
@@ -123,22 +115,22 @@ impl Pool {
         Hold(self.clone())
     }
 
-    /// A desk at which claude waits for the prompt of a run with this model.
-    pub async fn take_run(&self, model: &str) -> Option<(Desk, Waiting)> {
-        let found = self.take(|want| matches!(want, Want::Run { model: other } if other == model)).await;
+    /// A folder in which claude waits for the prompt of a run with this model.
+    pub async fn take_run(&self, model: &str) -> Option<(RunDir, Waiting)> {
+        let found = self.take(|want| matches!(want, WarmKey::Run { model: other } if other == model)).await;
         METRICS.standby("run", found.is_some());
-        let Standby { desk, process, .. } = found?;
-        Some((desk?, process))
+        let WarmProcess { run_dir, process, .. } = found?;
+        Some((run_dir?, process))
     }
 
     /// An acpx that waits for the prompt of the session's next turn.
     pub async fn take_turn(&self, target: &Target) -> Option<Waiting> {
-        let found = self.take(|want| matches!(want, Want::Turn(other) if other == target)).await;
+        let found = self.take(|want| matches!(want, WarmKey::Turn(other) if other == target)).await;
         METRICS.standby("turn", found.is_some());
         Some(found?.process)
     }
 
-    async fn take(&self, is_it: impl Fn(&Want) -> bool) -> Option<Standby> {
+    async fn take(&self, is_it: impl Fn(&WarmKey) -> bool) -> Option<WarmProcess> {
         if self.0.most == 0 {
             return None;
         }
@@ -159,19 +151,19 @@ impl Pool {
         }
     }
 
-    fn take_ready(&self, is_it: impl Fn(&Want) -> bool) -> Option<Standby> {
+    fn take_ready(&self, is_it: impl Fn(&WarmKey) -> bool) -> Option<WarmProcess> {
         let mut state = self.state();
         let at = state.ready.iter().position(|standby| is_it(&standby.want))?;
         Some(state.ready.remove(at))
     }
 
     /// Notes that this was asked for, and went well.
-    pub fn used(&self, want: Want) {
+    pub fn used(&self, want: WarmKey) {
         if self.0.most == 0 {
             return;
         }
         let mut state = self.state();
-        if matches!(want, Want::Turn(_)) {
+        if matches!(want, WarmKey::Turn(_)) {
             state.uses.retain(|(use_, _)| *use_ != want);
         }
         state.uses.push_front((want, Instant::now()));
@@ -181,7 +173,7 @@ impl Pool {
 
     /// Expects no further turn of a session, and ends what waits for one.
     pub fn forget_session(&self, name: &str) {
-        let is_it = |want: &Want| matches!(want, Want::Turn(target) if target.name == name);
+        let is_it = |want: &WarmKey| matches!(want, WarmKey::Turn(target) if target.name == name);
         self.state().uses.retain(|(want, _)| !is_it(want));
         while let Some(standby) = self.take_ready(is_it) {
             self.end(standby);
@@ -204,7 +196,7 @@ impl Pool {
     }
 
     /// Ends what is dead or not expected. Gives what is to be started.
-    fn look_after(&self) -> Option<Want> {
+    fn look_after(&self) -> Option<WarmKey> {
         let mut state = self.state();
         state.uses.retain(|(_, at)| at.elapsed() < EXPECTED);
         let mut missing = expected(&state.uses, self.0.most);
@@ -226,32 +218,32 @@ impl Pool {
         (state.holds == 0 && !state.finished).then(|| missing.into_iter().next()).flatten()
     }
 
-    async fn start(&self, want: Want) {
+    async fn start(&self, want: WarmKey) {
         let _starting = self.0.starting.lock().await;
         if self.state().finished {
             return;
         }
         let print = self.fingerprint(&want).await;
         let started = match &want {
-            Want::Run { .. } if let Some(why) = self.0.desks.workshop.obstacle().await => Err(why),
-            Want::Run { model } => match self.0.desks.set_up(Uuid::now_v7(), Vec::new()).await {
-                Ok((desk, _)) => match desk.start(model) {
-                    Ok(process) => Ok((Some(desk), process)),
+            WarmKey::Run { .. } if let Some(why) = obstacle_for(&self.0.run_dirs.launcher.environment).await => Err(why),
+            WarmKey::Run { model } => match self.0.run_dirs.set_up(Uuid::now_v7(), Vec::new()).await {
+                Ok((run_dir, _)) => match run_dir.start(model) {
+                    Ok(process) => Ok((Some(run_dir), process)),
                     Err(error) => {
-                        desk.clear_away().await;
+                        run_dir.clear_away().await;
                         Err(format!("{error:?}"))
                     }
                 },
                 Err(error) => Err(error.to_string()),
             },
-            Want::Turn(target) => self.0.acpx.start_prompt(target).map(|process| (None, process)).map_err(|error| format!("{error:?}")),
+            WarmKey::Turn(target) => self.0.acpx.start_prompt(target).map(|process| (None, process)).map_err(|error| format!("{error:?}")),
         };
         let mut state = self.state();
         match started {
-            Ok((desk, process)) => {
+            Ok((run_dir, process)) => {
                 process.set_idle(true);
                 let still_expected = !state.finished && state.uses.iter().any(|(use_, _)| *use_ == want);
-                let standby = Standby { want, desk, process, print };
+                let standby = WarmProcess { want, run_dir, process, print };
                 if still_expected {
                     state.ready.push(standby);
                 } else {
@@ -265,12 +257,12 @@ impl Pool {
         }
     }
 
-    fn end(&self, standby: Standby) {
-        let Standby { desk, process, .. } = standby;
+    fn end(&self, standby: WarmProcess) {
+        let WarmProcess { run_dir, process, .. } = standby;
         self.0.ending.spawn(async move {
-            match desk {
-                Some(desk) => desk.leave(Some(process)).await,
-                // What else is marked as the session's is the session's.
+            match run_dir {
+                Some(run_dir) => run_dir.leave(Some(process)).await,
+                // What else is tagged as the session's is the session's.
                 None => process.end().await,
             }
         });
@@ -290,17 +282,17 @@ impl Pool {
     }
 
     /// Looks at files, on a thread for such. `None` where that failed, which is like no other.
-    async fn fingerprint(&self, want: &Want) -> Option<Fingerprint> {
-        let Desks { workshop: Workshop { environment, .. }, claude, .. } = &self.0.desks;
+    async fn fingerprint(&self, want: &WarmKey) -> Option<Fingerprint> {
+        let RunDirs { launcher: Launcher { environment, .. }, claude, .. } = &self.0.run_dirs;
         let environment = environment.clone();
         // What the session's own agent read is its own affair.
         let (program, of_run) = match want {
-            Want::Run { .. } => (claude.clone(), true),
-            Want::Turn(_) => (self.0.acpx.program.clone(), false),
+            WarmKey::Run { .. } => (claude.clone(), true),
+            WarmKey::Turn(_) => (self.0.acpx.program.clone(), false),
         };
         let look = move || {
-            let files = if of_run { claude::read_at_start(&environment) } else { Vec::new() };
-            let settings = if of_run { claude::kept_in_its_state(&environment) } else { String::new() };
+            let files = if of_run { read_at_start(&environment) } else { Vec::new() };
+            let settings = if of_run { kept_in_its_state(&environment) } else { String::new() };
             Ok(Fingerprint { files: programs::find(&program, &environment).into_iter().chain(files).map(as_it_is).collect(), settings })
         };
         blocking(look).await.ok()
@@ -308,10 +300,10 @@ impl Pool {
 }
 
 /// What is expected next, the likeliest first. A session has one turn at a time.
-fn expected(uses: &VecDeque<(Want, Instant)>, most: usize) -> Vec<Want> {
-    let mut expected: Vec<Want> = Vec::new();
+fn expected(uses: &VecDeque<(WarmKey, Instant)>, most: usize) -> Vec<WarmKey> {
+    let mut expected: Vec<WarmKey> = Vec::new();
     for (want, _) in uses {
-        if expected.len() < most && !(matches!(want, Want::Turn(_)) && expected.contains(want)) {
+        if expected.len() < most && !(matches!(want, WarmKey::Turn(_)) && expected.contains(want)) {
             expected.push(want.clone());
         }
     }

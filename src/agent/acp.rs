@@ -8,25 +8,30 @@ use std::collections::HashMap;
 use serde::de::{Deserializer, MapAccess, Visitor};
 use serde::ser::{SerializeMap, Serializer};
 use serde::{Deserialize, Serialize};
-use serde_json::value::RawValue;
+use serde_json::value::{RawValue, to_raw_value};
 use serde_json::{Map, Value, json};
 
-/// A message that an agent's client printed.
+/// A message that an agent's client printed, with what was added.
 #[derive(Debug)]
-pub struct Event {
+pub struct TypedMessage {
     message: Message,
     /// What clients read: `type` and its like.
     added: Map<String, Value>,
 }
 
-impl Event {
+impl TypedMessage {
     /// The `type` that was added.
     pub fn kind(&self) -> &str {
         self.added.get("type").and_then(Value::as_str).unwrap_or("protocol")
     }
+
+    /// As it is handed on.
+    pub fn raw(&self) -> Box<RawValue> {
+        to_raw_value(self).expect("a message is JSON")
+    }
 }
 
-impl Serialize for Event {
+impl Serialize for TypedMessage {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut map = serializer.serialize_map(None)?;
         for (key, value) in &self.message.0 {
@@ -78,9 +83,9 @@ pub enum TurnEnd {
 
 /// The messages of one turn, as they come.
 #[derive(Debug, Default)]
-pub struct Events {
-    events: Vec<Event>,
-    /// Where the `tool_call` events are, by the call's id, and whether their tool's own name is known.
+pub struct Messages {
+    messages: Vec<TypedMessage>,
+    /// Where the `tool_call` messages are, by the call's id, and whether their tool's own name is known.
     calls: HashMap<String, (usize, bool)>,
     text: String,
     /// The id of the request that is the turn.
@@ -95,7 +100,7 @@ pub struct Events {
     last_error: Option<String>,
 }
 
-impl Events {
+impl Messages {
     /// Takes one line of output. Gives how the turn ended, where this message says so. What is not a JSON object is
     /// skipped.
     pub fn line(&mut self, line: &[u8]) -> Option<TurnEnd> {
@@ -104,18 +109,18 @@ impl Events {
         let value: Value =
             serde_json::from_slice(line).or_else(|_| serde_json::from_str(&without_lone_surrogates(line))).unwrap_or(Value::Null);
         let (added, end) = self.read(&value);
-        self.events.push(Event { message, added });
+        self.messages.push(TypedMessage { message, added });
         end
     }
 
     /// How many messages there were.
     pub fn count(&self) -> usize {
-        self.events.len()
+        self.messages.len()
     }
 
     /// The last message.
-    pub fn last(&self) -> Option<&Event> {
-        self.events.last()
+    pub fn last(&self) -> Option<&TypedMessage> {
+        self.messages.last()
     }
 
     /// The text of the turn so far.
@@ -153,9 +158,9 @@ impl Events {
         self.mode.as_deref().filter(|_| self.prompt_id.is_some())
     }
 
-    /// The events, one for each message.
-    pub fn into_events(self) -> Vec<Event> {
-        self.events
+    /// All of them.
+    pub fn into_messages(self) -> Vec<TypedMessage> {
+        self.messages
     }
 
     fn read(&mut self, message: &Value) -> (Map<String, Value>, Option<TurnEnd>) {
@@ -243,10 +248,10 @@ impl Events {
             }
             gather(&mut added, update, false);
             if let Some(call) = call {
-                self.calls.insert(call.to_owned(), (self.events.len(), tool));
+                self.calls.insert(call.to_owned(), (self.messages.len(), tool));
             }
         } else if let Some((at, named)) = call.and_then(|call| self.calls.get_mut(call)) {
-            gather(&mut self.events[*at].added, update, *named);
+            gather(&mut self.messages[*at].added, update, *named);
             *named |= tool;
         }
         added
@@ -266,7 +271,7 @@ fn gather(added: &mut Map<String, Value>, update: &Value, named: bool) {
     }
 }
 
-/// The line with each half of a character, which Node writes where it cut a text, replaced by the mark for such.
+/// The line with each half of a character, which Node writes where it cut a text, replaced by the tag for such.
 fn without_lone_surrogates(line: &[u8]) -> String {
     let text = String::from_utf8_lossy(line);
     let mut whole = String::with_capacity(text.len());
@@ -318,10 +323,10 @@ mod tests {
     use proptest::prelude::*;
 
     fn read(lines: &[Value]) -> (Vec<Value>, Vec<Option<TurnEnd>>, String) {
-        let mut events = Events::default();
-        let ends = lines.iter().map(|line| events.line(line.to_string().as_bytes())).collect();
-        let text = events.text().to_owned();
-        (serde_json::from_str(&serde_json::to_string(&events.into_events()).unwrap()).unwrap(), ends, text)
+        let mut messages = Messages::default();
+        let ends = lines.iter().map(|line| messages.line(line.to_string().as_bytes())).collect();
+        let text = messages.text().to_owned();
+        (serde_json::from_str(&serde_json::to_string(&messages.into_messages()).unwrap()).unwrap(), ends, text)
     }
 
     fn update(update: Value) -> Value {
@@ -385,10 +390,10 @@ mod tests {
 
     #[test]
     fn half_a_character_costs_no_more_than_itself() {
-        let mut events = Events::default();
+        let mut messages = Messages::default();
         let update = r#"{"method":"session/update","params":{"update":{"sessionUpdate":"agent_message_chunk","content":{"text":"a\ud83d \\ud83d \ud83d\ude00"}}}}"#;
-        assert_eq!(events.line(update.as_bytes()), None);
-        assert_eq!(events.text(), "a\u{fffd} \\ud83d \u{1f600}");
+        assert_eq!(messages.line(update.as_bytes()), None);
+        assert_eq!(messages.text(), "a\u{fffd} \\ud83d \u{1f600}");
     }
 
     #[test]
@@ -410,10 +415,10 @@ mod tests {
 
     #[test]
     fn the_mode_is_the_last_that_the_agent_told() {
-        let mut events = Events::default();
+        let mut messages = Messages::default();
         let mut mode_after = |message: Value| {
-            events.line(message.to_string().as_bytes());
-            events.mode_at_work().map(str::to_owned)
+            messages.line(message.to_string().as_bytes());
+            messages.mode_at_work().map(str::to_owned)
         };
         assert_eq!(mode_after(json!({"id": 2, "result": {"sessionId": "s", "modes": {"currentModeId": "auto"}}})), None);
         assert_eq!(mode_after(json!({"id": 4, "method": "session/prompt", "params": {}})).as_deref(), Some("auto"));
@@ -461,10 +466,10 @@ mod tests {
 
         #[test]
         fn any_line_is_read_without_a_panic(line in "\\PC{0,60}") {
-            let mut events = Events::default();
-            events.line(line.as_bytes());
+            let mut messages = Messages::default();
+            messages.line(line.as_bytes());
             let is_object = serde_json::from_str::<Value>(&line).is_ok_and(|value| value.is_object());
-            prop_assert_eq!(events.into_events().len(), usize::from(is_object));
+            prop_assert_eq!(messages.into_messages().len(), usize::from(is_object));
         }
     }
 }

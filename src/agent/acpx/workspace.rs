@@ -1,4 +1,4 @@
-//! A session's room: the folder that its agent works in, claude's configuration and transcripts, and acpx's home.
+//! A session's folder: where its agent works in, claude's configuration and transcripts, and acpx's home.
 //!
 //! claude keeps conversations under `CLAUDE_CONFIG_DIR`, acpx under `HOME`. Each session has both to itself, so that its
 //! agent can be shut out of all others'. The sign-in stays where it is, and so does the lock under which it is refreshed:
@@ -13,16 +13,17 @@ use std::path::{Path, PathBuf};
 use rustix::process::geteuid;
 use tokio::process::Command;
 
-use super::folder::{Folder, TEMPORARY, remove_tree};
-use super::sandbox::{SHARED_TEMPORARY, SOCKETS};
-use super::{Environment, claude};
+use crate::agent::claude::files::config_folder;
+use crate::agent::folder::{Folder, TEMPORARY, remove_tree};
+use crate::agent::launcher::Environment;
+use crate::agent::sandbox::{SHARED_TEMPORARY, SOCKETS};
 use crate::secret::sha256_hex;
 
 const STATE: &str = ".claude.json";
-/// claude's settings in a room. The mode that asks is named, because the adapter starts in another one where nothing is
+/// claude's settings in such a folder. The mode that asks is named, because the adapter starts in another one where nothing is
 /// (`auto`, since 0.76), in which tools run unasked, or not at all where Anthropic's servers can't be reached.
 const SETTINGS: &str = r#"{"permissions":{"defaultMode":"default","disableAutoMode":"disable","disableBypassPermissionsMode":"disable"}}"#;
-/// What earlier releases linked into a room, of the user's own. It let tools run that the session's permissions deny.
+/// What earlier releases linked into it, of the user's own. It let tools run that the session's permissions deny.
 const LINKED_BEFORE: &[&str] = &["settings.json", "CLAUDE.md", "agents", "commands", "output-styles", "plugins", "rules", "skills"];
 
 /// Makes a folder that is this user's alone, or makes sure that it is: others may make some of any name beside it.
@@ -40,15 +41,15 @@ pub fn make_private(folder: &Path) -> io::Result<()> {
 
 /// A session's folder.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Room(PathBuf);
+pub struct SessionDir(PathBuf);
 
-impl Room {
-    /// The room in this folder, which need not be there yet.
+impl SessionDir {
+    /// The session in this folder, which need not be there yet.
     pub fn new(folder: PathBuf) -> Self {
         Self(folder)
     }
 
-    /// The whole room.
+    /// The whole folder.
     pub fn folder(&self) -> &Path {
         &self.0
     }
@@ -58,7 +59,7 @@ impl Room {
         self.0.join("work")
     }
 
-    /// What the agent reaches of the room.
+    /// What the agent reaches of it.
     pub fn agents_own(&self) -> [PathBuf; 2] {
         [self.work(), self.config()]
     }
@@ -71,7 +72,7 @@ impl Room {
         self.0.join("home")
     }
 
-    /// Makes the room, with settings of its own and a link to the user's sign-in.
+    /// Makes the folders, with settings of its own and a link to the user's sign-in.
     pub fn make(&self, environment: &Environment) -> io::Result<()> {
         let make = |folder: &Path| DirBuilder::new().mode(0o700).create(folder);
         make(&self.0)?;
@@ -94,7 +95,7 @@ impl Room {
         fs::write(self.config().join("settings.json"), SETTINGS)
     }
 
-    /// Brings a room that an earlier release made up to date.
+    /// Brings what an earlier release made up to date.
     pub fn renew(&self) -> io::Result<()> {
         make_private(&self.temporary())?;
         for path in LINKED_BEFORE.iter().map(|name| self.config().join(name)) {
@@ -108,11 +109,11 @@ impl Room {
         }
     }
 
-    /// Has `command`, which works in the room, be at home there. Not in the agent's part of it: acpx takes settings from where it
+    /// Has `command`, which works in the folder, be at home there. Not in the agent's part of it: acpx takes settings from where it
     /// works, and could be told to start something else.
     pub fn furnish(&self, command: &mut Command, environment: &Environment) {
         command.env("HOME", self.home()).env("CLAUDE_CONFIG_DIR", self.config());
-        command.env("CLAUDE_SECURESTORAGE_CONFIG_DIR", claude::config_folder(environment).unwrap_or_default());
+        command.env("CLAUDE_SECURESTORAGE_CONFIG_DIR", config_folder(environment).unwrap_or_default());
         command.env("CLAUDE_CODE_TMPDIR", self.work().join(TEMPORARY));
         // acpx's own, which its agent does not reach: Node keeps compiled code there. The agent's is in its folder.
         command.env("TMPDIR", self.temporary());
@@ -145,7 +146,7 @@ impl Room {
         remove_tree(&self.home().join(".acpx/queues"))
     }
 
-    /// Takes the room away with all that is in it.
+    /// Takes the folder away with all that is in it.
     pub fn remove(&self) -> io::Result<()> {
         self.forget_owner().and(remove_tree(&self.0))
     }

@@ -11,10 +11,10 @@ use std::time::Duration;
 
 use clap::Args;
 
-use crate::agent::Environment;
+use crate::agent::launcher::Environment;
 use crate::network::Networks;
 use crate::secret::{TokenHash, is_token_name};
-use crate::sessions;
+use crate::session;
 
 /// The variable that holds the admin token's hash. It also reaches the process that is started again without the plaintext.
 pub const ADMIN_TOKEN_SHA256: &str = "CLAWDFORGE_ADMIN_TOKEN_SHA256";
@@ -167,7 +167,7 @@ pub struct Settings {
     /// Agents that sessions may name.
     pub agents: Vec<String>,
     /// How many sessions may be open, and for how long.
-    pub sessions: sessions::Limits,
+    pub sessions: session::Limits,
     /// The sweeper's period.
     pub sweep_every: Duration,
     /// The largest upload in bytes.
@@ -240,7 +240,7 @@ impl Flags {
             max_runs: number("CLAWDFORGE_MAX_RUNS", self.max_runs, 8, 1..=1000)?,
             max_queued_runs: number("CLAWDFORGE_MAX_QUEUED_RUNS", self.max_queued_runs, 64, 0..=100_000)?,
             agents: agents(&text(self.agents, "claude"))?,
-            sessions: sessions::Limits {
+            sessions: session::Limits {
                 most_open: number("CLAWDFORGE_MAX_SESSIONS", self.max_sessions, 32, 0..=10_000)?,
                 idle: Duration::from_secs(number("CLAWDFORGE_SESSION_TTL_SECS", self.session_ttl_secs, 3600, 1..=31_536_000)?),
                 most_attached: max_upload_bytes.saturating_mul(10),

@@ -5,7 +5,7 @@ use serde_json::value::RawValue;
 /// A run's result, as the wire has it.
 #[derive(Debug, serde::Serialize)]
 #[serde(untagged)]
-pub enum Reply {
+pub(super) enum Reply {
     /// The whole reply is a JSON object or array. Kept to the letter, so that numbers of any size and the order of keys
     /// come through.
     Json(Box<RawValue>),
@@ -15,7 +15,7 @@ pub enum Reply {
 
 impl Reply {
     /// Reads a reply: the JSON object or array that it is, bare or in one Markdown fence; otherwise its text, untouched.
-    pub fn read(text: String) -> Self {
+    pub(super) fn read(text: String) -> Self {
         let trimmed = text.trim();
         let candidate = inside_fence(trimmed).unwrap_or(trimmed).trim();
         // Read twice: a value's limits (nesting, surrogates) are those of the clients' parsers too.

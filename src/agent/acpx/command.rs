@@ -1,0 +1,231 @@
+//! `acpx`, the headless client of the Agent Client Protocol: how it is called for a session's steps.
+
+use std::ffi::{OsStr, OsString};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::Deserialize;
+use tokio::process::Command;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::workspace::{SessionDir, make_private};
+use crate::agent::acp::{Messages, TurnEnd};
+use crate::agent::claude::command::VARIABLES;
+use crate::agent::contract::Conversation;
+use crate::agent::family::{self, Started, Tag};
+use crate::agent::launcher::Launcher;
+use crate::agent::process::{self, ConverseOptions, End, ExitCause, Line, Next, Waiting};
+use crate::agent::programs;
+use crate::agent::sandbox::{self, CLAUDE, Confinement};
+
+/// How long `sessions new` may take: it may have to fetch the adapter.
+const CREATE_TIMEOUT: Duration = Duration::from_mins(1);
+/// How long `sessions close` may take. The session's family is ended after it anyway.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// The agent that is claude, as acpx calls it.
+pub const CLAUDE_AGENT: &str = "claude";
+
+/// The permission by which every tool runs.
+pub const APPROVE_ALL: &str = "approve-all";
+/// The permissions that a session may be created with, and acpx's flag for each.
+pub const PERMISSIONS: &[(&str, &str)] =
+    &[(APPROVE_ALL, "--approve-all"), ("approve-reads", "--approve-reads"), ("deny-all", "--deny-all")];
+
+/// A session, as acpx is told of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Target {
+    /// Its name, which is its id.
+    pub name: String,
+    /// Its folders.
+    pub dir: SessionDir,
+    /// One of the configured agents.
+    pub agent: String,
+    /// The model of every turn.
+    pub model: Option<String>,
+    /// One of [`PERMISSIONS`].
+    pub permissions: String,
+}
+
+/// Why a step did not come about.
+#[derive(Debug)]
+pub enum Error {
+    /// There is no such program.
+    NotInstalled(OsString),
+    /// It failed, in its own words.
+    Failed(String),
+}
+
+/// The program, and where and with what it works.
+#[derive(Clone, Debug)]
+pub struct Acpx {
+    /// The acpx program: a path, or a name on PATH.
+    pub program: OsString,
+    /// Where the sessions' folders are.
+    pub launcher: Launcher,
+    /// The claude program: a path, or a name on PATH.
+    pub claude_program: OsString,
+    /// This program, under the name of [`CLAUDE`].
+    pub claude: PathBuf,
+}
+
+impl Acpx {
+    /// What a turn of this conversation is to reach.
+    pub fn target(&self, conversation: &Conversation, model: Option<String>) -> Target {
+        let Conversation { session_id, agent, permissions } = conversation.clone();
+        Target { dir: self.dir(&session_id), name: session_id, agent, model, permissions }
+    }
+
+    /// The folder of a session of that id.
+    pub fn dir(&self, session_id: &str) -> SessionDir {
+        SessionDir::new(self.launcher.folder.join(session_id))
+    }
+
+    /// Why the session's processes were ended, if that was for their memory.
+    pub fn why_ended(&self, session_id: &str) -> Option<String> {
+        self.launcher.memory.as_ref()?.why_ended(session_id)
+    }
+
+    /// The tag of a session's family.
+    pub fn tag(&self, name: &str) -> Tag {
+        self.launcher.tag.run(name)
+    }
+
+    pub(super) fn command<A: AsRef<OsStr>>(&self, target: &Target, arguments: impl IntoIterator<Item = A>) -> Result<Command, Error> {
+        let found = programs::find(&self.program, &self.launcher.environment);
+        let program = found.ok_or_else(|| Error::NotInstalled(self.program.clone()))?;
+        // Nothing is made in /tmp for a session that is gone: nobody would take it away.
+        if !target.dir.folder().is_dir() {
+            return Err(Error::Failed(format!("the session's folder {} is gone; create another session", target.dir.folder().display())));
+        }
+        let sockets = target.dir.sockets();
+        make_private(&sockets).map_err(|error| Error::Failed(format!("{} can't be used ({error}); remove it", sockets.display())))?;
+        let mut command = self.launcher.command(&program, target.dir.folder(), &[sockets]);
+        target.dir.furnish(&mut command, &self.launcher.environment);
+        if target.agent != CLAUDE_AGENT {
+            // It works where acpx does, and reaches all of the session's folder anyway.
+            command.current_dir(target.dir.work());
+        }
+        let permissions = PERMISSIONS.iter().find(|(name, _)| *name == target.permissions).map_or("--deny-all", |(_, flag)| flag);
+        command.args(["--format", "json", "--json-strict", "--non-interactive-permissions", "deny", permissions, &target.agent]);
+        command.args(arguments).envs(VARIABLES.iter().copied());
+        if let Some(model) = &target.model {
+            command.env("ANTHROPIC_MODEL", model);
+        }
+        // The adapter would else look for a copy of its own, which installations leave out.
+        let environment = &self.launcher.environment;
+        let named = environment.get("CLAUDE_CODE_EXECUTABLE").unwrap_or(&self.claude_program);
+        match programs::find(named, environment) {
+            Some(claude) => {
+                command.env("CLAUDE_CODE_EXECUTABLE", &self.claude).env(CLAUDE.variable, self.how_to_start(&claude, target)?);
+            }
+            // The adapter would start a copy of its own, outside the sandbox.
+            None if target.agent == CLAUDE_AGENT => {
+                let named = named.display();
+                return Err(Error::Failed(format!("the claude CLI is not installed (looked for \"{named}\")")));
+            }
+            None => {}
+        }
+        Ok(command)
+    }
+
+    /// How this program is to start a session's claude: with its user's home, and shut out of acpx's.
+    fn how_to_start(&self, claude: &Path, target: &Target) -> Result<OsString, Error> {
+        let mut how: Vec<OsString> = Vec::new();
+        if let Some(Confinement { hidden, .. }) = &self.launcher.confinement {
+            // Listed here: what acpx starts can't see any more what is beside the data folder.
+            let beside = sandbox::beside(hidden).map_err(|error| Error::Failed(error.to_string()))?;
+            let reachable = beside.into_iter().chain(target.dir.agents_own());
+            how.extend(reachable.flat_map(|path| ["--own".into(), path.into_os_string()]));
+            how.push("--cut-off".into());
+        }
+        how.extend(["--work".into(), target.dir.work().into_os_string()]);
+        how.extend(self.launcher.environment.get("HOME").into_iter().flat_map(|home| ["--home".into(), home.into()]));
+        how.extend(["--".into(), claude.into()]);
+        Ok(sandbox::packed(&how))
+    }
+
+    /// Creates the session. Gives what acpx calls it.
+    pub async fn create(&self, target: &Target, cancel: &CancellationToken) -> Result<String, Error> {
+        #[derive(Deserialize)]
+        #[serde(rename_all = "camelCase")]
+        struct Created {
+            acpx_record_id: String,
+        }
+        let command = self.command(target, ["sessions", "new", "--name", &target.name])?;
+        let printed = self.control(command, target, CREATE_TIMEOUT, cancel).await?;
+        let created = printed.lines().find_map(|line| serde_json::from_str::<Created>(line).ok());
+        // A name of a file to come.
+        let id = created.map(|created| created.acpx_record_id).filter(|id| !id.is_empty() && !id.contains(['/', '.']));
+        id.ok_or_else(|| Error::Failed("acpx did not say what it created".to_owned()))
+    }
+
+    /// Closes the session, and ends its family.
+    pub async fn close(&self, target: &Target) {
+        let closed = match self.command(target, ["sessions", "close", &target.name]) {
+            Ok(command) => self.control(command, target, CLOSE_TIMEOUT, &CancellationToken::new()).await.map(drop),
+            Err(error) => Err(error),
+        };
+        if let Err(error) = closed {
+            tracing::warn!(session_id = target.name, ?error, "acpx did not close the session");
+        }
+        family::end(&self.tag(&target.name)).await;
+    }
+
+    /// Runs a command that answers at once. Its processes stay: they may be the session's own.
+    pub(super) async fn control(
+        &self,
+        mut command: Command,
+        target: &Target,
+        within: Duration,
+        cancel: &CancellationToken,
+    ) -> Result<String, Error> {
+        let mut printed = String::new();
+        let talk = ConverseOptions { input: Vec::new(), hold_input: false, deadline: Instant::now() + within, cancel, patience: None };
+        let read = |line: Line<'_>| {
+            let Line::Whole(line) = line else { return Next::Stop };
+            printed.push_str(&String::from_utf8_lossy(line));
+            printed.push('\n');
+            if printed.len() > 1 << 20 { Next::Stop } else { Next::More }
+        };
+        let waiting = self.start(&mut command, target)?;
+        let finished = process::converse_and(waiting, talk, read, end_alone).await;
+        match finished.end {
+            End::Exited(status) if status.success() => Ok(printed),
+            End::Exited(status) => {
+                Err(Error::Failed(failure(&printed).unwrap_or_else(|| format!("acpx ended ({status}) {}", finished.stderr))))
+            }
+            End::TimedOut => Err(Error::Failed(format!("acpx did not answer within {} s", within.as_secs()))),
+            End::Cancelled => Err(Error::Failed("it was not waited for".to_owned())),
+            End::Lingered | End::Stopped | End::Silent => Err(Error::Failed("acpx gave no answer".to_owned())),
+        }
+    }
+
+    fn start(&self, command: &mut Command, target: &Target) -> Result<Waiting, Error> {
+        process::start(command, &self.tag(&target.name))
+            .map_err(|error| Error::Failed(format!("{} could not be started ({error})", self.program.display())))
+    }
+
+    /// Starts an acpx that waits for the prompt of a turn.
+    pub fn start_prompt(&self, target: &Target) -> Result<Waiting, Error> {
+        let mut command = self.command(target, ["prompt", "-s", &target.name, "--file", "-"])?;
+        self.start(&mut command, target)
+    }
+}
+
+/// Ends the process, and nothing that it started.
+pub(super) async fn end_alone(agent: &mut Started, how: &ExitCause) {
+    if !matches!(how.end, End::Exited(_)) {
+        let _ = agent.child.start_kill();
+    }
+}
+
+/// The message of an error that acpx printed.
+fn failure(printed: &str) -> Option<String> {
+    let mut messages = Messages::default();
+    printed.lines().find_map(|line| match messages.line(line.as_bytes())? {
+        TurnEnd::Failed(message) => Some(message),
+        TurnEnd::Stopped(_) => None,
+    })
+}

@@ -1,0 +1,304 @@
+//! A turn by `acpx prompt`, from its files to its end.
+
+use std::io;
+use std::panic::AssertUnwindSafe;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use serde_json::json;
+use tokio::time::{Instant, timeout};
+use tokio_util::sync::CancellationToken;
+
+use super::command::{APPROVE_ALL, Acpx, CLAUDE_AGENT, Error, Target, end_alone};
+use crate::agent::acp::{Messages, TurnEnd};
+use crate::agent::claude::command::prompt_text;
+use crate::agent::claude::files::obstacle_for;
+use crate::agent::contract::{Conversation, Ending, Event, Facts, Outcome, Spec, Usage};
+use crate::agent::control::{Emit, Report};
+use crate::agent::family::{self, Started};
+use crate::agent::folder::{attach_for_good, unprepared};
+use crate::agent::process::{self, ConverseOptions, End, ExitCause, Finished, Line, Next, Waiting};
+use crate::agent::warm_pool::{Hold, Pool, WarmKey};
+use crate::blocking::{aside, blocking};
+
+/// How long `cancel` may take: it only hands a message to the owner.
+const CANCEL_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a turn may take to end when it was cancelled. acpx needs a second after its last line.
+const CANCELLED_GRACE: Duration = Duration::from_secs(4);
+/// Bytes of a turn's messages that are kept: they all stand in its answer.
+const MAX_TURN: usize = 16 << 20;
+
+/// How long an acpx that was given its prompt may say nothing, of the time that it has. It may have to start the session's
+/// agent again, which takes 1.5 s.
+fn patience(timeout: Duration) -> Duration {
+    Duration::from_secs(10).min(timeout / 4)
+}
+
+/// Whether what an agent does in one of its modes is up to the permissions. In others it asks for nothing.
+fn keeps(permissions: &str, mode: &str) -> bool {
+    matches!(mode, "default" | "plan") || (permissions == APPROVE_ALL && matches!(mode, "acceptEdits" | "bypassPermissions"))
+}
+
+/// Turns by acpx. Clones share the pool.
+#[derive(Clone)]
+pub struct Turns {
+    acpx: Acpx,
+    warm: Pool,
+}
+
+impl Turns {
+    /// Turns by this acpx, or by one of the pool where that waits.
+    pub fn new(acpx: Acpx, warm: Pool) -> Self {
+        Self { acpx, warm }
+    }
+
+    /// Has the session's agent take the turn. Reports when acpx says that it ended, or when there is nothing more to wait for;
+    /// returns when the `acpx prompt` has ended, which may be a second later. The session's processes stay.
+    pub async fn work(&self, conversation: &Conversation, spec: &Spec, emit: Emit<'_>, cancel: &CancellationToken, mut report: Report) {
+        let target = self.acpx.target(conversation, spec.model.clone());
+        // A defect must not cost more than its own session's processes.
+        if AssertUnwindSafe(self.take(&target, spec, emit, cancel, &mut report)).catch_unwind().await.is_err() {
+            family::end(&self.acpx.tag(&target.name)).await;
+        }
+    }
+
+    async fn take(&self, target: &Target, spec: &Spec, emit: Emit<'_>, cancel: &CancellationToken, report: &mut Report) {
+        // What came of it before has nothing to do with this turn.
+        let _ = self.acpx.why_ended(&target.name);
+        let hold = self.warm.hold();
+        let started = Instant::now();
+        let folder = target.dir.work();
+        let files = match self.attach(folder.clone(), spec).await {
+            Ok(files) => files,
+            Err(error) => return report.say(Outcome::of(Ending::Unprepared(unprepared(&error)))),
+        };
+        let paths: Vec<_> = files.iter().map(|name| folder.join(name)).collect();
+        // As content blocks: acpx trims a bare text, and takes one that looks like blocks for blocks.
+        let input = json!([{"type": "text", "text": prompt_text(&spec.prompt, &paths)}]).to_string().into_bytes();
+        let mut turn = Turn {
+            turns: self,
+            target,
+            cancel,
+            emit,
+            report,
+            hold: Some(hold),
+            started,
+            timeout: spec.timeout,
+            files,
+            messages: Messages::default(),
+            end: None,
+            bytes: 0,
+            // The prompt comes back among the messages.
+            most: MAX_TURN + input.len(),
+        };
+        let finished = self.prompt(input, &mut turn).await;
+        turn.finish(finished).await;
+    }
+
+    /// Puts the turn's files into the session's folder, where they stay. Gives their names there.
+    async fn attach(&self, folder: PathBuf, spec: &Spec) -> io::Result<Vec<String>> {
+        if spec.files.is_empty() {
+            return Ok(Vec::new());
+        }
+        let (uploads, files) = (self.acpx.launcher.uploads.clone(), spec.files.clone());
+        blocking(move || attach_for_good(&folder, &uploads, &files)).await
+    }
+
+    /// Sends the prompt, by an acpx of the pool if there is one. Gives how the process ended.
+    async fn prompt(&self, input: Vec<u8>, turn: &mut Turn<'_>) -> Result<Finished, Error> {
+        let (target, cancel, deadline) = (turn.target, turn.cancel, turn.deadline());
+        let mut warm = self.warm.take_turn(target).await;
+        if warm.is_none()
+            && let Some(why) = obstacle_for(&self.acpx.launcher.environment).await
+        {
+            return Err(Error::Failed(why));
+        }
+        self.end_lost_owner(target).await;
+        loop {
+            let is_warm = warm.is_some();
+            let waiting = warm.take().map_or_else(|| self.acpx.start_prompt(target), Ok)?;
+            let patience = is_warm.then(|| patience(deadline - Instant::now()));
+            let options = ConverseOptions { input: input.clone(), hold_input: false, deadline, cancel, patience };
+            let finished = self.converse(waiting, options, turn).await;
+            if !(is_warm && finished.never_spoke()) {
+                return Ok(finished);
+            }
+            tracing::info!(session_id = target.name, end = ?finished.end, "a standby was of no use; starting cold");
+        }
+    }
+
+    async fn converse(&self, waiting: Waiting, options: ConverseOptions<'_>, turn: &mut Turn<'_>) -> Finished {
+        let target = turn.target;
+        let wind_down = async |agent: &mut Started, cause: &ExitCause| {
+            match cause {
+                ExitCause { answered: true, .. } => end_alone(agent, cause).await,
+                // Its turn may go on in the owner, where nothing tells any more when it ends, or must not.
+                ExitCause { end: End::Exited(_) | End::Silent | End::Stopped, .. } => {
+                    family::end(&self.acpx.tag(&target.name)).await;
+                }
+                ExitCause { .. } => self.stop_turn(target, agent).await,
+            }
+        };
+        process::converse_and(waiting, options, |line| turn.line(line), wind_down).await
+    }
+
+    /// Ends the session's processes where its owner can't be reached any more. The turn starts others.
+    async fn end_lost_owner(&self, target: &Target) {
+        let dir = target.dir.clone();
+        if blocking(move || Ok(dir.has_lost_socket())).await.unwrap_or(false) {
+            tracing::warn!(session_id = target.name, "acpx's socket was taken away; starting the session's processes again");
+            family::end(&self.acpx.tag(&target.name)).await;
+            let dir = target.dir.clone();
+            if let Err(error) = blocking(move || dir.forget_owner()).await {
+                tracing::warn!(session_id = target.name, %error, "a lock of acpx is left");
+            }
+        }
+    }
+
+    /// Cancels the turn that goes on, and sees that it ended; else ends the session's family.
+    async fn stop_turn(&self, target: &Target, agent: &mut Started) {
+        let cancelled = match self.acpx.command(target, ["cancel", "-s", &target.name]) {
+            // A cancel that hangs is not waited for: it may hang for the reason that the turn does.
+            Ok(command) => Box::pin(self.acpx.control(command, target, CANCEL_TIMEOUT, &CancellationToken::new())).await.is_ok(),
+            Err(_) => false,
+        };
+        if !cancelled || timeout(CANCELLED_GRACE, agent.child.wait()).await.is_err() {
+            tracing::warn!(session_id = target.name, "the turn did not let itself be cancelled; ending the session's processes");
+            family::end(&self.acpx.tag(&target.name)).await;
+        }
+    }
+}
+
+/// A turn that goes on.
+struct Turn<'a> {
+    turns: &'a Turns,
+    target: &'a Target,
+    cancel: &'a CancellationToken,
+    emit: Emit<'a>,
+    report: &'a mut Report,
+    /// Until the agent has started.
+    hold: Option<Hold>,
+    started: Instant,
+    timeout: Duration,
+    files: Vec<String>,
+    messages: Messages,
+    /// How it ended, where acpx said so.
+    end: Option<TurnEnd>,
+    /// Of all messages so far, and at most.
+    bytes: usize,
+    most: usize,
+}
+
+impl Turn<'_> {
+    fn deadline(&self) -> Instant {
+        self.started + self.timeout
+    }
+
+    fn is_late(&self) -> bool {
+        Instant::now() >= self.deadline()
+    }
+
+    fn line(&mut self, line: Line<'_>) -> Next {
+        if self.end.is_some() {
+            return Next::More;
+        }
+        let Line::Whole(line) = line else { return Next::Stop };
+        // Said when the agent has started, and the prompt goes to it.
+        self.hold.take_if(|_| line.windows(16).any(|part| part == b"\"session/prompt\""));
+        self.bytes += line.len();
+        if self.bytes > self.most {
+            return Next::Stop;
+        }
+        let count = self.messages.count();
+        let end = aside(line.len(), || self.messages.line(line));
+        if let Some(message) = self.messages.last().filter(|_| self.messages.count() > count) {
+            (self.emit)(Event::Acp { kind: message.kind().to_owned(), message: message.raw() });
+        }
+        let Target { agent, permissions, .. } = self.target;
+        if let Some(mode) = self.messages.mode_at_work().filter(|mode| agent == CLAUDE_AGENT && !keeps(permissions, mode)) {
+            self.end = Some(TurnEnd::Failed(format!(
+                "the agent worked in its mode \"{mode}\", where the session's permissions ({permissions}) do not hold, and was ended; ask the operator to look for \"defaultMode\" in claude's managed settings"
+            )));
+            return Next::Stop;
+        }
+        if end.is_none() {
+            return Next::More;
+        }
+        self.end = end;
+        // A cancel that is still on its way must not meet the next turn.
+        if !self.is_late() && !self.cancel.is_cancelled() {
+            let ending = self.ending(None);
+            self.say(ending, String::new());
+        }
+        Next::Answered
+    }
+
+    /// Reports what was not reported at acpx's last word: the way that it ended is what there is to tell.
+    async fn finish(&mut self, finished: Result<Finished, Error>) {
+        if self.report.is_said() {
+            return;
+        }
+        match finished {
+            Ok(Finished { end, stderr, .. }) => {
+                let ending = self.ending(Some(&end));
+                self.say(ending, stderr);
+            }
+            Err(error) => {
+                family::end(&self.turns.acpx.tag(&self.target.name)).await;
+                let ending = match error {
+                    Error::NotInstalled(program) => Ending::NotInstalled(program.to_string_lossy().into_owned()),
+                    Error::Failed(error) => Ending::Failed(error),
+                };
+                self.say(ending, String::new());
+            }
+        }
+    }
+
+    fn ending(&self, process: Option<&End>) -> Ending {
+        let early = || {
+            if self.is_late() {
+                Some(Ending::TimedOut(format!("the turn did not end within {} s", self.timeout.as_secs())))
+            } else {
+                self.cancel.is_cancelled().then_some(Ending::Cancelled)
+            }
+        };
+        match self.end.clone() {
+            Some(TurnEnd::Stopped(stop_reason)) if stop_reason != "cancelled" => Ending::Completed(stop_reason),
+            Some(TurnEnd::Stopped(stop_reason)) => early().unwrap_or(Ending::Completed(stop_reason)),
+            Some(TurnEnd::Failed(error)) => early().unwrap_or(Ending::Failed(error)),
+            None => early().unwrap_or_else(|| {
+                Ending::Failed(match process {
+                    Some(End::Exited(status)) => match self.messages.last_error() {
+                        Some(error) => error.to_owned(),
+                        None => format!("acpx ended ({status}) before the turn did"),
+                    },
+                    _ => "acpx printed too much, or closed its output, before the turn ended".to_owned(),
+                })
+            }),
+        }
+    }
+
+    fn say(&mut self, ending: Ending, stderr: String) {
+        let ending = match (ending, self.turns.acpx.why_ended(&self.target.name)) {
+            (Ending::Failed(_), Some(why)) => Ending::Failed(why),
+            (ending, _) => ending,
+        };
+        let duration = self.started.elapsed();
+        // A close comes after it in the lane, and expects no further turn.
+        if matches!(ending, Ending::Completed(_)) && !self.cancel.is_cancelled() {
+            self.turns.warm.used(WarmKey::Turn(self.target.clone()));
+        }
+        let messages = std::mem::take(&mut self.messages);
+        let (input_tokens, output_tokens) = messages.usage().unzip();
+        let facts = Facts {
+            agent_session: messages.session_id().map(str::to_owned),
+            total_cost_usd: messages.cost_usd(),
+            began: messages.agent_began(),
+            files: std::mem::take(&mut self.files),
+        };
+        let (text, usage) = (messages.text().to_owned(), Usage { input_tokens, output_tokens, cost_usd: None });
+        let events = aside(self.bytes, || messages.into_messages().iter().map(crate::agent::acp::TypedMessage::raw).collect());
+        self.report.say(Outcome { ending, text, events, usage, facts, stderr, duration });
+    }
+}

@@ -1,0 +1,80 @@
+//! What executes an agent's work: for a run the `claude` CLI, for a turn acpx. It knows nothing of who asked, of places, or of rows.
+
+use std::io;
+
+use futures_util::future::{BoxFuture, ready};
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use super::acpx::turn::Turns;
+use super::claude::run::{self, Claude};
+use super::contract::{Conversation, Ending, Outcome, Spec};
+use super::control::{Emit, Report};
+use super::warm_pool::Pool;
+
+/// What executes. Another kind of agent is another variant.
+#[derive(Clone)]
+pub struct Backends {
+    /// Runs.
+    pub claude: Claude,
+    /// Turns of sessions.
+    pub acpx: Turns,
+    /// What they find started already.
+    pub warm: Pool,
+}
+
+/// Work for which all is ready.
+pub enum Ready<'a> {
+    /// By the `claude` CLI.
+    Claude(&'a Claude, Box<io::Result<run::Ready>>),
+    /// By acpx.
+    Acpx(&'a Turns, &'a Conversation),
+}
+
+/// Work that is over for its caller.
+pub struct Executed<'a> {
+    /// How it ended.
+    pub outcome: Outcome,
+    /// What the agent still does until nothing is left of it.
+    pub cleanup: BoxFuture<'a, ()>,
+    /// Whether it keeps its place until then.
+    pub keeps_place: bool,
+}
+
+impl Backends {
+    /// Makes ready what the work needs and nobody else sees.
+    pub async fn prepare<'a>(&'a self, uuid: Uuid, spec: &'a Spec) -> Ready<'a> {
+        match &spec.session {
+            None => Ready::Claude(&self.claude, Box::new(self.claude.prepare(uuid, spec).await)),
+            Some(conversation) => Ready::Acpx(&self.acpx, conversation),
+        }
+    }
+}
+
+impl<'a> Ready<'a> {
+    /// Takes it back.
+    pub async fn abandon(self) {
+        if let Self::Claude(_, ready) = self
+            && let Ok(ready) = *ready
+        {
+            ready.abandon().await;
+        }
+    }
+
+    /// Has it done, until its time is up or `cancel` comes. What the agent says goes to `emit`.
+    pub async fn execute(self, spec: &'a Spec, emit: Emit<'a>, cancel: &'a CancellationToken) -> Executed<'a> {
+        let (report, mut reported) = Report::new();
+        let (mut working, keeps_place): (BoxFuture<'a, ()>, _) = match self {
+            Self::Claude(claude, ready) => (Box::pin(claude.work(*ready, spec, emit, cancel, report)), true),
+            // The session's processes stay, and only a last second of acpx's is still to come.
+            Self::Acpx(acpx, conversation) => (Box::pin(acpx.work(conversation, spec, emit, cancel, report)), false),
+        };
+        let (outcome, cleanup) = tokio::select! {
+            biased;
+            outcome = &mut reported => (outcome.ok(), working),
+            () = &mut working => (reported.try_recv().ok(), Box::pin(ready(())) as BoxFuture<'a, ()>),
+        };
+        let defect = || Outcome::of(Ending::Failed("the server met a defect; its operator finds it in its log".to_owned()));
+        Executed { outcome: outcome.unwrap_or_else(defect), cleanup, keeps_place }
+    }
+}

@@ -1,0 +1,234 @@
+//! What is asked of an agent, what it says, and how it ends. Below everything: no paths, no HTTP, no SQL. All of it can be kept
+//! and read by a later release.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::Value;
+use serde_json::value::RawValue;
+
+/// What an agent is to do.
+#[derive(Clone, Debug)]
+pub struct Spec {
+    /// The prompt as the app sent it.
+    pub prompt: String,
+    /// The model, where one was named.
+    pub model: Option<String>,
+    /// Added to the CLI's own system prompt.
+    pub system: Option<String>,
+    /// What the reply has to fit, as a JSON Schema.
+    pub schema: Option<Box<RawValue>>,
+    /// Files to put where the agent works.
+    pub files: Vec<Attachment>,
+    /// How long it may take, from its start.
+    pub timeout: Duration,
+    /// The conversation that it goes on with; `None` for a run, which has none.
+    pub session: Option<Conversation>,
+}
+
+/// The session that a turn is of.
+#[derive(Clone, Debug)]
+pub struct Conversation {
+    /// 32 hex digits.
+    pub session_id: String,
+    /// One of the configured agents.
+    pub agent: String,
+    /// `approve-all`, `approve-reads` or `deny-all`.
+    pub permissions: String,
+}
+
+/// A file to attach.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct Attachment {
+    /// Its token, which is its name among the uploads. Earlier releases kept a whole path.
+    #[serde(alias = "source", deserialize_with = "last_part")]
+    pub file_token: String,
+    /// A name without separators that does not begin with a dot.
+    pub name: String,
+    /// In bytes.
+    #[serde(default)]
+    pub size: u64,
+}
+
+fn last_part<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    let path = String::deserialize(deserializer)?;
+    Ok(path.rsplit('/').next().unwrap_or_default().to_owned())
+}
+
+/// Something that an agent says while it works.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(tag = "name", content = "data", rename_all = "snake_case")]
+pub enum Event {
+    /// A piece of the reply.
+    Text {
+        /// The piece.
+        content: String,
+    },
+    /// A piece of what it thinks.
+    Thinking {
+        /// The piece.
+        content: String,
+    },
+    /// It calls a tool.
+    ToolCall {
+        /// Its arguments.
+        args: Value,
+        /// The call's id.
+        id: Value,
+        /// The tool's name.
+        name: Value,
+    },
+    /// A tool has answered.
+    ToolCallUpdate {
+        /// The call's id.
+        id: Value,
+        /// What it gave.
+        result: Value,
+        /// `completed` or `failed`.
+        status: String,
+    },
+    /// The API is asked again.
+    Retry {
+        /// Counted from 1.
+        attempt: Value,
+        /// What was wrong.
+        error: Value,
+        /// At most so many.
+        max_retries: Value,
+    },
+    /// A message of the Agent Client Protocol, whole.
+    Acp {
+        /// The `type` that was added to it.
+        kind: String,
+        /// The message with what was added.
+        message: Box<RawValue>,
+    },
+}
+
+impl Event {
+    /// Whether it is a piece of the reply.
+    pub fn is_text(&self) -> bool {
+        match self {
+            Self::Text { .. } => true,
+            Self::Acp { kind, .. } => kind == "text",
+            _ => false,
+        }
+    }
+}
+
+/// How an agent's work ended.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Ending {
+    /// It answered, and stopped for this reason.
+    Completed(String),
+    /// It failed; its own words where it gave any.
+    Failed(String),
+    /// The time was up; what it was doing, where it said.
+    TimedOut(String),
+    /// Nobody wants the answer any more.
+    Cancelled,
+    /// The server stopped.
+    Interrupted,
+    /// There is no such program.
+    NotInstalled(String),
+    /// It did not begin: what it needs could not be put in place.
+    Unprepared(Unprepared),
+}
+
+/// Why what an agent needs could not be put in place.
+#[derive(Clone, Debug, Deserialize, Serialize, thiserror::Error)]
+#[serde(rename_all = "snake_case")]
+pub enum Unprepared {
+    /// A file expired while it was waited for.
+    #[error("a file expired")]
+    FileExpired,
+    /// The disk is full.
+    #[error("the disk is full")]
+    DiskFull,
+    /// The disk failed, in words.
+    #[error("the folder could not be made ready: {0}")]
+    Disk(String),
+}
+
+/// Tokens and cost, as the agent reports them.
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Serialize)]
+pub struct Usage {
+    /// Tokens read, those from the cache included.
+    pub input_tokens: Option<i64>,
+    /// Tokens written.
+    pub output_tokens: Option<i64>,
+    /// US dollars at list price, also where a subscription pays.
+    pub cost_usd: Option<f64>,
+}
+
+/// What an agent told of a conversation.
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+pub struct Facts {
+    /// What it calls the session.
+    pub agent_session: Option<String>,
+    /// What it says the session has cost since it was started, in US dollars.
+    pub total_cost_usd: Option<f64>,
+    /// Whether it was started for this turn.
+    pub began: bool,
+    /// The names of the attached files, in the session's folder.
+    pub files: Vec<String>,
+}
+
+/// An agent's work that is over.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct Outcome {
+    /// How it ended.
+    pub ending: Ending,
+    /// The reply's text; of a turn as far as it came.
+    pub text: String,
+    /// Every message of a turn, in order, with what was added.
+    pub events: Vec<Box<RawValue>>,
+    /// What it used. Of a turn the cost stands in the facts, as a running total.
+    pub usage: Usage,
+    /// What it told of the conversation.
+    pub facts: Facts,
+    /// The last 4,000 characters of its standard error.
+    pub stderr: String,
+    /// From the start of the process.
+    pub duration: Duration,
+}
+
+impl Outcome {
+    /// Of what took no time.
+    pub fn of(ending: Ending) -> Self {
+        Self {
+            ending,
+            text: String::new(),
+            events: Vec::new(),
+            usage: Usage::default(),
+            facts: Facts::default(),
+            stderr: String::new(),
+            duration: Duration::ZERO,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_kept_can_be_read_again() {
+        let message = RawValue::from_string(r#"{"z":1.10,"type":"plan"}"#.to_owned()).unwrap();
+        for event in [Event::Text { content: "a".to_owned() }, Event::Acp { kind: "plan".to_owned(), message: message.clone() }] {
+            let kept = serde_json::to_string(&event).unwrap();
+            let read: Event = serde_json::from_str(&kept).unwrap();
+            assert_eq!(serde_json::to_string(&read).unwrap(), kept);
+        }
+        let outcome = Outcome { events: vec![message], ..Outcome::of(Ending::Unprepared(Unprepared::FileExpired)) };
+        let kept = serde_json::to_string(&outcome).unwrap();
+        assert_eq!(serde_json::to_string(&serde_json::from_str::<Outcome>(&kept).unwrap()).unwrap(), kept);
+    }
+
+    #[test]
+    fn a_file_that_an_earlier_release_kept_is_found_by_the_end_of_its_path() {
+        let file: Attachment = serde_json::from_str(r#"{"source": "/data/files/ff_1", "name": "a", "size": 2}"#).unwrap();
+        assert_eq!(file.file_token, "ff_1");
+    }
+}

@@ -1,0 +1,77 @@
+//! What requests for runs, turns and sessions have in common, checked.
+
+use super::auth::Caller;
+use super::error::{ApiError, FieldError};
+use crate::agent::contract::Attachment;
+use crate::app::App;
+
+/// The longest prompt in bytes.
+const MAX_PROMPT: usize = 10 << 20;
+/// More files than a folder should be searched for.
+const MAX_FILES: usize = 256;
+
+pub(super) fn check_prompt(prompt: &str, errors: &mut Vec<FieldError>) {
+    match prompt.len() {
+        0 => errors.push(FieldError::new("/prompt", "a prompt is needed")),
+        length if length > MAX_PROMPT => errors.push(FieldError::new("/prompt", "the prompt is longer than 10 MiB")),
+        _ => {}
+    }
+}
+
+pub(super) fn check_model(model: Option<&str>, errors: &mut Vec<FieldError>) {
+    if model.is_some_and(|model| !is_model(model)) {
+        errors.push(FieldError::new("/model", r"the model must match ^[A-Za-z0-9][A-Za-z0-9._:/@\[\]-]{0,127}$"));
+    }
+}
+
+pub(super) fn check_files(files: Option<&[String]>, errors: &mut Vec<FieldError>) {
+    if files.is_some_and(|files| files.len() > MAX_FILES) {
+        errors.push(FieldError::new("/files", format!("at most {MAX_FILES} files can be attached")));
+    }
+}
+
+pub(super) fn check_timeout(secs: Option<i64>, most: i64, errors: &mut Vec<FieldError>) {
+    if secs.is_some_and(|secs| !(5..=most).contains(&secs)) {
+        errors.push(FieldError::new("/timeout_secs", format!("the timeout must be from 5 to {most} seconds")));
+    }
+}
+
+fn is_model(model: &str) -> bool {
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._:/@[]-".contains(&byte);
+    model.len() <= 128 && model.as_bytes().first().is_some_and(u8::is_ascii_alphanumeric) && model.bytes().all(allowed)
+}
+
+/// The caller's files behind `tokens`. One that is not the caller's own, or not any more, is a `400` that names it.
+pub(super) async fn attachments(app: &App, caller: &Caller, mut tokens: Vec<String>) -> Result<Vec<Attachment>, ApiError> {
+    let mut seen = std::collections::HashSet::new();
+    tokens.retain(|token| seen.insert(token.clone()));
+    let files = app
+        .ledger
+        .files(&caller.app, tokens)
+        .await?
+        .map_err(|unknown| ApiError::BadRequest(format!("Upload the file again: \"{unknown}\" is unknown or expired.")))?;
+    Ok(files.into_iter().map(|file| Attachment { file_token: file.file_token, name: file.name, size: file.size }).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn models_match_the_documented_pattern() {
+        for good in ["sonnet", "opus[1m]", "claude-3.5@20240620", "us.anthropic/x:1", "A", &"a".repeat(128)] {
+            assert!(is_model(good), "{good}");
+        }
+        for bad in ["", "-p", "--model", "a b", "[x", ".a", "ü", "a\n", &"a".repeat(129)] {
+            assert!(!is_model(bad), "{bad}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_model_is_never_an_option(model in "[-a-z.\\[\\]/ ]{0,6}") {
+            prop_assert!(!is_model(&model) || !model.starts_with('-') && !model.contains(' '));
+        }
+    }
+}

@@ -1,0 +1,66 @@
+//! What the handlers share.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use crate::agent::programs::Cli;
+use crate::job::Jobs;
+use crate::job::feed::Feeds;
+use crate::ledger::Ledger;
+use crate::listener::Standing;
+use crate::network::Networks;
+use crate::secret::TokenHash;
+use crate::session::Sessions;
+use crate::uploads::Uploads;
+
+/// What the handlers share.
+pub struct App {
+    /// Who may call.
+    pub access: Access,
+    /// The ledger.
+    pub ledger: Ledger,
+    /// The uploads.
+    pub uploads: Uploads,
+    /// Runs and turns.
+    pub jobs: Jobs,
+    /// What they say.
+    pub feeds: Feeds,
+    /// The sessions.
+    pub sessions: Sessions,
+    /// Agents that sessions may name.
+    pub agents: Vec<String>,
+    /// What shuts agents out of the data folder: `landlock`, or `off`.
+    pub sandbox: &'static str,
+    /// The `claude` CLI.
+    pub claude: Arc<Cli>,
+    /// The `acpx` CLI.
+    pub acpx: Arc<Cli>,
+    /// The adapter between acpx and claude.
+    pub adapter: Arc<Cli>,
+}
+
+/// Who may call.
+#[derive(Debug)]
+pub struct Access {
+    /// Networks that are answered at all.
+    pub allow: Networks,
+    /// Peers whose `X-Forwarded-For` counts.
+    pub trusted_proxies: Networks,
+    /// The operator's token.
+    pub admin: Option<TokenHash>,
+    /// Networks that see the metrics without it.
+    pub metrics: Networks,
+}
+
+impl Access {
+    /// What an address may do here.
+    pub fn standing(&self, address: IpAddr) -> Standing {
+        if self.trusted_proxies.contain(address) {
+            Standing::Proxy
+        } else if self.allow.contain(address) {
+            Standing::Allowed
+        } else {
+            Standing::Stranger
+        }
+    }
+}

@@ -1,0 +1,148 @@
+//! From settings to a server that holds its data folder, has its ledger open, and has cleared away what a crash left.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::Context;
+
+use crate::agent::acpx::command::Acpx;
+use crate::agent::acpx::turn::Turns;
+use crate::agent::backend::Backends;
+use crate::agent::claude::run::Claude;
+use crate::agent::claude::workspace::RunDirs;
+use crate::agent::family::{self, Tag};
+use crate::agent::folder::clear;
+use crate::agent::launcher::{Environment, Launcher};
+use crate::agent::memory::Memory;
+use crate::agent::programs::{self, ACPX_TESTED, ADAPTER_TESTED, CLAUDE_TESTED, Cli};
+use crate::agent::sandbox::{self, Confinement};
+use crate::agent::warm_pool::Pool;
+use crate::app::{Access, App};
+use crate::blocking::blocking;
+use crate::config::{Sandbox, Settings};
+use crate::data_dir;
+use crate::job::Jobs;
+use crate::job::feed::Feeds;
+use crate::job::lane::Lanes;
+use crate::job::queue::Queue;
+use crate::ledger::{JobId, Ledger};
+use crate::listener::Places;
+use crate::schema::Schemas;
+use crate::server::{SPARE_CONNECTIONS, Server};
+use crate::session::Sessions;
+use crate::uploads::Uploads;
+
+/// Makes the data folder ready, opens the ledger, and clears away what a crash left. An error says what to do.
+pub async fn set_up(settings: Settings, environment: Environment) -> anyhow::Result<Server> {
+    let data_dir = data_dir::make(&settings.data_dir)?;
+    let lock = data_dir::lock(&data_dir)?;
+    data_dir::check_home(&environment)?;
+    data_dir::remove_partial(&data_dir);
+    let ledger = Ledger::open(&Settings::ledger_file(&data_dir))?;
+    let uploads = folder(&data_dir, "files")?;
+    let launcher = Launcher {
+        folder: folder(&data_dir, "runs")?,
+        uploads: uploads.clone(),
+        tag: Tag::server(&data_dir)?,
+        confinement: confinement(settings.sandbox, &data_dir, &environment)?,
+        environment,
+        memory: settings.agent_memory_mb.map(Memory::new),
+    };
+    let uploads = Uploads::open(uploads, settings.max_upload_bytes).context("the uploads can't be read")?;
+    let feeds = Feeds::new(folder(&data_dir, "feeds")?);
+    let acpx = acpx(&settings, &data_dir, &launcher)?;
+    let run_dirs = RunDirs::new(launcher.clone(), settings.claude_bin.clone());
+    let warm = Pool::new(settings.standby, run_dirs.clone(), acpx.clone());
+    let lanes = Lanes::default();
+    let backends =
+        Backends { claude: Claude::new(run_dirs.clone(), warm.clone()), acpx: Turns::new(acpx.clone(), warm.clone()), warm: warm.clone() };
+    let jobs = Jobs::new(
+        Queue::new(settings.max_runs, settings.max_queued_runs),
+        lanes.clone(),
+        backends,
+        ledger.clone(),
+        feeds.clone(),
+        Schemas::new(launcher.tag.clone()),
+        settings.sessions.most_attached,
+    );
+    let sessions = Sessions::new(lanes, acpx, warm.clone(), ledger.clone(), feeds.clone(), settings.sessions);
+    recover(&launcher, &jobs, &sessions).await.context("what an earlier end left can't be cleared away")?;
+
+    let environment = &launcher.environment;
+    let app = App {
+        adapter: Arc::new(Cli::new(programs::adapter(&settings.acpx_bin, environment), ADAPTER_TESTED, environment)),
+        claude: Arc::new(Cli::new(settings.claude_bin, CLAUDE_TESTED, environment)),
+        acpx: Arc::new(Cli::new(settings.acpx_bin, ACPX_TESTED, environment)),
+        access: Access {
+            allow: settings.allow,
+            trusted_proxies: settings.trusted_proxies,
+            admin: settings.admin,
+            metrics: settings.metrics,
+        },
+        jobs,
+        feeds,
+        sessions,
+        agents: settings.agents,
+        sandbox: if launcher.confinement.is_some() { "landlock" } else { "off" },
+        ledger,
+        uploads,
+    };
+    Ok(Server {
+        app: Arc::new(app),
+        launcher,
+        run_dirs,
+        warm,
+        places: Places::new(
+            settings.max_runs + settings.max_queued_runs + SPARE_CONNECTIONS,
+            settings.max_runs + settings.sessions.most_open,
+        ),
+        sweep_every: settings.sweep_every,
+        retention_days: settings.retention_days,
+        drain: settings.drain,
+        _lock: lock,
+    })
+}
+
+fn folder(data_dir: &Path, name: &str) -> anyhow::Result<PathBuf> {
+    let path = data_dir.join(name);
+    std::fs::create_dir_all(&path).with_context(|| format!("the folder {} can't be made", path.display()))?;
+    Ok(path)
+}
+
+/// acpx, in the folder of the sessions. It has to reach its own sockets; the claude that it starts must not.
+fn acpx(settings: &Settings, data_dir: &Path, launcher: &Launcher) -> anyhow::Result<Acpx> {
+    let confinement = launcher.confinement.clone().map(|confinement| Confinement { cut_off: false, ..confinement });
+    let launcher = Launcher { folder: folder(data_dir, "sessions")?, confinement, ..launcher.clone() };
+    let claude = data_dir.join(sandbox::CLAUDE.name);
+    let _ = std::fs::remove_file(&claude);
+    std::os::unix::fs::symlink(std::env::current_exe()?, &claude).with_context(|| format!("{} can't be made", claude.display()))?;
+    Ok(Acpx { program: settings.acpx_bin.clone(), launcher, claude_program: settings.claude_bin.clone(), claude })
+}
+
+/// Ends what a crash left running, removes the folders of its runs, and settles its rows. Before the first job.
+async fn recover(launcher: &Launcher, jobs: &Jobs, sessions: &Sessions) -> anyhow::Result<()> {
+    let processes = family::end(&launcher.tag).await;
+    let runs_folder = launcher.folder.clone();
+    let folders = blocking(move || clear(&runs_folder, |_| false)).await?;
+    let settled = jobs.settle_interrupted().await?;
+    if processes + folders + settled.len() > 0 {
+        tracing::warn!(processes, folders, rows = settled.len(), "cleared away what an earlier end left");
+    }
+    sessions.recover(settled.iter().any(|id| matches!(id, JobId::Turn { .. }))).await?;
+    Ok(())
+}
+
+/// How agents are to be confined, and can be.
+fn confinement(sandbox: Sandbox, data_dir: &Path, environment: &Environment) -> anyhow::Result<Option<Confinement>> {
+    if sandbox == Sandbox::Off {
+        return Ok(None);
+    }
+    match sandbox::check(data_dir, environment) {
+        Ok(()) => Ok(Some(Confinement { hidden: data_dir.to_owned(), cut_off: true })),
+        Err(why) if sandbox == Sandbox::Required => Err(why).context("CLAWDFORGE_SANDBOX is \"required\""),
+        Err(why) => {
+            tracing::warn!("agents are not shut out of the data folder: {why}");
+            Ok(None)
+        }
+    }
+}

@@ -1,0 +1,233 @@
+//! A job's life: accepted → (its turn in the session's lane) → permit → budget → started → executed → settled.
+//!
+//! Each job is a task of its own, and the request that asked for it holds a guard. When a client leaves, its request is dropped and
+//! nothing after its `.await` happens, so all that must happen lives here.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use futures_util::future::{BoxFuture, pending};
+use tokio::time::Instant;
+use tokio_util::sync::DropGuard;
+
+use super::context::{Context, Row, Written};
+use super::lane::{ComingTurn, InLane, Turn};
+use super::live::Live;
+use super::queue::{Admission, PendingPermit, Permit, PermitRequest, Reservation};
+use super::rejection::Rejection;
+use super::spec::Job;
+use crate::agent::backend::Executed;
+use crate::agent::contract::{Ending, Event, Outcome};
+use crate::agent::warm_pool::Hold;
+use crate::metrics::{GoingOn, METRICS};
+
+/// A job that is to live.
+pub(super) struct Life {
+    pub(super) context: Arc<Context>,
+    pub(super) job: Arc<Job>,
+    pub(super) live: Live,
+    /// Whether it goes on without its client.
+    pub(super) detached: bool,
+    /// Of one that was accepted.
+    pub(super) row: Option<Row>,
+}
+
+/// What a job waits for.
+pub(super) enum Admitted {
+    /// A run: its permit.
+    Run { pending: PendingPermit, hold: Option<Hold> },
+    /// A turn: those of its session that came before it, and then its permit.
+    Turn { lane: InLane, coming: ComingTurn, reservation: Option<Reservation> },
+}
+
+/// What a job holds while it goes on.
+struct Held {
+    turn: Option<Turn>,
+    permit: Permit,
+    going_on: GoingOn,
+}
+
+impl Context {
+    /// Has a job wait for its place, if there is room.
+    pub(super) async fn admit(&self, job: &Job, detached: bool, live: &Live) -> Result<Admitted, Rejection> {
+        let request = request(job);
+        let Some(session) = &job.spec.session else {
+            let pending = self.queue.join(request, if detached { Admission::Guaranteed } else { Admission::Evictable })?;
+            return Ok(self.waits(pending));
+        };
+        let reservation = (detached && request.most.is_some()).then(|| self.queue.reserve(&job.app)).transpose()?;
+        let (lane, coming) = self.lanes.enter_turn(&session.session_id, live.clone()).await.ok_or(Rejection::Full)?;
+        Ok(Admitted::Turn { lane, coming, reservation })
+    }
+
+    /// Has a job wait for its place that was accepted before.
+    pub(super) async fn readmit(&self, job: &Job, live: &Live) -> Result<Admitted, Rejection> {
+        match &job.spec.session {
+            None => Ok(self.waits(self.queue.join(request(job), Admission::Readmitted)?)),
+            Some(session) => {
+                let (lane, coming) = self.lanes.enter_turn(&session.session_id, live.clone()).await.ok_or(Rejection::Full)?;
+                Ok(Admitted::Turn { lane, coming, reservation: None })
+            }
+        }
+    }
+
+    fn waits(&self, pending: PendingPermit) -> Admitted {
+        // Nothing is started ahead while a run waits for a place, unless it waits only for its app's own limit.
+        Admitted::Run { pending, hold: (!self.queue.has_free()).then(|| self.backends.warm.hold()) }
+    }
+}
+
+fn request(job: &Job) -> PermitRequest {
+    PermitRequest { app: job.app.clone(), most: job.limits.at_once(), run: job.spec.session.is_none() }
+}
+
+impl Admitted {
+    pub(super) fn lane(&self) -> Option<&InLane> {
+        match self {
+            Self::Run { .. } => None,
+            Self::Turn { lane, .. } => Some(lane),
+        }
+    }
+}
+
+impl Life {
+    /// Lives it to its end.
+    pub(super) async fn run(self, admitted: Admitted) {
+        let over = self.live.going_on();
+        let (lane, held) = match admitted {
+            Admitted::Run { pending, hold } => {
+                let held = self.unless_cancelled(None, self.wait_for_permit(pending, hold, None)).await;
+                (None, held)
+            }
+            Admitted::Turn { lane, coming, reservation } => {
+                let held = self.unless_cancelled(Some(&lane), self.wait_for_turn(&lane, coming, reservation)).await;
+                (Some(lane), held)
+            }
+        };
+        match held {
+            // It starts after the restart.
+            Err(Rejection::Stopping) if self.detached => {}
+            Err(rejection) => self.reject(lane, rejection).await,
+            Ok(held) => self.carry_out(lane, held, over).await,
+        }
+    }
+
+    async fn unless_cancelled(
+        &self,
+        lane: Option<&InLane>,
+        wait: impl Future<Output = Result<Held, Rejection>>,
+    ) -> Result<Held, Rejection> {
+        let closing = async {
+            match lane {
+                Some(lane) => lane.closing().await,
+                None => pending().await,
+            }
+        };
+        tokio::select! {
+            biased;
+            () = closing => Err(Rejection::SessionClosed),
+            () = self.live.cancel.cancelled() => Err(if self.context.stop.is_cancelled() { Rejection::Stopping } else { Rejection::Cancelled }),
+            held = wait => held,
+        }
+    }
+
+    async fn wait_for_turn(&self, lane: &InLane, coming: ComingTurn, reservation: Option<Reservation>) -> Result<Held, Rejection> {
+        let came = Instant::now();
+        let turn = tokio::select! {
+            biased;
+            turn = coming => turn,
+            // Who waits on the line is not to wait for the ledger.
+            () = lane.stuck(), if !self.detached => return Err(Rejection::LedgerLocked),
+        };
+        let admission = if self.detached { Admission::Readmitted } else { Admission::Evictable };
+        let pending = self.context.queue.join(request(&self.job), admission)?;
+        drop(reservation);
+        let held = Held { turn: Some(turn), ..self.wait_for_permit(pending, None, Some(came)).await? };
+        // A stop may have begun meanwhile.
+        if self.context.tasks.is_closed() { Err(Rejection::Stopping) } else { Ok(held) }
+    }
+
+    async fn wait_for_permit(&self, pending: PendingPermit, hold: Option<Hold>, came: Option<Instant>) -> Result<Held, Rejection> {
+        let came = came.unwrap_or_else(Instant::now);
+        let permit = pending.permit().await?;
+        drop(hold);
+        let going_on = METRICS.begins(self.job.kind(), came.elapsed());
+        // Once more: what was going on while this one waited has cost something.
+        self.context.check_budget(&self.job).await?;
+        Ok(Held { turn: None, permit, going_on })
+    }
+
+    /// Ends a job that does not come about.
+    async fn reject(&self, lane: Option<InLane>, why: Rejection) {
+        let unwritten = self.context.settle(&self.job, self.row.as_ref(), &self.live, Err(why)).await;
+        if let (Some(unwritten), Some(Row { id, .. })) = (unwritten, &self.row) {
+            self.context.write_later(id, unwritten).await;
+        }
+        drop(lane);
+    }
+
+    async fn carry_out(mut self, lane: Option<InLane>, held: Held, over: DropGuard) {
+        let (context, job) = (self.context.clone(), self.job.clone());
+        let (begun, ready) = tokio::join!(self.begin(lane.as_ref()), context.backends.prepare(job.uuid, &job.spec));
+        if let Err(rejection) = begun {
+            ready.abandon().await;
+            drop(held);
+            return self.reject(lane, rejection).await;
+        }
+        let Held { turn, permit, going_on } = held;
+        let (started, said_nothing) = (Instant::now(), AtomicBool::new(true));
+        let emit = |event: Event| {
+            if event.is_text() && said_nothing.swap(false, Ordering::Relaxed) {
+                METRICS.first_text(job.kind(), started.elapsed());
+            }
+            if let Some(Row { feed, .. }) = &self.row {
+                feed.tell(&event);
+            }
+        };
+        let Executed { outcome, cleanup, keeps_place } = ready.execute(&job.spec, &emit, &self.live.cancel).await;
+        let nothing = || Box::pin(std::future::ready(())) as BoxFuture<'_, ()>;
+        let (before, beside) = if keeps_place { (cleanup, nothing()) } else { (nothing(), cleanup) };
+        let settling = async {
+            // The caller has its answer while the agent ends.
+            let settle = async { context.settle(&job, self.row.as_ref(), &self.live, Ok(self.checked(outcome).await)).await };
+            let ((), unwritten) = tokio::join!(before, settle);
+            // Whether or not the ledger could take it; the session's next turn waits for that, whose cost is a difference to this one's.
+            drop((permit, going_on));
+            let set_stuck = |stuck| lane.as_ref().map(|lane| lane.set_stuck(stuck)).unwrap_or_default();
+            if let (Some(unwritten), Some(Row { id, .. })) = (unwritten, &self.row) {
+                set_stuck(true);
+                context.write_later(id, unwritten).await;
+                set_stuck(false);
+            }
+            drop((turn, lane, over));
+        };
+        tokio::join!(settling, beside);
+    }
+
+    /// Writes that it starts now.
+    async fn begin(&mut self, lane: Option<&InLane>) -> Result<(), Rejection> {
+        if let Some(Row { id, .. }) = &self.row {
+            return if self.context.ledger.start_job(id).await? { Ok(()) } else { Err(Rejection::SessionClosed) };
+        }
+        match self.context.write_row(&self.job, &self.live, lane, None).await? {
+            Written::Row(row) => self.row = Some(row),
+            // It has none.
+            Written::KeyTaken => return Err(Rejection::Defect),
+        }
+        Ok(())
+    }
+
+    /// The outcome, as far as the agent can't know it.
+    async fn checked(&self, mut outcome: Outcome) -> Outcome {
+        match (&outcome.ending, &self.job.spec.schema) {
+            (Ending::Cancelled, _) if self.context.stop.is_cancelled() => outcome.ending = Ending::Interrupted,
+            (Ending::Completed(_), Some(schema)) => {
+                if let Err(wrong) = self.context.schemas.fit(&self.job.app, schema, &outcome.text).await {
+                    outcome.ending = Ending::Failed(wrong.to_string());
+                }
+            }
+            _ => {}
+        }
+        outcome
+    }
+}

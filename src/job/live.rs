@@ -1,0 +1,72 @@
+//! A job that waits or goes on, as others see it.
+
+use std::sync::Arc;
+
+use tokio::sync::watch;
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use super::feed_format::End;
+
+/// A job that waits or goes on. Clones are the same one.
+#[derive(Clone, Debug)]
+pub struct Live {
+    pub(super) told: watch::Sender<Told>,
+    end: watch::Sender<Option<Arc<End>>>,
+    /// Comes when nobody wants it any more.
+    pub(super) cancel: CancellationToken,
+    over: CancellationToken,
+}
+
+/// How much of a job's feed there is.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Told {
+    pub(super) bytes: u64,
+    pub(super) events: u64,
+    pub(super) ended: bool,
+    /// The disk did not take everything.
+    pub(super) broken: bool,
+}
+
+impl Live {
+    pub(super) fn new(cancel: CancellationToken) -> Self {
+        Self { told: watch::Sender::default(), end: watch::Sender::default(), cancel, over: CancellationToken::new() }
+    }
+
+    pub(super) fn end(&self, end: Arc<End>) {
+        self.end.send_replace(Some(end));
+    }
+
+    /// Its end, if there is one already.
+    pub(super) fn ended(&self) -> Option<Arc<End>> {
+        self.end.borrow().clone()
+    }
+
+    /// Waits for its end. `None` where it is over without one: it died of a defect, or starts again after the server has.
+    pub async fn answer(&self) -> Option<Arc<End>> {
+        let mut end = self.end.subscribe();
+        tokio::select! {
+            biased;
+            ended = end.wait_for(Option::is_some) => ended.ok()?.clone(),
+            () = self.over.cancelled() => self.ended(),
+        }
+    }
+
+    /// Cancels it. When this returns it is over, with its processes and its row.
+    pub async fn cancel(&self) {
+        self.cancel.cancel();
+        self.over().await;
+    }
+
+    pub(super) async fn over(&self) {
+        self.over.cancelled().await;
+    }
+
+    /// Dropped, it says that the job is over.
+    pub(super) fn going_on(&self) -> DropGuard {
+        self.over.clone().drop_guard()
+    }
+
+    pub(super) fn is(&self, other: &Self) -> bool {
+        self.told.same_channel(&other.told)
+    }
+}

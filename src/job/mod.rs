@@ -1,0 +1,163 @@
+//! Jobs: runs and turns, lived once. [`Jobs`] takes them on, cancels them, and ends them; [`life`] is what happens between.
+
+mod context;
+pub mod feed;
+pub mod feed_format;
+pub mod feed_reader;
+pub mod lane;
+mod life;
+pub mod live;
+pub mod queue;
+mod recover;
+pub mod rejection;
+mod settle;
+pub mod spec;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::value::RawValue;
+use tokio::time::timeout;
+use tokio_util::sync::{CancellationToken, DropGuard};
+use tokio_util::task::TaskTracker;
+
+use crate::agent::backend::Backends;
+use crate::agent::contract::Facts;
+use crate::ledger::{Finish, JobId, Ledger, Queued};
+use crate::schema::{Schemas, Wrong};
+use context::{Context, Written};
+use feed::Feeds;
+use feed_format::End;
+use lane::Lanes;
+use life::{Admitted, Life};
+use live::Live;
+use queue::Queue;
+use rejection::Rejection;
+use spec::{Durability, Job};
+
+/// How long the end of a job may take beyond its stop: a turn's cancel, its grace, and the last look for processes.
+const END_GRACE: Duration = Duration::from_secs(30);
+
+/// All jobs of a server. Clones share them.
+#[derive(Clone)]
+pub struct Jobs(Arc<Context>);
+
+/// What came of a job that was submitted.
+#[derive(Debug)]
+pub enum Submitted {
+    /// It waits or goes on.
+    Accepted {
+        /// What it is called, where that is known before it starts.
+        id: Option<JobId>,
+        /// What there is to see of it.
+        live: Live,
+        /// Dropped, it cancels the job; `None` for one that goes on without its client.
+        guard: Option<DropGuard>,
+    },
+    /// Its key was taken meanwhile.
+    KeyTaken,
+}
+
+impl Jobs {
+    /// Jobs that have their places from `queue`. A session's files may have `most_attached` bytes together.
+    pub fn new(queue: Queue, lanes: Lanes, backends: Backends, ledger: Ledger, feeds: Feeds, schemas: Schemas, most_attached: u64) -> Self {
+        let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
+        Self(Arc::new(Context { queue, lanes, backends, ledger, feeds, schemas, most_attached, tasks, stop }))
+    }
+
+    /// Whether this is a schema that replies to an app can be checked against.
+    pub async fn check_schema(&self, app: &str, schema: &RawValue) -> Result<(), Wrong> {
+        self.0.schemas.check(app, schema).await
+    }
+
+    /// Takes a job on.
+    pub async fn submit(&self, job: Job, durability: Durability) -> Result<Submitted, Rejection> {
+        let context = &self.0;
+        if context.tasks.is_closed() {
+            return Err(Rejection::Stopping);
+        }
+        context.check_budget(&job).await?;
+        let cancel = context.stop.child_token();
+        let guard = (!durability.is_detached()).then(|| cancel.clone().drop_guard());
+        let live = Live::new(cancel);
+        let admitted = context.admit(&job, durability.is_detached(), &live).await?;
+        // Of its own: a client that leaves in the middle must not leave a row behind that nobody ends.
+        let accepting = context.tasks.spawn(accept(context.clone(), job, durability, live, admitted, guard));
+        accepting.await.unwrap_or(Err(Rejection::Defect))
+    }
+
+    /// Cancels a job, unless it is over. When this returns it is, with its processes; one that waits for the next start of the
+    /// server will not start.
+    pub async fn cancel(&self, id: &JobId) -> Result<(), Rejection> {
+        if let Some(live) = self.0.feeds.live(id) {
+            live.cancel().await;
+        }
+        // Where it has only its row.
+        let rejection = Rejection::Cancelled;
+        let finish = Finish { end: settle::rejected(&rejection), facts: Facts::default(), frees_key: false, gives_back: 0 };
+        if self.0.ledger.finish_job(id, finish).await?.written {
+            self.0.feeds.end(id, End::Rejected(rejection)).await?;
+        }
+        Ok(())
+    }
+
+    /// Cancels the turns of a session that wait or go on. Gives how many there were. When it returns they are over.
+    pub async fn cancel_turns(&self, session_id: &str) -> usize {
+        let turns = self.0.lanes.turns(session_id);
+        for turn in &turns {
+            turn.cancel.cancel();
+        }
+        for turn in &turns {
+            turn.cancel().await;
+        }
+        turns.len()
+    }
+
+    /// Lets jobs finish until `drained`, then ends them. Whoever waits for a place is refused at once, or starts after the restart.
+    /// When this returns, no process of a run is alive.
+    pub async fn finish(&self, drained: impl Future<Output = ()>) {
+        let Context { queue, tasks, stop, .. } = &*self.0;
+        queue.close();
+        tasks.close();
+        tokio::select! {
+            () = tasks.wait() => {}
+            () = drained => tracing::info!(count = tasks.len(), "ending what still goes on"),
+        }
+        stop.cancel();
+        if timeout(END_GRACE, tasks.wait()).await.is_err() {
+            tracing::error!(count = tasks.len(), "jobs did not end in time");
+        }
+    }
+
+    /// How many wait for a place.
+    pub fn waiting(&self) -> usize {
+        self.0.queue.waiting()
+    }
+}
+
+async fn accept(
+    context: Arc<Context>,
+    job: Job,
+    durability: Durability,
+    live: Live,
+    admitted: Admitted,
+    guard: Option<DropGuard>,
+) -> Result<Submitted, Rejection> {
+    let detached = durability.is_detached();
+    let queued = match durability {
+        Durability::Plain => None,
+        Durability::Watched => Some(Queued::default()),
+        Durability::Detached { key } => Some(Queued { request: Some(job.kept()), key }),
+    };
+    let row = match queued {
+        None => None,
+        Some(queued) => match context.write_row(&job, &live, admitted.lane(), Some(queued)).await? {
+            Written::Row(row) => Some(row),
+            Written::KeyTaken => return Ok(Submitted::KeyTaken),
+        },
+    };
+    let id = row.as_ref().map(|row| row.id.clone());
+    let life = Life { context: context.clone(), job: Arc::new(job), live: live.clone(), detached, row };
+    context.tasks.spawn(life.run(admitted));
+    Ok(Submitted::Accepted { id, live, guard })
+}

@@ -1,0 +1,53 @@
+//! What a start does about what an earlier end left.
+
+use std::sync::Arc;
+
+use anyhow::Context as _;
+
+use super::Jobs;
+use super::feed_format::End;
+use super::life::Life;
+use super::live::Live;
+use super::rejection::Rejection;
+use super::settle;
+use super::spec::Job;
+use crate::agent::contract::{Ending, Facts, Outcome};
+use crate::ledger::{Finish, JobId};
+
+impl Jobs {
+    /// Settles the rows of jobs that went on when the server ended. Gives which they were.
+    pub async fn settle_interrupted(&self) -> anyhow::Result<Vec<JobId>> {
+        let settled = self.0.ledger.settle_jobs().await?;
+        for id in &settled {
+            // Its readers get an end too.
+            let outcome = Box::new(Outcome::of(Ending::Interrupted));
+            self.0.feeds.end(id, End::Settled { outcome, turn_index: 0 }).await?;
+        }
+        Ok(settled)
+    }
+
+    /// Starts what waited when the server ended.
+    pub async fn resume(&self) -> anyhow::Result<()> {
+        let context = &self.0;
+        for waiting in context.ledger.waiting_jobs().await? {
+            let id = waiting.job.id.clone();
+            let rejected_before = context.feeds.ended(&id).await?.is_some();
+            let Some(job) = Job::read(waiting).filter(|_| !rejected_before) else {
+                // It was rejected, and only its row could not be told; or another release kept it in a form of its own.
+                let rejection = Rejection::Unreadable;
+                let finish = Finish { end: settle::rejected(&rejection), facts: Facts::default(), frees_key: true, gives_back: 0 };
+                context.ledger.finish_job(&id, finish).await?;
+                context.feeds.end(&id, End::Rejected(rejection)).await?;
+                continue;
+            };
+            tracing::info!(%id, "a job that waited when the server ended");
+            let live = Live::new(context.stop.child_token());
+            let feed = context.feeds.begin(&id, live.clone()).await?;
+            let admitted = context.readmit(&job, &live).await.context("a job that waited can't be taken on again")?;
+            let row = Some(super::context::Row { id, feed });
+            let life = Life { context: context.clone(), job: Arc::new(job), live, detached: true, row };
+            context.tasks.spawn(life.run(admitted));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,141 @@
+//! The end of a job, whichever it is: its row, its key, what is counted of it, and its feed.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::sleep;
+
+use super::context::{Context, Row};
+use super::feed_format::End;
+use super::live::Live;
+use super::rejection::Rejection;
+use super::spec::Job;
+use crate::agent::contract::{Ending, Facts, Outcome};
+use crate::clock;
+use crate::ledger::{Finish, JobEnd, JobId};
+use crate::metrics::METRICS;
+
+/// How long before it is tried again to complete a row.
+const AGAIN: Duration = Duration::from_secs(1);
+
+/// A row that could not be completed yet.
+#[must_use]
+pub(super) struct Unwritten(Finish);
+
+impl Context {
+    /// Completes the row, and answers. The answer is paid for: the caller gets it also while the ledger can't take it, and what
+    /// is still to be written is given back.
+    pub(super) async fn settle(&self, job: &Job, row: Option<&Row>, live: &Live, came: Result<Outcome, Rejection>) -> Option<Unwritten> {
+        let Some(Row { id, feed }) = row else {
+            live.end(Arc::new(End::from_came(came, 0)));
+            return None;
+        };
+        let finish = finish(job, &came);
+        let written = self.ledger.finish_job(id, finish.clone()).await;
+        note(job, id, &finish.end);
+        let cost_usd = written.as_ref().map_or(None, |finished| finished.cost_usd);
+        if let Ok(Outcome { ending, usage, duration, .. }) = &came {
+            let usage = crate::agent::contract::Usage { cost_usd: cost_usd.or(usage.cost_usd), ..*usage };
+            let ok = matches!(ending, Ending::Completed(_));
+            METRICS.ended(job.kind(), &job.app, job.spec.model.as_deref().unwrap_or_default(), ok, *duration, usage);
+        }
+        let (turn_count, unwritten) = match written {
+            Ok(finished) => (finished.turn_count, None),
+            Err(error) => {
+                tracing::error!(%id, %error, "the row was not completed; trying again until it is, or the server stops");
+                (self.turn_count(job, finish.end.ok).await, Some(Unwritten(finish)))
+            }
+        };
+        feed.end(Arc::new(End::from_came(came, turn_count)));
+        unwritten
+    }
+
+    /// The session's completed turns with one that is not written yet.
+    async fn turn_count(&self, job: &Job, ok: bool) -> i64 {
+        let Some(session) = &job.spec.session else { return 0 };
+        let known = self.ledger.session(&job.app, &session.session_id).await.ok().flatten();
+        known.map_or(0, |session| session.turn_count) + i64::from(ok)
+    }
+
+    /// Completes a row each second until that succeeds, or a last time when the server stops.
+    pub(super) async fn write_later(&self, id: &JobId, Unwritten(finish): Unwritten) {
+        loop {
+            let stopping = self.stop.run_until_cancelled(sleep(AGAIN)).await.is_none();
+            match self.ledger.finish_job(id, finish.clone()).await {
+                Ok(_) => return tracing::info!(%id, "the row is completed"),
+                Err(error) if stopping => return tracing::error!(%id, %error, "the row stays open"),
+                Err(_) => {}
+            }
+        }
+    }
+}
+
+fn note(job: &Job, id: &JobId, end: &JobEnd) {
+    let JobEnd { ok, stop_reason, duration_ms, .. } = end;
+    let (app, model) = (&job.app, &job.spec.model);
+    match id {
+        JobId::Run(run_id) => tracing::info!(run_id, app, model, ok, stop_reason, duration_ms, "run"),
+        JobId::Turn { session_id, turn } => tracing::info!(session_id, turn, app, ok, stop_reason, duration_ms, "turn"),
+    }
+}
+
+impl End {
+    fn from_came(came: Result<Outcome, Rejection>, turn_index: i64) -> Self {
+        match came {
+            Ok(outcome) => Self::Settled { outcome: Box::new(outcome), turn_index },
+            Err(rejection) => Self::Rejected(rejection),
+        }
+    }
+}
+
+/// What is written of a job's end.
+fn finish(job: &Job, came: &Result<Outcome, Rejection>) -> Finish {
+    match came {
+        Ok(outcome) => Finish {
+            end: end(job, outcome),
+            facts: outcome.facts.clone(),
+            frees_key: matches!(outcome.ending, Ending::NotInstalled(_) | Ending::Unprepared(_)),
+            gives_back: if matches!(outcome.ending, Ending::Unprepared(_)) { job.attached() } else { 0 },
+        },
+        Err(rejection) => Finish {
+            end: rejected(rejection),
+            facts: Facts::default(),
+            // Nobody wants what was cancelled to begin after all.
+            frees_key: *rejection != Rejection::Cancelled,
+            gives_back: job.attached(),
+        },
+    }
+}
+
+/// The row's end of a job that did not come about.
+pub(super) fn rejected(rejection: &Rejection) -> JobEnd {
+    let stop_reason = match rejection {
+        Rejection::Cancelled | Rejection::SessionClosed => "cancelled",
+        Rejection::Stopping => "interrupted",
+        _ => "error",
+    };
+    JobEnd::failed(stop_reason, rejection.to_string())
+}
+
+fn end(job: &Job, outcome: &Outcome) -> JobEnd {
+    let (ok, stop_reason, error) = match &outcome.ending {
+        Ending::Completed(stop_reason) => (true, stop_reason.as_str(), None),
+        Ending::Failed(error) => (false, "error", Some(error.clone())),
+        Ending::TimedOut(error) => (false, "timeout", Some(error.clone())),
+        Ending::Cancelled => (false, "cancelled", Some("it was cancelled, or the client left, before the answer".to_owned())),
+        Ending::Interrupted => (false, "interrupted", Some("the server stopped before the answer".to_owned())),
+        Ending::NotInstalled(program) => (false, "error", Some(format!("{program} is not installed"))),
+        Ending::Unprepared(why) => (false, "error", Some(why.to_string())),
+    };
+    JobEnd {
+        duration_ms: clock::millis(outcome.duration),
+        ok,
+        stop_reason: stop_reason.to_owned(),
+        error,
+        // What a turn said is said, however it ended.
+        result: (ok || job.spec.session.is_some()).then(|| outcome.text.clone()),
+        input_tokens: outcome.usage.input_tokens,
+        output_tokens: outcome.usage.output_tokens,
+        cost_usd: outcome.usage.cost_usd,
+    }
+}

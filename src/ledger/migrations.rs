@@ -1,0 +1,180 @@
+//! The tables, as they came to be.
+
+use rusqlite::{Connection, TransactionBehavior};
+
+use super::Error;
+
+/// Append only: each entry takes a database from the version that is its index to the next.
+pub(super) const MIGRATIONS: &[&str] = &[
+    "
+    CREATE TABLE tokens (
+        name TEXT PRIMARY KEY,
+        token_sha256 TEXT NOT NULL UNIQUE,
+        ip_cidrs TEXT NOT NULL,
+        created_at INTEGER NOT NULL,
+        last_used INTEGER,
+        enabled INTEGER NOT NULL DEFAULT 1
+    ) STRICT;
+    CREATE TABLE files (
+        file_token TEXT PRIMARY KEY,
+        app_name TEXT NOT NULL,
+        name TEXT NOT NULL,
+        size INTEGER NOT NULL,
+        created_at INTEGER NOT NULL,
+        expires_at INTEGER NOT NULL
+    ) STRICT;
+    CREATE INDEX files_expires_at ON files (expires_at);
+    CREATE TABLE runs (
+        run_id TEXT PRIMARY KEY,
+        app_name TEXT NOT NULL,
+        client_ip TEXT NOT NULL,
+        model TEXT NOT NULL,
+        prompt TEXT NOT NULL,
+        started_at INTEGER NOT NULL,
+        finished_at INTEGER,
+        duration_ms INTEGER,
+        ok INTEGER,
+        stop_reason TEXT,
+        error TEXT,
+        result TEXT,
+        input_tokens INTEGER,
+        output_tokens INTEGER,
+        cost_usd REAL
+    ) STRICT;
+    CREATE INDEX runs_started_at ON runs (started_at);
+    CREATE INDEX runs_open ON runs (run_id) WHERE finished_at IS NULL;
+",
+    "
+    CREATE TABLE sessions (
+        session_id TEXT PRIMARY KEY,
+        app_name TEXT NOT NULL,
+        agent TEXT NOT NULL,
+        model TEXT,
+        permissions TEXT NOT NULL,
+        meta TEXT,
+        cwd TEXT NOT NULL,
+        created_at INTEGER NOT NULL,
+        last_turn_at INTEGER,
+        turn_count INTEGER NOT NULL DEFAULT 0,
+        closed_at INTEGER,
+        acpx_record_id TEXT,
+        acp_session_id TEXT
+    ) STRICT;
+    CREATE INDEX sessions_app ON sessions (app_name, created_at);
+    CREATE TABLE session_events (
+        id INTEGER PRIMARY KEY,
+        session_id TEXT NOT NULL,
+        app_name TEXT NOT NULL,
+        event TEXT NOT NULL,
+        started_at INTEGER NOT NULL,
+        finished_at INTEGER,
+        model TEXT,
+        client_ip TEXT,
+        prompt TEXT,
+        duration_ms INTEGER,
+        ok INTEGER,
+        stop_reason TEXT,
+        error TEXT,
+        result TEXT,
+        input_tokens INTEGER,
+        output_tokens INTEGER
+    ) STRICT;
+    CREATE INDEX session_events_session ON session_events (session_id);
+    CREATE INDEX session_events_started_at ON session_events (started_at);
+",
+    "
+    ALTER TABLE tokens ADD COLUMN max_concurrent INTEGER;
+    ALTER TABLE tokens ADD COLUMN daily_usd REAL;
+    ALTER TABLE sessions ADD COLUMN agent_cost_usd REAL;
+    ALTER TABLE session_events ADD COLUMN cost_usd REAL;
+    CREATE INDEX runs_app ON runs (app_name, started_at, model, finished_at, input_tokens, output_tokens, cost_usd);
+    CREATE INDEX session_events_app ON session_events (app_name, started_at, model, event, finished_at, input_tokens, output_tokens, cost_usd);
+",
+    // `request` is what else a queued run or turn needs, to start after a restart.
+    "
+    ALTER TABLE runs ADD COLUMN queued_at INTEGER;
+    ALTER TABLE runs ADD COLUMN queued INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE runs ADD COLUMN request TEXT;
+    ALTER TABLE runs ADD COLUMN status TEXT AS (CASE
+        WHEN finished_at IS NULL THEN iif(queued, 'queued', 'running')
+        WHEN ok THEN 'succeeded'
+        WHEN stop_reason = 'timeout' THEN 'timed_out'
+        WHEN stop_reason IN ('cancelled', 'interrupted') THEN stop_reason
+        ELSE 'failed' END) VIRTUAL;
+    CREATE TABLE idempotency (
+        app_name TEXT NOT NULL,
+        key TEXT NOT NULL,
+        fingerprint TEXT NOT NULL,
+        id TEXT NOT NULL,
+        created_at INTEGER NOT NULL,
+        PRIMARY KEY (app_name, key)
+    ) STRICT;
+    CREATE INDEX idempotency_created_at ON idempotency (created_at);
+    ALTER TABLE session_events ADD COLUMN turn INTEGER;
+    ALTER TABLE session_events ADD COLUMN queued_at INTEGER;
+    ALTER TABLE session_events ADD COLUMN queued INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE session_events ADD COLUMN request TEXT;
+    ALTER TABLE session_events ADD COLUMN status TEXT AS (CASE
+        WHEN finished_at IS NULL THEN iif(queued, 'queued', 'running')
+        WHEN ok THEN 'succeeded'
+        WHEN stop_reason = 'timeout' THEN 'timed_out'
+        WHEN stop_reason IN ('cancelled', 'interrupted') THEN stop_reason
+        ELSE 'failed' END) VIRTUAL;
+    UPDATE session_events SET turn = (SELECT count(*) FROM session_events AS before
+        WHERE before.session_id = session_events.session_id AND before.event = 'turn' AND before.id <= session_events.id)
+    WHERE event = 'turn';
+    CREATE UNIQUE INDEX session_events_turn ON session_events (session_id, turn) WHERE turn IS NOT NULL;
+",
+    // Of the files that were attached to its turns.
+    "ALTER TABLE sessions ADD COLUMN attached_bytes INTEGER NOT NULL DEFAULT 0;",
+];
+
+/// Brings the database to the newest version in one transaction.
+pub(super) fn migrate(connection: &mut Connection, migrations: &[&str]) -> Result<(), Error> {
+    let known = u32::try_from(migrations.len()).unwrap_or(u32::MAX);
+    let version = |connection: &Connection| connection.query_row("PRAGMA user_version", [], |row| row.get(0));
+    // A database that is up to date is not written to, so that a command can look into one that is in use.
+    if version(connection)? == known {
+        return Ok(());
+    }
+    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    let found: u32 = version(&transaction)?;
+    let Some(missing) = migrations.get(found as usize..) else { return Err(Error::TooNew { found, known }) };
+    for migration in missing {
+        transaction.execute_batch(migration)?;
+    }
+    transaction.pragma_update(None, "user_version", known)?;
+    Ok(transaction.commit()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ledger::connect;
+
+    #[test]
+    fn migrating_twice_keeps_the_rows_and_a_newer_file_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("ledger.db");
+        let mut connection = connect(&file).unwrap();
+        migrate(&mut connection, &["CREATE TABLE a (x)"]).unwrap();
+        connection.execute("INSERT INTO a VALUES (7)", []).unwrap();
+        let newer = ["CREATE TABLE a (x)", "ALTER TABLE a ADD COLUMN y DEFAULT 8"];
+        migrate(&mut connection, &newer).unwrap();
+        migrate(&mut connection, &newer).unwrap();
+        let row: (i64, i64) = connection.query_row("SELECT x, y FROM a", [], |r| Ok((r.get(0)?, r.get(1)?))).unwrap();
+        assert_eq!(row, (7, 8));
+        let refused = migrate(&mut connection, &newer[..1]).unwrap_err();
+        assert!(matches!(refused, Error::TooNew { found: 2, known: 1 }), "{refused}");
+    }
+
+    #[test]
+    fn a_migration_that_fails_leaves_the_database_as_it_was() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut connection = connect(&folder.path().join("ledger.db")).unwrap();
+        migrate(&mut connection, &["CREATE TABLE a (x)", "CREATE TABLE a (x)"]).unwrap_err();
+        let version: i64 = connection.query_row("PRAGMA user_version", [], |row| row.get(0)).unwrap();
+        let tables: i64 = connection.query_row("SELECT count(*) FROM sqlite_master", [], |row| row.get(0)).unwrap();
+        assert_eq!((version, tables), (0, 0));
+    }
+}

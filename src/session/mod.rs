@@ -1,0 +1,265 @@
+//! Sessions, from their creation to the end of their files. What a session is stands in the ledger and on disk, so it outlives the
+//! server. Its turns are jobs ([`crate::job`]), and go through its lane; so does its end.
+
+mod recover;
+mod sweep;
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+use tokio::time::timeout;
+use tokio_util::sync::{CancellationToken, DropGuard};
+use tokio_util::task::TaskTracker;
+
+use crate::agent::acpx::command::{self, Acpx, Target};
+use crate::agent::claude::files::obstacle_for;
+use crate::agent::contract::Conversation;
+use crate::agent::family;
+use crate::agent::warm_pool::{Pool, WarmKey};
+use crate::blocking::blocking;
+use crate::job::feed::Feeds;
+use crate::job::lane::{InLane, Lanes, Turn};
+use crate::ledger::{self, BeginSession, Key, Ledger, NewSession, Session};
+
+/// How long the end of a step may take beyond its stop.
+const END_GRACE: Duration = Duration::from_secs(30);
+
+/// How many may be open, and for how long.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Open sessions at once.
+    pub most_open: usize,
+    /// After how long without a turn a session is closed.
+    pub idle: Duration,
+    /// After how long a closed session is deleted.
+    pub closed: Duration,
+    /// Bytes of the files that may be attached to all turns of a session together.
+    pub most_attached: u64,
+}
+
+/// Why a session was not created or closed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// As many are open as may be.
+    #[error("all sessions are taken")]
+    Full,
+    /// The server is stopping.
+    #[error("the server is stopping")]
+    Stopping,
+    /// There is no such program.
+    #[error("{} is not installed", .0.display())]
+    NotInstalled(OsString),
+    /// acpx failed.
+    #[error("{0}")]
+    Failed(String),
+    /// The ledger failed.
+    #[error(transparent)]
+    Ledger(#[from] ledger::Error),
+    /// The disk failed.
+    #[error(transparent)]
+    Disk(#[from] std::io::Error),
+    /// A task died of a defect.
+    #[error("a task died")]
+    Defect,
+}
+
+impl From<command::Error> for Error {
+    fn from(error: command::Error) -> Self {
+        match error {
+            command::Error::NotInstalled(program) => Self::NotInstalled(program),
+            command::Error::Failed(error) => Self::Failed(error),
+        }
+    }
+}
+
+/// What came of the wish for a session.
+#[derive(Debug)]
+pub enum Created {
+    /// It is there.
+    Session(Box<Session>),
+    /// Its key was taken before.
+    KeyTaken,
+}
+
+/// All sessions of a server. Clones share them.
+#[derive(Clone)]
+pub struct Sessions(Arc<Shared>);
+
+struct Shared {
+    lanes: Lanes,
+    feeds: Feeds,
+    acpx: Acpx,
+    warm: Pool,
+    ledger: Ledger,
+    limits: Limits,
+    tasks: TaskTracker,
+    /// Ends every step, at the end of the drain.
+    stop: CancellationToken,
+    /// What the ledger counts as open, for those who must not wait for it.
+    open: AtomicU32,
+}
+
+impl Sessions {
+    /// Sessions in the folder of acpx's launcher.
+    pub fn new(lanes: Lanes, acpx: Acpx, warm: Pool, ledger: Ledger, feeds: Feeds, limits: Limits) -> Self {
+        let (tasks, stop, open) = (TaskTracker::new(), CancellationToken::new(), AtomicU32::new(0));
+        Self(Arc::new(Shared { lanes, feeds, acpx, warm, ledger, limits, tasks, stop, open }))
+    }
+
+    /// How many sessions are open.
+    pub fn open(&self) -> u32 {
+        self.0.open.load(Ordering::Relaxed)
+    }
+
+    /// Where the agent of a session of that id works.
+    pub fn cwd(&self, session_id: &str) -> PathBuf {
+        self.0.acpx.dir(session_id).work()
+    }
+
+    /// Creates a session. One that a caller stopped waiting for is taken away again, unless it has a key.
+    pub async fn create(&self, new: NewSession, key: Option<Key>) -> Result<Created, Error> {
+        if self.0.tasks.is_closed() {
+            return Err(Error::Stopping);
+        }
+        let shared = self.0.clone();
+        let cancel = shared.stop.child_token();
+        let stays = key.is_some();
+        let guard = (!stays).then(|| cancel.clone().drop_guard());
+        let (answer, answered) = oneshot::channel();
+        self.0.tasks.spawn(async move {
+            let created = shared.create(&new, key, &cancel).await;
+            if let Err(Ok(Created::Session(session))) = answer.send(created)
+                && !stays
+            {
+                let place = shared.lanes.enter(&session.new.session_id);
+                if let Err(error) = shared.close(&session, place).await {
+                    tracing::warn!(%error, "a session that nobody waited for is left open until it is idle for too long");
+                }
+            }
+        });
+        let created = answered.await.map_err(|_| Error::Defect)?;
+        guard.map(DropGuard::disarm);
+        created
+    }
+
+    /// Closes a session; a turn that goes on is cancelled first. False where it was closed already.
+    pub async fn close(&self, session: Session) -> Result<bool, Error> {
+        if session.closed_at.is_some() {
+            return Ok(false);
+        }
+        let shared = self.0.clone();
+        let place = shared.lanes.enter(&session.new.session_id);
+        // Of its own: a caller that leaves in the middle must not leave it half closed.
+        let closing = self.0.tasks.spawn(async move { shared.close(&session, place).await });
+        closing.await.map_err(|_| Error::Defect)?
+    }
+
+    /// Lets steps finish until `drained`, then ends them.
+    pub async fn finish(&self, drained: impl Future<Output = ()>) {
+        let Shared { tasks, stop, .. } = &*self.0;
+        tasks.close();
+        tokio::select! {
+            () = tasks.wait() => {}
+            () = drained => {}
+        }
+        stop.cancel();
+        if timeout(END_GRACE, tasks.wait()).await.is_err() {
+            tracing::error!(count = tasks.len(), "steps of sessions did not end in time");
+        }
+    }
+}
+
+impl Shared {
+    fn target(&self, new: &NewSession) -> Target {
+        let (session_id, agent, permissions) = (new.session_id.clone(), new.agent.clone(), new.permissions.clone());
+        self.acpx.target(&Conversation { session_id, agent, permissions }, new.model.clone())
+    }
+
+    async fn create(&self, new: &NewSession, key: Option<Key>, cancel: &CancellationToken) -> Result<Created, Error> {
+        let created_at = match self.ledger.begin_session(new.clone(), key, self.limits.most_open).await? {
+            BeginSession::Begun(at) => at,
+            BeginSession::Full => return Err(Error::Full),
+            BeginSession::KeyTaken => return Ok(Created::KeyTaken),
+        };
+        self.count_open().await;
+        match self.create_on_disk(new, cancel).await {
+            Ok(()) => {
+                tracing::info!(session_id = new.session_id, app = new.app_name, agent = new.agent, model = new.model, "session created");
+                self.warm.used(WarmKey::Turn(self.target(new)));
+                let new = new.clone();
+                Ok(Created::Session(Box::new(Session { new, created_at, last_turn_at: None, turn_count: 0, closed_at: None })))
+            }
+            Err(error) => {
+                self.forget(new).await;
+                Err(error)
+            }
+        }
+    }
+
+    async fn create_on_disk(&self, new: &NewSession, cancel: &CancellationToken) -> Result<(), Error> {
+        let _hold = self.warm.hold();
+        let environment = self.acpx.launcher.environment.clone();
+        if let Some(why) = obstacle_for(&environment).await {
+            return Err(Error::Failed(why));
+        }
+        let dir = self.acpx.dir(&new.session_id);
+        blocking(move || dir.make(&environment)).await?;
+        let record_id = self.acpx.create(&self.target(new), cancel).await?;
+        Ok(self.ledger.finish_session_create(&new.session_id, record_id).await?)
+    }
+
+    /// Takes back what there is of a session that does not come to exist.
+    async fn forget(&self, new: &NewSession) {
+        family::end(&self.acpx.tag(&new.session_id)).await;
+        let dir = self.acpx.dir(&new.session_id);
+        if let Err(error) = blocking(move || dir.remove()).await {
+            tracing::warn!(session_id = new.session_id, %error, "the folder of a session that was not created is left");
+        }
+        if let Err(error) = self.ledger.forget_session(&new.session_id).await {
+            tracing::warn!(session_id = new.session_id, %error, "the row of a session that was not created is left until the next start");
+        }
+        self.count_open().await;
+    }
+
+    async fn count_open(&self) {
+        if let Ok(open) = self.ledger.open_sessions().await {
+            self.open.store(open, Ordering::Relaxed);
+        }
+    }
+
+    /// Closes a session after what goes on in it was cancelled. False where it was closed already.
+    async fn close(&self, session: &Session, place: InLane) -> Result<bool, Error> {
+        place.close();
+        let turn = place.turn().await;
+        self.close_in_turn(session, &place, turn, "close", None).await
+    }
+
+    /// Closes a session in which nothing goes on. False where it was closed already, or was used since `idle_since`.
+    async fn close_in_turn(
+        &self,
+        session: &Session,
+        place: &InLane,
+        _turn: Turn,
+        how: &'static str,
+        idle_since: Option<i64>,
+    ) -> Result<bool, Error> {
+        let session_id = &session.new.session_id;
+        if !self.ledger.close_session(session_id, how, idle_since).await? {
+            return Ok(false);
+        }
+        place.close();
+        self.count_open().await;
+        self.warm.forget_session(session_id);
+        self.acpx.close(&self.target(&session.new)).await;
+        let dir = self.acpx.dir(session_id);
+        if let Err(error) = blocking(move || dir.forget_owner()).await {
+            tracing::warn!(session_id, %error, "a lock or a socket of acpx may be left until the session is deleted");
+        }
+        tracing::info!(session_id, how, "session closed");
+        Ok(true)
+    }
+}
