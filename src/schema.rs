@@ -16,8 +16,8 @@ use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
-use crate::agent::family::Tag;
 use crate::agent::process::{self, ConverseOptions, Line, Next};
+use crate::agent::tag::Tag;
 
 /// The longest schema in bytes.
 const MAX_BYTES: usize = 64 << 10;

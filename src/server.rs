@@ -16,8 +16,9 @@ use tokio_util::sync::CancellationToken;
 use tower_http::catch_panic::CatchPanicLayer;
 
 use crate::agent::claude::workspace::RunDirs;
-use crate::agent::family::{self, Tag};
+use crate::agent::family;
 use crate::agent::launcher::Launcher;
+use crate::agent::tag::Tag;
 use crate::agent::warm_pool::Pool;
 use crate::api;
 use crate::app::App;

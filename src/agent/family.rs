@@ -3,25 +3,18 @@
 //! A process group does not hold an agent together: a command that its Bash tool starts is in a session of its own, and
 //! is re-parented when the agent dies. So each agent's environment carries a tag, which all that it starts inherits,
 //! and its family is what `/proc` shows with that tag, and everything below. The daemon also takes the place of init
-//! for its descendants ([`adopt`]): what wiped its environment and left its parent comes back to the daemon as a child
+//! for its descendants ([`super::children::adopt`]): what wiped its environment and left its parent comes back to the daemon as a child
 //! that it never started, and is ended as an orphan, with the last run that it may be of.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::os::unix::fs::MetadataExt;
-use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, WaitOptions, waitpid};
-use tokio::process::{Child, Command};
-use tokio::signal::unix::{SignalKind, signal};
-
+use super::children::{adopts, started};
 use super::proc::{self, Process};
+use super::tag::Tag;
 
-/// The variable that tags an agent. Not named `CLAWDFORGE_…`: agents get none of those.
-const VARIABLE: &str = "AGENT_RUN";
 /// How long processes may take to die of SIGKILL before they are reported as stuck.
 const STUCK_AFTER: Duration = Duration::from_secs(5);
 /// How long before it is tried again to end what was left.
@@ -31,122 +24,8 @@ const CHASE: Duration = Duration::from_millis(50);
 /// How long they are looked at until none ends meanwhile, at most.
 const LOOK: Duration = Duration::from_millis(20);
 
-/// Whether a child was given nothing to do yet, and so started nothing on an app's behalf.
-type Idle = bool;
-/// Children that tokio waits for; any other child of this process was adopted. A fact of the whole process, so a static.
-static STARTED: Mutex<BTreeMap<u32, Idle>> = Mutex::new(BTreeMap::new());
-static ADOPTS: AtomicBool = AtomicBool::new(false);
 /// Families of which something could not be ended yet.
 static UNFINISHED: Mutex<Vec<Tag>> = Mutex::new(Vec::new());
-
-/// What tags the family of one run, or of every run of a server.
-#[derive(Clone, Debug)]
-pub struct Tag {
-    /// What the tags of all runs of the server begin with.
-    server: String,
-    run: Option<String>,
-}
-
-impl Tag {
-    /// The tag that all runs of the server with this data folder share. The folder's device and inode tell two servers
-    /// on one machine apart, in containers too.
-    pub fn server(data_dir: &Path) -> io::Result<Self> {
-        let folder = data_dir.metadata()?;
-        Ok(Self { server: format!("{:x}-{:x}/", folder.dev(), folder.ino()), run: None })
-    }
-
-    /// The tag of one run of that server.
-    #[must_use]
-    pub fn run(&self, id: &str) -> Self {
-        Self { server: self.server.clone(), run: Some(id.to_owned()) }
-    }
-
-    fn value(&self) -> String {
-        format!("{}{}", self.server, self.run.as_deref().unwrap_or_default())
-    }
-
-    fn is_in(&self, environ: &[u8]) -> bool {
-        value_in(environ).and_then(|value| value.strip_prefix(self.server.as_bytes())).is_some_and(|id| match &self.run {
-            Some(run) => id == run.as_bytes(),
-            None => true,
-        })
-    }
-
-    fn is_of_this_server(&self, environ: &[u8]) -> bool {
-        value_in(environ).is_some_and(|value| value.starts_with(self.server.as_bytes()))
-    }
-
-    /// The id of the run of this server that an environment is of.
-    fn run_of(&self, environ: &[u8]) -> Option<String> {
-        value_in(environ)?.strip_prefix(self.server.as_bytes()).map(|id| String::from_utf8_lossy(id).into_owned())
-    }
-}
-
-fn value_in(environ: &[u8]) -> Option<&[u8]> {
-    environ.split(|byte| *byte == 0).find_map(|variable| variable.strip_prefix(VARIABLE.as_bytes())?.strip_prefix(b"="))
-}
-
-/// A child that is tagged, and known as one that this process started.
-#[derive(Debug)]
-pub struct Started {
-    /// The child.
-    pub child: Child,
-    pid: u32,
-}
-
-impl Started {
-    /// Notes whether it was given nothing to do yet.
-    pub fn set_idle(&self, idle: bool) {
-        started().insert(self.pid, idle);
-    }
-}
-
-impl Drop for Started {
-    fn drop(&mut self) {
-        started().remove(&self.pid);
-    }
-}
-
-/// Starts `command` as the first of a family, in a process group of its own: a Ctrl-C at the terminal is for the server.
-pub fn start(command: &mut Command, tag: &Tag) -> io::Result<Started> {
-    command.env(VARIABLE, tag.value()).process_group(0).kill_on_drop(true);
-    // Under the lock, so that the child is never seen as one that was adopted.
-    let mut known = started();
-    let child = command.spawn()?;
-    let pid = child.id().expect("a child that was not waited for has an id");
-    known.insert(pid, false);
-    Ok(Started { child, pid })
-}
-
-fn started() -> MutexGuard<'static, BTreeMap<u32, Idle>> {
-    STARTED.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Makes this process the parent of every orphan below it. Only for a process whose children are all agents.
-pub fn adopt() -> io::Result<()> {
-    rustix::process::set_child_subreaper(Some(rustix::process::getpid()))?;
-    ADOPTS.store(true, Ordering::Relaxed);
-    Ok(())
-}
-
-/// Waits for adopted children as they die, for ever. Nobody else would, and they would stay as zombies.
-pub async fn reap() -> io::Result<()> {
-    let mut deaths = signal(SignalKind::child())?;
-    loop {
-        reap_adopted();
-        deaths.recv().await;
-    }
-}
-
-fn reap_adopted() {
-    let known = started();
-    for pid in proc::own_children().unwrap_or_default() {
-        if !known.contains_key(&pid.cast_unsigned()) {
-            // Waits only for one that is dead already.
-            let _ = waitpid(Pid::from_raw(pid), WaitOptions::NOHANG);
-        }
-    }
-}
 
 /// What this process's own children tell of a run: whatever of it lost its parent is one of them, or below one.
 struct Children {
@@ -199,7 +78,7 @@ fn children_of(tag: &Tag) -> io::Result<Children> {
 
 /// Whether it is certain, without a look at every process, that nothing of a run is left.
 fn surely_gone(tag: &Tag) -> io::Result<bool> {
-    if tag.run.is_none() || !ADOPTS.load(Ordering::Relaxed) {
+    if tag.run.is_none() || !adopts() {
         return Ok(false);
     }
     let Children { of_it, orphans, sure } = children_of(tag)?;
@@ -290,7 +169,7 @@ fn end_blocking(tag: &Tag) -> Result<usize, Left> {
 /// Whether nothing is left of a chain of processes that each start the next and end: such a one is there for less time than a look
 /// at everyone takes, but is adopted.
 fn none_escaped(tag: &Tag) -> bool {
-    if ADOPTS.load(Ordering::Relaxed) {
+    if adopts() {
         return children_of(tag).is_ok_and(|children| children.of_it.is_empty() && children.sure);
     }
     end_newest(tag).is_ok_and(|met| met == 0)
@@ -348,7 +227,7 @@ fn members(tag: &Tag) -> io::Result<Family> {
             adopted.push(*process);
         }
     }
-    if ADOPTS.load(Ordering::Relaxed) {
+    if adopts() {
         // Looked up after the list was made: a child that was being started then is known by now.
         let known = started();
         let others = known.iter().filter(|(_, idle)| !**idle).map(|(pid, _)| pid.cast_signed()).filter(|pid| !family.contains(pid));
@@ -425,21 +304,8 @@ fn descends(mut pid: i32, from: &BTreeSet<i32>, everyone: &BTreeMap<i32, Process
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn tag(server: &str, run: Option<&str>) -> Tag {
-        Tag { server: server.to_owned(), run: run.map(str::to_owned) }
-    }
-
-    #[test]
-    fn a_mark_is_a_whole_variable() {
-        let environ = b"A=1\0AGENT_RUN=1-2/abc\0B=AGENT_RUN=1-2/xyz\0";
-        assert!(tag("1-2/", Some("abc")).is_in(environ));
-        assert!(tag("1-2/", None).is_in(environ));
-        assert!(!tag("1-2/", Some("ab")).is_in(environ));
-        assert!(!tag("1-2/", Some("xyz")).is_in(environ));
-        assert!(!tag("1-3/", None).is_in(environ));
-        assert!(!tag("1-2/", Some("abc")).is_in(b""));
-    }
+    use crate::agent::children::start;
+    use tokio::process::Command;
 
     #[tokio::test]
     async fn a_family_ends_with_what_left_its_session_and_wiped_its_environment() {

@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 
 use tokio::process::Command;
 
-use super::family::Tag;
 use super::memory::Memory;
 use super::sandbox::{self, Confinement};
+use super::tag::Tag;
 
 /// Where and with what agents work.
 #[derive(Clone, Debug)]

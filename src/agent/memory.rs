@@ -7,7 +7,8 @@ use std::collections::HashSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use super::family::{self, Large, Tag};
+use super::family::{self, Large};
+use super::tag::Tag;
 use crate::metrics::METRICS;
 
 const LOOK: Duration = Duration::from_millis(500);

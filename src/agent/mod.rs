@@ -4,6 +4,7 @@
 pub mod acp;
 pub mod acpx;
 pub mod backend;
+pub mod children;
 pub mod claude;
 pub mod contract;
 pub mod control;
@@ -15,4 +16,5 @@ mod proc;
 pub mod process;
 pub mod programs;
 pub mod sandbox;
+pub mod tag;
 pub mod warm_pool;

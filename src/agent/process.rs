@@ -13,7 +13,9 @@ use tokio::process::{ChildStderr, ChildStdin, ChildStdout, Command};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::family::{self, Started, Tag};
+use super::children::{self, Started};
+use super::family;
+use super::tag::Tag;
 use crate::metrics::METRICS;
 
 /// The longest line of output that is kept, in bytes.
@@ -126,7 +128,7 @@ pub struct Waiting {
 /// Starts `command`. An error means that the program could not be started.
 pub fn start(command: &mut Command, tag: &Tag) -> io::Result<Waiting> {
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut agent = family::start(command, tag)?;
+    let mut agent = children::start(command, tag)?;
     let stdin = agent.child.stdin.take().expect("stdin is piped");
     let stdout = agent.child.stdout.take().expect("stdout is piped");
     let stderr = agent.child.stderr.take().expect("stderr is piped");

@@ -11,11 +11,11 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::healthcheck;
-use crate::agent::family::Tag;
 use crate::agent::launcher::{Environment, Launcher};
 use crate::agent::process::{self, ConverseOptions, Line, Next};
 use crate::agent::programs::{self, ACPX_TESTED, ADAPTER_TESTED, CLAUDE_TESTED, Tested};
 use crate::agent::sandbox;
+use crate::agent::tag::Tag;
 use crate::config::{self, Flags, Sandbox, Settings};
 use crate::ledger::Ledger;
 

@@ -11,7 +11,7 @@ use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::agent::family;
+use crate::agent::{children, family};
 use crate::boot;
 use crate::config::{self, ADMIN_TOKEN, ADMIN_TOKEN_FLAG, ADMIN_TOKEN_SHA256, Flags};
 use crate::log;
@@ -57,7 +57,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
 
 /// Serves as a process whose children are all agents, until it is told to stop, by signal too.
 pub(super) async fn serve_until_signalled(server: Server, listener: TcpListener, stop: Stop) -> anyhow::Result<()> {
-    family::adopt().context("orphans can't be adopted")?;
+    children::adopt().context("orphans can't be adopted")?;
     let [mut interrupt, mut terminate] = [signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?];
     // A terminal that is closed takes the server along, and so what the server must end.
     let mut hangup = signal(SignalKind::hangup())?;
@@ -69,7 +69,7 @@ pub(super) async fn serve_until_signalled(server: Server, listener: TcpListener,
         std::future::pending::<()>().await;
     };
     let reaping = async {
-        let failed = family::reap().await;
+        let failed = children::reap().await;
         tracing::error!(?failed, "orphans are not waited for any more; stopping");
         stop.begin.cancel();
         std::future::pending::<()>().await;

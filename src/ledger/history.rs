@@ -2,7 +2,7 @@
 
 use rusqlite::params;
 
-use super::jobs::{COLUMNS, JobId, JobRow, job_row};
+use super::job::{COLUMNS, JobId, JobRow, job_row};
 use super::{Error, Ledger, Status};
 
 /// Which runs are wanted.

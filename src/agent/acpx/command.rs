@@ -11,13 +11,15 @@ use tokio_util::sync::CancellationToken;
 
 use super::workspace::{SessionDir, make_private};
 use crate::agent::acp::{Messages, TurnEnd};
+use crate::agent::children::Started;
 use crate::agent::claude::command::VARIABLES;
 use crate::agent::contract::Conversation;
-use crate::agent::family::{self, Started, Tag};
+use crate::agent::family;
 use crate::agent::launcher::Launcher;
 use crate::agent::process::{self, ConverseOptions, End, ExitCause, Line, Next, Waiting};
 use crate::agent::programs;
 use crate::agent::sandbox::{self, CLAUDE, Confinement};
+use crate::agent::tag::Tag;
 
 /// How long `sessions new` may take: it may have to fetch the adapter.
 const CREATE_TIMEOUT: Duration = Duration::from_mins(1);

@@ -12,11 +12,12 @@ use tokio_util::sync::CancellationToken;
 
 use super::command::{APPROVE_ALL, Acpx, CLAUDE_AGENT, Error, Target, end_alone};
 use crate::agent::acp::{Messages, TurnEnd};
+use crate::agent::children::Started;
 use crate::agent::claude::command::prompt_text;
 use crate::agent::claude::files::obstacle_for;
 use crate::agent::contract::{Conversation, Ending, Event, Facts, Outcome, Spec, Usage};
 use crate::agent::control::{Emit, Report};
-use crate::agent::family::{self, Started};
+use crate::agent::family;
 use crate::agent::folder::{attach_for_good, unprepared};
 use crate::agent::process::{self, ConverseOptions, End, ExitCause, Finished, Line, Next, Waiting};
 use crate::agent::warm_pool::{Hold, Pool, WarmKey};

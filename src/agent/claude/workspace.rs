@@ -10,11 +10,12 @@ use uuid::Uuid;
 
 use super::{command, files};
 use crate::agent::contract::Attachment;
-use crate::agent::family::{self, Tag};
+use crate::agent::family;
 use crate::agent::folder::{Folder, clear};
 use crate::agent::launcher::Launcher;
 use crate::agent::process::{self, Waiting};
 use crate::agent::programs;
+use crate::agent::tag::Tag;
 use crate::blocking::blocking;
 
 /// The runs' folders of a server.
