@@ -14,7 +14,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use clawdforge::agent::launcher::Environment;
+use clawdforge::agent::environment::Environment;
 use clawdforge::demo::{self, install, install::Clis, stub::Stub};
 use server::{Server, acpx, bare_turn, create, median, ms, start_real, take_turn, time};
 

@@ -9,7 +9,7 @@ use rustix::fs::{Access as AccessMode, access};
 use rustix::process::geteuid;
 
 use crate::agent::claude::files::config_folder;
-use crate::agent::launcher::Environment;
+use crate::agent::environment::Environment;
 use crate::config::Settings;
 
 /// What the names of unfinished copies of the ledger begin with.

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use clawdforge::agent::launcher::Environment;
+use clawdforge::agent::environment::Environment;
 use clawdforge::demo::install::Clis;
 
 const ADMIN: &str = "admin-token-of-the-benchmark";

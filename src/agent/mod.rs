@@ -8,6 +8,7 @@ pub mod children;
 pub mod claude;
 pub mod contract;
 pub mod control;
+pub mod environment;
 pub mod family;
 pub mod folder;
 pub mod launcher;

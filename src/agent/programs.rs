@@ -9,7 +9,8 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::launcher::{Environment, Launcher};
+use super::environment::Environment;
+use super::launcher::Launcher;
 use super::process::{self, ConverseOptions, Line, Next};
 
 /// How long `--version` may take.

@@ -20,7 +20,7 @@ use landlock::{
 
 use seccompiler::{BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule};
 
-use super::launcher::Environment;
+use super::environment::Environment;
 
 /// The newest interface of which the rights to files are made use of.
 const NEWEST: ABI = ABI::V5;

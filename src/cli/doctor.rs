@@ -11,7 +11,8 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::healthcheck;
-use crate::agent::launcher::{Environment, Launcher};
+use crate::agent::environment::Environment;
+use crate::agent::launcher::Launcher;
 use crate::agent::process::{self, ConverseOptions, Line, Next};
 use crate::agent::programs::{self, ACPX_TESTED, ADAPTER_TESTED, CLAUDE_TESTED, Tested};
 use crate::agent::sandbox;

@@ -12,6 +12,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::log::LogFormat;
 use crate::network::Networks;
 use crate::secret::{TokenHash, is_token_name};
 use crate::session;
@@ -34,15 +35,6 @@ pub enum Sandbox {
     Auto,
     /// They are not.
     Off,
-}
-
-/// How log lines look.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LogFormat {
-    /// For people.
-    Text,
-    /// For programs.
-    Json,
 }
 
 /// The server's settings.

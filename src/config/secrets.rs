@@ -2,7 +2,7 @@
 
 use super::flags::Flags;
 use super::value::{BadSetting, given};
-use crate::agent::launcher::Environment;
+use crate::agent::environment::Environment;
 use crate::secret::TokenHash;
 
 /// The variable that holds the admin token's hash. It also reaches the process that is started again without the plaintext.

@@ -11,7 +11,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, bail, ensure};
 
-use crate::agent::launcher::Environment;
+use crate::agent::environment::Environment;
 use crate::agent::programs::{self, numbers};
 
 /// The oldest Node that acpx runs on.

@@ -6,7 +6,7 @@ pub mod stub;
 
 use std::path::Path;
 
-use crate::agent::launcher::Environment;
+use crate::agent::environment::Environment;
 use install::Clis;
 
 /// What agents get of the environment when they are to talk to the stub at `url` and keep to the folder `home`. Nothing

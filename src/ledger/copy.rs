@@ -5,8 +5,9 @@ use std::path::Path;
 use rusqlite::backup::{Backup, StepResult};
 use rusqlite::{Connection, OpenFlags, ffi};
 
+use super::error::Error;
 use super::migrations::MIGRATIONS;
-use super::{BUSY, Error};
+use super::writer::BUSY;
 
 /// Why a file is no ledger of ours.
 #[derive(Debug, thiserror::Error)]

@@ -2,7 +2,8 @@
 
 use rusqlite::{OptionalExtension, params};
 
-use super::{Error, Ledger};
+use super::db::Ledger;
+use super::error::Error;
 use crate::clock;
 
 /// An upload.

@@ -2,8 +2,10 @@
 
 use rusqlite::params;
 
+use super::db::Ledger;
+use super::error::Error;
 use super::job::{COLUMNS, JobId, JobRow, job_row};
-use super::{Error, Ledger, Status};
+use super::status::Status;
 
 /// Which runs are wanted.
 #[derive(Clone, Debug, Default)]

@@ -2,7 +2,8 @@
 
 use rusqlite::{Connection, OptionalExtension, params};
 
-use super::{Error, Ledger};
+use super::db::Ledger;
+use super::error::Error;
 use crate::clock;
 
 /// A key that an app gave a request, so that it can be sent again.

@@ -4,7 +4,8 @@ use std::fmt;
 
 use rusqlite::Row;
 
-use super::{Key, Status};
+use super::idempotency::Key;
+use super::status::Status;
 use crate::agent::contract::Facts;
 
 /// Which run, or which turn of which session.

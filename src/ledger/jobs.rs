@@ -3,9 +3,10 @@
 
 use rusqlite::{Connection, OptionalExtension, params};
 
+use super::db::Ledger;
+use super::error::Error;
 use super::idempotency::claim;
 use super::job::{COLUMNS, Finish, Finished, Inserted, JobId, JobRow, NewJob, Queued, job_row};
-use super::{Error, Ledger};
 use crate::agent::contract::Facts;
 use crate::clock;
 

@@ -2,7 +2,7 @@
 
 use rusqlite::{Connection, TransactionBehavior};
 
-use super::Error;
+use super::error::Error;
 
 /// Append only: each entry takes a database from the version that is its index to the next.
 pub(super) const MIGRATIONS: &[&str] = &[
@@ -150,7 +150,7 @@ pub(super) fn migrate(connection: &mut Connection, migrations: &[&str]) -> Resul
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ledger::connect;
+    use crate::ledger::db::connect;
 
     #[test]
     fn migrating_twice_keeps_the_rows_and_a_newer_file_is_refused() {

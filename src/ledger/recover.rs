@@ -2,9 +2,10 @@
 
 use rusqlite::Row;
 
+use super::db::Ledger;
+use super::error::Error;
 use super::job::{JobId, NewJob};
 use super::sessions::{Session, session_at};
-use super::{Error, Ledger};
 use crate::clock;
 
 /// A job that waited when the server ended.

@@ -2,8 +2,9 @@
 
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
+use super::db::Ledger;
+use super::error::Error;
 use super::idempotency::{Key, claim};
-use super::{Error, Ledger};
 use crate::clock;
 
 /// What is known of a session before it exists.

@@ -1,11 +1,10 @@
 //! The table `tokens`: who may call, by the SHA-256 of a bearer token.
 
-use std::collections::HashMap;
-
-use rusqlite::{Connection, OptionalExtension, Row, params};
+use rusqlite::{OptionalExtension, Row, params};
 use serde::{Deserialize, Serialize};
 
-use super::{Error, Ledger};
+use super::db::Ledger;
+use super::error::Error;
 use crate::clock;
 use crate::network::Networks;
 use crate::secret::TokenHash;
@@ -130,18 +129,13 @@ impl Ledger {
 
     /// Notes that a token was used now. The next write takes the note along: by itself it is worth none.
     pub fn touch_token(&self, name: &str) {
-        self.used.get().insert(name.to_owned(), clock::now());
+        self.used.touch(name);
     }
 
     /// Writes the notes of when tokens were used.
     pub async fn flush_used(&self) -> Result<(), Error> {
-        if self.used.get().is_empty() { Ok(()) } else { self.write(|_| Ok(())).await }
+        if self.used.is_empty() { Ok(()) } else { self.write(|_| Ok(())).await }
     }
-}
-
-pub(super) fn note_used(db: &Connection, used: &HashMap<String, i64>) -> rusqlite::Result<()> {
-    let mut statement = db.prepare_cached("UPDATE tokens SET last_used = ?2 WHERE name = ?1")?;
-    used.iter().try_for_each(|(name, at)| statement.execute(params![name, at]).map(drop))
 }
 
 fn row(row: &Row<'_>) -> rusqlite::Result<TokenRow> {

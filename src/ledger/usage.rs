@@ -2,7 +2,8 @@
 
 use rusqlite::{Row, params};
 
-use super::{Error, Ledger};
+use super::db::Ledger;
+use super::error::Error;
 
 /// What an app used of a model on a day.
 #[derive(Clone, Debug)]

@@ -10,8 +10,11 @@ use std::time::{Duration, Instant};
 use rusqlite::{Connection, TransactionBehavior, ffi};
 use tokio::sync::oneshot;
 
-use super::{BUSY, Error, Used, tokens};
+use super::error::Error;
+use super::used::{self, Used};
 
+/// How long a write waits for another program's lock.
+pub(super) const BUSY: Duration = Duration::from_secs(2);
 /// How long one try for the lock takes. Who comes meanwhile is taken along at the next.
 const TRY: Duration = Duration::from_millis(20);
 /// Writes in one transaction, at most.
@@ -114,9 +117,9 @@ fn write_all(mut db: Connection, waiting: &Receiver<Box<dyn Write>>, used: &Used
 /// Runs these in one transaction. It is immediate, so that a lock is met at its start and not in its middle.
 fn commit(db: &mut Connection, batch: &mut [Box<dyn Write>], used: &Used) -> Result<(), Error> {
     let mut transaction = db.transaction_with_behavior(TransactionBehavior::Immediate)?;
-    let noted = std::mem::take(&mut *used.get());
+    let notes = used.take();
     let write = || {
-        tokens::note_used(&transaction, &noted)?;
+        used::write(&transaction, &notes)?;
         for write in batch {
             let savepoint = transaction.savepoint()?;
             if write.run(&savepoint) {
@@ -133,11 +136,7 @@ fn commit(db: &mut Connection, batch: &mut [Box<dyn Write>], used: &Used) -> Res
     };
     let done = write();
     if done.is_err() {
-        // Not written, unless they were used again since.
-        let mut later = used.get();
-        for (name, at) in noted {
-            later.entry(name).or_insert(at);
-        }
+        used.give_back(notes);
     }
     Ok(done?)
 }
@@ -145,7 +144,8 @@ fn commit(db: &mut Connection, batch: &mut [Box<dyn Write>], used: &Used) -> Res
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ledger::{Ledger, connect};
+    use crate::ledger::Ledger;
+    use crate::ledger::db::connect;
 
     fn ledger() -> (tempfile::TempDir, Ledger) {
         let folder = tempfile::tempdir().unwrap();
@@ -221,6 +221,6 @@ mod tests {
         ledger.touch_token("app");
         ledger.write(|db| db.execute("INSERT INTO nowhere VALUES (1)", [])).await.unwrap_err();
         ledger.flush_used().await.unwrap();
-        assert!(ledger.used.get().is_empty());
+        assert!(ledger.used.is_empty());
     }
 }

@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::path::Path;
 
-use clawdforge::agent::launcher::Environment;
+use clawdforge::agent::environment::Environment;
 use clawdforge::agent::sandbox::{self, Impossible};
 use reqwest::StatusCode;
 use serde_json::{Value, json};

@@ -14,8 +14,8 @@ use rustix::process::geteuid;
 use tokio::process::Command;
 
 use crate::agent::claude::files::config_folder;
+use crate::agent::environment::Environment;
 use crate::agent::folder::{Folder, TEMPORARY, remove_tree};
-use crate::agent::launcher::Environment;
 use crate::agent::sandbox::{SHARED_TEMPORARY, SOCKETS};
 use crate::secret::sha256_hex;
 

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
+use crate::agent::environment::Environment;
 use crate::agent::folder::{is_regular, read_regular, remove_tree};
-use crate::agent::launcher::Environment;
 use crate::blocking::blocking;
 
 /// Bytes of one of the CLI's own files, at most.
