@@ -19,6 +19,7 @@ use serde_path_to_error::{Path, Segment};
 use tokio::time::{Instant, Sleep, sleep, timeout};
 
 use super::error::{ApiError, FieldError};
+use crate::blocking::aside;
 
 /// The largest JSON body in bytes: a prompt of 10 MiB, each of whose bytes may take six when it is escaped.
 pub const MAX_JSON: usize = 64 << 20;
@@ -146,7 +147,7 @@ impl<S: Send + Sync, T: DeserializeOwned + Validate> FromRequest<S> for ValidJso
         }
         let body = Limited::new(request.into_body(), MAX_JSON).collect().await;
         let bytes = body.map_err(|error| refusal(error.as_ref(), limit))?.to_bytes();
-        let value: T = parse(&bytes)?;
+        let value: T = aside(bytes.len(), || parse(&bytes))?;
         match value.errors() {
             errors if errors.is_empty() => Ok(Self(value)),
             errors => Err(ApiError::Invalid(errors)),

@@ -146,3 +146,50 @@ impl InLane {
         let _ = self.lane.stuck.subscribe().wait_for(|stuck| *stuck).await;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn live() -> Live {
+        Live::new(CancellationToken::new())
+    }
+
+    #[tokio::test]
+    async fn turns_come_in_the_order_that_they_entered_and_the_lane_goes_with_the_last() {
+        let lanes = Lanes::default();
+        let (first, second) = (lanes.enter_turn("s", live()).await.unwrap(), lanes.enter_turn("s", live()).await.unwrap());
+        assert!(lanes.enter_idle("s").is_none());
+        assert_eq!(lanes.turns("s").len(), 2);
+        let mut coming = second.1;
+        let turn = first.1.await;
+        assert!(poll_immediate(&mut coming).await.is_none());
+        drop((turn, first.0));
+        coming.await;
+        drop(second.0);
+        assert!(lanes.get().is_empty());
+    }
+
+    #[tokio::test]
+    async fn who_enters_an_idle_lane_waits_for_no_turn_that_comes_after() {
+        let lanes = Lanes::default();
+        let (idle, turn) = lanes.enter_idle("s").unwrap();
+        let (place, mut coming) = lanes.enter_turn("s", live()).await.unwrap();
+        assert!(poll_immediate(&mut coming).await.is_none(), "the sweeper would wait for a turn that slipped in");
+        drop((idle, turn));
+        coming.await;
+        drop(place);
+    }
+
+    #[tokio::test]
+    async fn a_close_cancels_turns_and_those_who_come_know_of_it() {
+        let lanes = Lanes::default();
+        let going_on = live();
+        let (place, _coming) = lanes.enter_turn("s", going_on.clone()).await.unwrap();
+        lanes.enter("s").close();
+        assert!(going_on.cancel.is_cancelled());
+        place.closing().await;
+        let (late, _coming) = lanes.enter_turn("s", live()).await.unwrap();
+        late.closing().await;
+    }
+}

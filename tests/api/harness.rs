@@ -241,7 +241,13 @@ impl Drop for Server {
         let status = self.ended();
         assert!(status.success(), "the server ended with {status}\n{}", self.log());
         assert_eq!(self.agents(), [0; 0], "processes are left");
-        assert_eq!(self.query::<i64>("SELECT count(*) FROM runs WHERE finished_at IS NULL"), 0, "rows are left open");
+        for table in ["runs", "session_events"] {
+            assert_eq!(
+                self.query::<i64>(&format!("SELECT count(*) FROM {table} WHERE finished_at IS NULL")),
+                0,
+                "rows of {table} are left open"
+            );
+        }
         assert_eq!(data.join("runs").read_dir().unwrap().count(), 0, "folders are left");
     }
 }

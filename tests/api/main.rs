@@ -7,6 +7,7 @@ mod errors;
 mod files;
 mod harness;
 mod history;
+mod job;
 mod limits;
 mod operator;
 mod run;

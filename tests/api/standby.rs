@@ -105,6 +105,21 @@ async fn a_standby_that_is_no_good_is_not_noticed() {
 }
 
 #[tokio::test]
+async fn a_runs_time_begins_once_also_where_its_standby_was_no_good() {
+    let server = with_standbys(1);
+    let token = server.mint("app").await;
+    with_a_bad_successor(&server, &token, "hang").await;
+    let begun = Instant::now();
+    let answer = server.post("/run", &token, &json!({"prompt": "do: hang", "timeout_secs": 5})).await;
+    let elapsed = begun.elapsed();
+    assert_eq!(answer.json["stop_reason"], "timeout", "{answer:?}");
+    assert!(server.log().contains("a standby was of no use"));
+    // What the standby took is told too, and is no time beyond what was asked for.
+    let told = Duration::from_millis(answer.json["duration_ms"].as_u64().unwrap());
+    assert!(elapsed < told + Duration::from_millis(900), "it took {elapsed:?}, of which {told:?} are told");
+}
+
+#[tokio::test]
 async fn a_standby_that_was_killed_or_is_out_of_date_is_not_used() {
     let folder = tempfile::tempdir().unwrap();
     let program = folder.path().join("claude");
