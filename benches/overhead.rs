@@ -20,6 +20,16 @@ const RUNS: usize = 200;
 const CONNECTIONS: usize = 32;
 const LOAD_FOR: Duration = Duration::from_secs(5);
 const STARTS: usize = 20;
+/// Runs at once, and what is aimed for without the sandbox and in it.
+const AT_ONCE: [(usize, &str, &str); 4] = [(1, "", ""), (4, "", ""), (16, "700/s", "350/s"), (64, "", "")];
+/// How long runs are counted.
+const COUNT_FOR: Duration = Duration::from_secs(4);
+/// Answers as soon as it is asked: what is counted is the server and the start of a process.
+const AT_ONCE_PROGRAM: &str = r#"#!/bin/sh
+read -r _
+echo '{"type":"result","subtype":"success","is_error":false,"result":"ok","stop_reason":"end_turn"}'
+read -r _
+"#;
 
 fn main() {
     // Cargo passes --bench; a test run of all targets passes nothing, and is not to take half a minute.
@@ -63,6 +73,22 @@ fn main() {
     row("added by the sandbox", &format!("{:.2} ms", ms(closed.saturating_sub(open))), "10 ms");
     drop(confined);
 
+    let program = folder.path().join("at-once");
+    std::fs::write(&program, AT_ONCE_PROGRAM).unwrap();
+    std::fs::set_permissions(&program, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    for confined in [false, true] {
+        let sandbox = if confined { "required" } else { "off" };
+        let data = folder.path().join(sandbox);
+        let settings = [("CLAWDFORGE_SANDBOX", sandbox), ("CLAWDFORGE_DATA_DIR", data.to_str().unwrap()), ("CLAWDFORGE_MAX_RUNS", "64")];
+        let server = start_with(&program, &settings);
+        let token = server.mint();
+        for (at_once, open_aim, confined_aim) in AT_ONCE {
+            let rate = count_runs(&server, &token, at_once);
+            let (where_, aim) = if confined { (", in the sandbox", confined_aim) } else { ("", open_aim) };
+            row(&format!("runs a second, {at_once} at once{where_}"), &format!("{rate:.0}/s"), aim);
+        }
+    }
+
     let rate = load(&server.address);
     row(&format!("GET /healthz, {CONNECTIONS} connections"), &format!("{rate:.0}/s"), "30000/s");
     row("resident, after that", &format!("{:.1} MiB", server.resident_mib()), "");
@@ -100,6 +126,28 @@ fn run(server: &Server, token: &str) {
     assert!(server.ask("POST", "/run", token, r#"{"prompt": "hello"}"#).contains("\"result\":\"ok\""));
 }
 
+/// Runs a second, so many of them at once.
+fn count_runs(server: &Server, token: &str, at_once: usize) -> f64 {
+    let answered = AtomicU64::new(0);
+    let begun = Instant::now();
+    std::thread::scope(|scope| {
+        for _ in 0..at_once {
+            scope.spawn(|| {
+                while begun.elapsed() < COUNT_FOR {
+                    run(server, token);
+                    answered.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+        }
+    });
+    per_second(answered.into_inner(), begun.elapsed())
+}
+
+#[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
+fn per_second(count: u64, elapsed: Duration) -> f64 {
+    count as f64 / elapsed.as_secs_f64()
+}
+
 /// Requests a second of `/healthz`, one after the other on each of the connections.
 fn load(address: &str) -> f64 {
     let answered = AtomicU64::new(0);
@@ -119,7 +167,5 @@ fn load(address: &str) -> f64 {
             });
         }
     });
-    #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
-    let answered = answered.into_inner() as f64;
-    answered / begun.elapsed().as_secs_f64()
+    per_second(answered.into_inner(), begun.elapsed())
 }

@@ -27,7 +27,7 @@ const GAP: &[u8] = b"event: gap\ndata: {\"detail\":\"Events that came here are n
 /// A comment, so that a connection is not taken for dead.
 const BEAT: &[u8] = b":\n\n";
 
-/// An event as it is sent. Only described.
+/// An event as it is sent. Only described: the bytes are those of the feed.
 #[derive(ToSchema)]
 #[expect(dead_code, reason = "only described")]
 pub(super) struct SentEvent {
