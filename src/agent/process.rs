@@ -204,7 +204,7 @@ pub async fn converse_and(
     let [spoke, answered, stop, closed, over] = std::array::from_fn(|_| CancellationToken::new());
 
     let feed = async {
-        // Whoever left before this is not to pay for it.
+        // A prompt that nobody waits for any more would cost something all the same.
         if !cancel.is_cancelled() {
             // An agent that closes its input early says why in its output.
             let _ = stdin.write_all(&input).await;

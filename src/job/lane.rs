@@ -63,6 +63,16 @@ impl Drop for InLane {
     }
 }
 
+/// While it is held, the lane's next turn would wait for the ledger.
+#[derive(Debug)]
+pub struct Stuck(Arc<Lane>);
+
+impl Drop for Stuck {
+    fn drop(&mut self) {
+        self.0.stuck.send_replace(false);
+    }
+}
+
 impl Lanes {
     fn get(&self) -> MutexGuard<'_, HashMap<String, Arc<Lane>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
@@ -135,9 +145,10 @@ impl InLane {
         self.lane.closing.cancelled().await;
     }
 
-    /// Says whether the row of the turn that has just ended can't be written yet.
-    pub fn set_stuck(&self, stuck: bool) {
-        self.lane.stuck.send_replace(stuck);
+    /// Says, while it is held, that the row of the turn that has just ended can't be written yet.
+    pub fn stuck_while_held(&self) -> Stuck {
+        self.lane.stuck.send_replace(true);
+        Stuck(self.lane.clone())
     }
 
     /// Comes when who waits here would wait for the ledger.

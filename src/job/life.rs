@@ -193,11 +193,9 @@ impl Life {
             let ((), unwritten) = tokio::join!(before, settle);
             // Whether or not the ledger could take it; the session's next turn waits for that, whose cost is a difference to this one's.
             drop((permit, going_on));
-            let set_stuck = |stuck| lane.as_ref().map(|lane| lane.set_stuck(stuck)).unwrap_or_default();
             if let (Some(unwritten), Some(Row { id, .. })) = (unwritten, &self.row) {
-                set_stuck(true);
+                let _stuck = lane.as_ref().map(InLane::stuck_while_held);
                 context.write_later(id, unwritten).await;
-                set_stuck(false);
             }
             drop((turn, lane, over));
         };

@@ -198,10 +198,10 @@ impl Server {
     pub fn agents(&self) -> Vec<u32> {
         let data = self.data().metadata().unwrap();
         let mark = format!("AGENT_RUN={:x}-{:x}/", data.dev(), data.ino());
-        let carries = |pid: &u32| {
-            let environ = std::fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
-            environ.split(|byte| *byte == 0).any(|variable| variable.starts_with(mark.as_bytes()))
-        };
+        let variables = |pid: &u32, file: &str| std::fs::read(format!("/proc/{pid}/{file}")).unwrap_or_default();
+        let has = |bytes: Vec<u8>, part: &str| bytes.split(|byte| *byte == 0).any(|whole| whole.starts_with(part.as_bytes()));
+        // The server asks its CLIs for their versions when it starts, and later.
+        let carries = |pid: &u32| has(variables(pid, "environ"), &mark) && !has(variables(pid, "cmdline"), "--version");
         processes().filter(carries).collect()
     }
 

@@ -135,7 +135,7 @@ fn what_was_promised_a_place_is_never_turned_away() {
                 }
             });
         }
-        let evicted = (0..200_000).find(|_| {
+        let evicted = (0..20_000).find(|_| {
             let Ok(mut promised) = queue.join(run("a"), Admission::Guaranteed) else { return false };
             promised.answer.try_recv().is_ok()
         });
