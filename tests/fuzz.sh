@@ -27,9 +27,18 @@ cd "$work"
 # Left to the other tests: a refusal of what the document allows (a file's token has to be an existing one), and what is
 # there after a DELETE (a closed session, until the sweeper deletes it).
 fuzz() {
-    "$schemathesis" run "$url/openapi.json" -H "Authorization: Bearer $1" "${@:2}" --workers 2 --seed "${FUZZ_SEED:-1}" \
-        --max-examples "${FUZZ_EXAMPLES:-40}" --continue-on-failure --request-timeout 30 --warnings off --no-color \
-        --exclude-checks positive_data_acceptance,use_after_free
+    for _ in 1 2 3; do
+        if "$schemathesis" run "$url/openapi.json" -H "Authorization: Bearer $1" "${@:2}" --workers 2 --seed "${FUZZ_SEED:-1}" \
+            --max-examples "${FUZZ_EXAMPLES:-40}" --continue-on-failure --request-timeout 30 --warnings off --no-color \
+            --exclude-checks positive_data_acceptance,use_after_free >"$work/fuzz" 2>&1; then
+            cat "$work/fuzz"
+            return 0
+        fi
+        cat "$work/fuzz"
+        # CPython 3.11 fails so at times, with the same input that it took before.
+        grep -q "AST constructor recursion depth mismatch" "$work/fuzz" || return 1
+    done
+    return 1
 }
 fuzz "$token" --exclude-path-regex ^/admin
 fuzz "$admin" --include-path-regex ^/admin
