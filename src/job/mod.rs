@@ -1,4 +1,4 @@
-//! Jobs: runs and turns, lived once. [`Jobs`] takes them on, cancels them, and ends them; [`life`] is what happens between.
+//! Jobs: runs and turns, lived once. [`Jobs`] takes them on, cancels them, and ends them; `life.rs` is what happens between.
 
 mod context;
 pub mod feed;

@@ -1,6 +1,6 @@
 //! The ledger: `SQLite` and nothing else. One file per table; SQL stands nowhere but here.
 //!
-//! People query the file by hand, so columns have plain names. Writes go through one thread ([`writer`]). Two more connections keep
+//! People query the file by hand, so columns have plain names. Writes go through one thread (`writer.rs`). Two more connections keep
 //! who-may-call answers apart from the records, and both from the history: a ledger that another program has locked delays a
 //! run's row, not the look-up of a token.
 

@@ -234,7 +234,12 @@ impl Shared {
     /// Closes a session after what goes on in it was cancelled. False where it was closed already.
     async fn close(&self, session: &Session, place: InLane) -> Result<bool, Error> {
         place.close();
-        let turn = place.turn().await;
+        let turn = tokio::select! {
+            biased;
+            turn = place.turn() => turn,
+            // Who closes is not to wait for the ledger.
+            () = place.stuck() => return Err(ledger::Error::Locked.into()),
+        };
         self.close_in_turn(session, &place, turn, "close", None).await
     }
 
