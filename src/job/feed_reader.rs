@@ -8,10 +8,10 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
-use axum::body::Bytes;
 use futures_util::{Stream, stream};
 use tokio::sync::{Semaphore, watch};
 use tokio::time::sleep;
+use tokio_util::bytes::Bytes;
 
 use super::feed_format::{self, End, Record};
 use super::live::{Live, Told};
