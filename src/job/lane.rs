@@ -5,11 +5,9 @@ use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use super::live::Live;
 use futures_util::future::poll_immediate;
 use tokio::sync::{OwnedMutexGuard, watch};
-use tokio_util::sync::CancellationToken;
-
-use super::live::Live;
 
 /// Turns of one session that wait or go on, at most.
 const MOST: usize = 64;
@@ -25,7 +23,7 @@ struct Lane {
     /// Those who are in it.
     busy: AtomicUsize,
     turns: Mutex<Vec<Live>>,
-    closing: CancellationToken,
+    closing: watch::Sender<bool>,
     /// Whether the row of the turn that is over can't be written yet.
     stuck: watch::Sender<bool>,
 }
@@ -136,13 +134,19 @@ impl InLane {
     /// Cancels the turn that goes on, and refuses those that wait or come.
     pub fn close(&self) {
         // First, so that those who wait know why.
-        self.lane.closing.cancel();
+        self.lane.closing.send_replace(true);
         self.lane.turns().iter().for_each(|turn| turn.cancel.cancel());
+    }
+
+    /// Says that the session was not closed after all.
+    pub fn reopen(&self) {
+        self.lane.closing.send_replace(false);
     }
 
     /// Comes when the session is being closed.
     pub async fn closing(&self) {
-        self.lane.closing.cancelled().await;
+        // The sender is here.
+        let _ = self.lane.closing.subscribe().wait_for(|closing| *closing).await;
     }
 
     /// Says, while it is held, that the row of the turn that has just ended can't be written yet.
@@ -161,6 +165,7 @@ impl InLane {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use tokio_util::sync::CancellationToken;
 
     fn live() -> Live {
         Live::new(CancellationToken::new())

@@ -234,13 +234,16 @@ impl Shared {
     /// Closes a session after what goes on in it was cancelled. False where it was closed already.
     async fn close(&self, session: &Session, place: InLane) -> Result<bool, Error> {
         place.close();
-        let turn = tokio::select! {
+        let closed = tokio::select! {
             biased;
-            turn = place.turn() => turn,
+            turn = place.turn() => self.close_in_turn(session, &place, turn, "close", None).await,
             // Who closes is not to wait for the ledger.
-            () = place.stuck() => return Err(ledger::Error::Locked.into()),
+            () = place.stuck() => Err(ledger::Error::Locked.into()),
         };
-        self.close_in_turn(session, &place, turn, "close", None).await
+        if closed.is_err() {
+            place.reopen();
+        }
+        closed
     }
 
     /// Closes a session in which nothing goes on. False where it was closed already, or was used since `idle_since`.

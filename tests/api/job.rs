@@ -132,6 +132,9 @@ async fn turns_cost_what_they_cost_where_the_row_of_one_is_late() {
         lock(&server)
     });
     assert_eq!((first.status, &first.json["turn_index"]), (StatusCode::OK, &json!(1)), "{first:?}");
+    // A close is not kept waiting, and leaves the session open.
+    let closed = Answer::of(server.request(Method::DELETE, &format!("/sessions/{session}"), &token)).await;
+    assert!(closed.problem(503).contains("locked"), "{closed:?}");
     ledger.execute_batch("ROLLBACK").unwrap();
     let second = send_again(&server, &token, &path, "cost 0.75", PLAIN).await;
     assert_eq!((second.status, &second.json["turn_index"]), (StatusCode::OK, &json!(2)), "{second:?}");
