@@ -5,7 +5,7 @@ use std::io;
 use tokio::runtime::{Handle, RuntimeFlavor};
 
 /// Bytes from which on reading, writing or hashing them holds others up.
-pub const LARGE: usize = 64 << 10;
+const LARGE: usize = 64 << 10;
 
 /// Does work that waits for the disk on a thread for such.
 pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {

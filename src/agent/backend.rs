@@ -12,7 +12,7 @@ use super::contract::{Conversation, Ending, Outcome, Spec};
 use super::control::{Emit, Report};
 use super::warm_pool::Pool;
 
-/// What executes. Another kind of agent is another variant.
+/// What executes. Another kind of agent is another field, and another variant of [`Ready`].
 #[derive(Clone)]
 pub struct Backends {
     /// Runs.

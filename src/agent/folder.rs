@@ -82,10 +82,13 @@ fn copy_into(folder: &OwnedFd, name: &str, upload: &Path) -> io::Result<()> {
 #[error("the upload has expired")]
 struct Expired;
 
-/// Why something was not put in place, for the caller.
+/// Why something was not put in place, for the caller. What is the disk's fault is logged here.
 pub fn unprepared(error: &io::Error) -> Unprepared {
+    if matches!(error.get_ref(), Some(cause) if cause.is::<Expired>()) {
+        return Unprepared::FileExpired;
+    }
+    tracing::error!(%error, "the disk failed");
     match error.kind() {
-        _ if matches!(error.get_ref(), Some(cause) if cause.is::<Expired>()) => Unprepared::FileExpired,
         ErrorKind::StorageFull | ErrorKind::QuotaExceeded => Unprepared::DiskFull,
         _ => Unprepared::Disk(error.to_string()),
     }

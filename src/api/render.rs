@@ -197,10 +197,7 @@ fn unprepared(why: &Unprepared, what: &str) -> Answer {
     let refused = match why {
         Unprepared::FileExpired => ApiError::BadRequest(format!("Upload the files again: one of them expired while the {what} waited.")),
         Unprepared::DiskFull => ApiError::Rejected(Rejection::DiskFull),
-        Unprepared::Disk(cause) => {
-            tracing::error!(cause, "the disk failed");
-            ApiError::Rejected(Rejection::Disk)
-        }
+        Unprepared::Disk(_) => ApiError::Rejected(Rejection::Disk),
     };
     refused.into_answer()
 }

@@ -152,9 +152,9 @@ async fn cancel(
     caller: Caller,
     id: Result<Path<String>, PathRejection>,
 ) -> Result<Json<RunCancelled>, ApiError> {
-    let JobRow { id, finished, .. } = find(&app, &caller, id).await?;
-    app.jobs.cancel(&id).await?;
-    Ok(Json(RunCancelled { ok: true, run_id: id.to_string(), already_over: finished.is_some() }))
+    let row = find(&app, &caller, id).await?;
+    app.jobs.cancel(&row).await?;
+    Ok(Json(RunCancelled { ok: true, run_id: row.id.to_string(), already_over: row.finished.is_some() }))
 }
 
 /// The caller's own run; another's does not exist.

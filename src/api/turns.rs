@@ -153,7 +153,7 @@ async fn cancel_turn(
     path: Result<Path<(String, i64)>, PathRejection>,
 ) -> Result<Json<TurnCancelled>, ApiError> {
     let (session_id, turn, row) = find_turn(&app, &caller, path).await?;
-    app.jobs.cancel(&row.id).await?;
+    app.jobs.cancel(&row).await?;
     Ok(Json(TurnCancelled { ok: true, session_id, turn, already_over: row.finished.is_some() }))
 }
 

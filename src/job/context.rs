@@ -59,13 +59,12 @@ impl Context {
     ) -> Result<Written, Rejection> {
         // Nobody else takes the same number meanwhile.
         let mut numbering = None;
-        let id = match (&job.spec.session, lane) {
-            (Some(session), Some(lane)) => {
+        let id = match lane {
+            Some(lane) => {
                 numbering = Some(lane.numbering().await);
-                let session_id = session.session_id.clone();
-                JobId::Turn { turn: self.ledger.next_turn(&session_id).await?, session_id }
+                JobId::Turn { session_id: lane.session_id().to_owned(), turn: self.ledger.next_turn(lane.session_id()).await? }
             }
-            _ => JobId::Run(job.uuid.simple().to_string()),
+            None => JobId::Run(job.uuid.simple().to_string()),
         };
         let feed = self.feeds.begin(&id, live.clone()).await?;
         let inserted = self.ledger.insert_job(job.row(id.clone(), self.most_attached), queued).await;

@@ -121,6 +121,11 @@ impl Lanes {
 }
 
 impl InLane {
+    /// The session whose lane it is.
+    pub fn session_id(&self) -> &str {
+        &self.session_id
+    }
+
     /// Waits until nobody else takes a turn.
     pub async fn turn(&self) -> Turn {
         self.lane.turn.clone().lock_owned().await

@@ -49,31 +49,17 @@ struct Held {
 
 impl Context {
     /// Has a job wait for its place, if there is room.
-    pub(super) async fn admit(&self, job: &Job, detached: bool, live: &Live) -> Result<Admitted, Rejection> {
+    pub(super) async fn admit(&self, job: &Job, admission: Admission, live: &Live) -> Result<Admitted, Rejection> {
         let request = request(job);
         let Some(session) = &job.spec.session else {
-            let pending = self.queue.join(request, if detached { Admission::Guaranteed } else { Admission::Evictable })?;
-            return Ok(self.waits(pending));
+            let pending = self.queue.join(request, admission)?;
+            // Nothing is started ahead while a run waits for a place, unless it waits only for its app's own limit.
+            return Ok(Admitted::Run { pending, hold: (!self.queue.has_free()).then(|| self.backends.warm.hold()) });
         };
-        let reservation = (detached && request.most.is_some()).then(|| self.queue.reserve(&job.app)).transpose()?;
+        let reserves = admission == Admission::Guaranteed && request.most.is_some();
+        let reservation = reserves.then(|| self.queue.reserve(&job.app)).transpose()?;
         let (lane, coming) = self.lanes.enter_turn(&session.session_id, live.clone()).await.ok_or(Rejection::Full)?;
         Ok(Admitted::Turn { lane, coming, reservation })
-    }
-
-    /// Has a job wait for its place that was accepted before.
-    pub(super) async fn readmit(&self, job: &Job, live: &Live) -> Result<Admitted, Rejection> {
-        match &job.spec.session {
-            None => Ok(self.waits(self.queue.join(request(job), Admission::Readmitted)?)),
-            Some(session) => {
-                let (lane, coming) = self.lanes.enter_turn(&session.session_id, live.clone()).await.ok_or(Rejection::Full)?;
-                Ok(Admitted::Turn { lane, coming, reservation: None })
-            }
-        }
-    }
-
-    fn waits(&self, pending: PendingPermit) -> Admitted {
-        // Nothing is started ahead while a run waits for a place, unless it waits only for its app's own limit.
-        Admitted::Run { pending, hold: (!self.queue.has_free()).then(|| self.backends.warm.hold()) }
     }
 }
 
@@ -96,7 +82,7 @@ impl Life {
         let over = self.live.going_on();
         let (lane, held) = match admitted {
             Admitted::Run { pending, hold } => {
-                let held = self.unless_cancelled(None, self.wait_for_permit(pending, hold, None)).await;
+                let held = self.unless_cancelled(None, self.wait_for_permit(pending, hold, Instant::now())).await;
                 (None, held)
             }
             Admitted::Turn { lane, coming, reservation } => {
@@ -142,13 +128,12 @@ impl Life {
         let admission = if self.detached { Admission::Readmitted } else { Admission::Evictable };
         let pending = self.context.queue.join(request(&self.job), admission)?;
         drop(reservation);
-        let held = Held { turn: Some(turn), ..self.wait_for_permit(pending, None, Some(came)).await? };
+        let held = Held { turn: Some(turn), ..self.wait_for_permit(pending, None, came).await? };
         // A stop may have begun meanwhile.
         if self.context.tasks.is_closed() { Err(Rejection::Stopping) } else { Ok(held) }
     }
 
-    async fn wait_for_permit(&self, pending: PendingPermit, hold: Option<Hold>, came: Option<Instant>) -> Result<Held, Rejection> {
-        let came = came.unwrap_or_else(Instant::now);
+    async fn wait_for_permit(&self, pending: PendingPermit, hold: Option<Hold>, came: Instant) -> Result<Held, Rejection> {
         let permit = pending.permit().await?;
         drop(hold);
         let going_on = METRICS.begins(self.job.kind(), came.elapsed());

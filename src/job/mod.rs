@@ -22,8 +22,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
 use crate::agent::backend::Backends;
-use crate::agent::contract::Facts;
-use crate::ledger::{Finish, JobId, Ledger, Queued};
+use crate::ledger::{JobId, JobRow, Ledger, Queued};
 use crate::schema::{Schemas, Wrong};
 use context::{Context, Written};
 use feed::Feeds;
@@ -31,7 +30,7 @@ use feed_format::End;
 use lane::Lanes;
 use life::{Admitted, Life};
 use live::Live;
-use queue::Queue;
+use queue::{Admission, Queue};
 use rejection::Rejection;
 use spec::{Durability, Job};
 
@@ -80,7 +79,8 @@ impl Jobs {
         let cancel = context.stop.child_token();
         let guard = (!durability.is_detached()).then(|| cancel.clone().drop_guard());
         let live = Live::new(cancel);
-        let admitted = context.admit(&job, durability.is_detached(), &live).await?;
+        let admission = if durability.is_detached() { Admission::Guaranteed } else { Admission::Evictable };
+        let admitted = context.admit(&job, admission, &live).await?;
         // Of its own: a client that leaves in the middle must not leave a row behind that nobody ends.
         let accepting = context.tasks.spawn(accept(context.clone(), job, durability, live, admitted, guard));
         accepting.await.unwrap_or(Err(Rejection::Defect))
@@ -88,14 +88,16 @@ impl Jobs {
 
     /// Cancels a job, unless it is over. When this returns it is, with its processes; one that waits for the next start of the
     /// server will not start.
-    pub async fn cancel(&self, id: &JobId) -> Result<(), Rejection> {
-        if let Some(live) = self.0.feeds.live(id) {
-            live.cancel().await;
-        }
-        // Where it has only its row.
+    pub async fn cancel(&self, JobRow { id, finished, .. }: &JobRow) -> Result<(), Rejection> {
+        let has_only_its_row = match self.0.feeds.live(id) {
+            Some(live) => {
+                live.cancel().await;
+                live.ended().is_none()
+            }
+            None => finished.is_none(),
+        };
         let rejection = Rejection::Cancelled;
-        let finish = Finish { end: settle::rejected(&rejection), facts: Facts::default(), frees_key: false, gives_back: 0 };
-        if self.0.ledger.finish_job(id, finish).await?.written {
+        if has_only_its_row && self.0.ledger.finish_job(id, settle::rejected(&rejection, 0)).await?.written {
             self.0.feeds.end(id, End::Rejected(rejection)).await?;
         }
         Ok(())
@@ -118,20 +120,25 @@ impl Jobs {
     pub async fn finish(&self, drained: impl Future<Output = ()>) {
         let Context { queue, tasks, stop, .. } = &*self.0;
         queue.close();
-        tasks.close();
-        tokio::select! {
-            () = tasks.wait() => {}
-            () = drained => tracing::info!(count = tasks.len(), "ending what still goes on"),
-        }
-        stop.cancel();
-        if timeout(END_GRACE, tasks.wait()).await.is_err() {
-            tracing::error!(count = tasks.len(), "jobs did not end in time");
-        }
+        end_tasks("jobs", tasks, stop, drained).await;
     }
 
     /// How many wait for a place.
     pub fn waiting(&self) -> usize {
         self.0.queue.waiting()
+    }
+}
+
+/// Takes on no more tasks, lets those that go on finish until `drained`, then has `stop` end them, for which they have a grace.
+pub(crate) async fn end_tasks(what: &str, tasks: &TaskTracker, stop: &CancellationToken, drained: impl Future<Output = ()>) {
+    tasks.close();
+    tokio::select! {
+        () = tasks.wait() => {}
+        () = drained => tracing::info!(what, count = tasks.len(), "ending what still goes on"),
+    }
+    stop.cancel();
+    if timeout(END_GRACE, tasks.wait()).await.is_err() {
+        tracing::error!(what, count = tasks.len(), "did not end in time");
     }
 }
 

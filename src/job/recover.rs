@@ -5,14 +5,16 @@ use std::sync::Arc;
 use anyhow::Context as _;
 
 use super::Jobs;
+use super::context::Row;
 use super::feed_format::End;
 use super::life::Life;
 use super::live::Live;
+use super::queue::Admission;
 use super::rejection::Rejection;
 use super::settle;
 use super::spec::Job;
-use crate::agent::contract::{Ending, Facts, Outcome};
-use crate::ledger::{Finish, JobId};
+use crate::agent::contract::{Ending, Outcome};
+use crate::ledger::JobId;
 
 impl Jobs {
     /// Settles the rows of jobs that went on when the server ended. Gives which they were.
@@ -35,16 +37,15 @@ impl Jobs {
             let Some(job) = Job::read(waiting).filter(|_| !rejected_before) else {
                 // It was rejected, and only its row could not be told; or another release kept it in a form of its own.
                 let rejection = Rejection::Unreadable;
-                let finish = Finish { end: settle::rejected(&rejection), facts: Facts::default(), frees_key: true, gives_back: 0 };
-                context.ledger.finish_job(&id, finish).await?;
+                context.ledger.finish_job(&id, settle::rejected(&rejection, 0)).await?;
                 context.feeds.end(&id, End::Rejected(rejection)).await?;
                 continue;
             };
             tracing::info!(%id, "a job that waited when the server ended");
             let live = Live::new(context.stop.child_token());
             let feed = context.feeds.begin(&id, live.clone()).await?;
-            let admitted = context.readmit(&job, &live).await.context("a job that waited can't be taken on again")?;
-            let row = Some(super::context::Row { id, feed });
+            let admitted = context.admit(&job, Admission::Readmitted, &live).await.context("a job that waited can't be taken on again")?;
+            let row = Some(Row { id, feed });
             let life = Life { context: context.clone(), job: Arc::new(job), live, detached: true, row };
             context.tasks.spawn(life.run(admitted));
         }

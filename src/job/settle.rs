@@ -10,7 +10,7 @@ use super::feed_format::End;
 use super::live::Live;
 use super::rejection::Rejection;
 use super::spec::Job;
-use crate::agent::contract::{Ending, Facts, Outcome};
+use crate::agent::contract::{Ending, Facts, Outcome, Usage};
 use crate::clock;
 use crate::ledger::{Finish, JobEnd, JobId};
 use crate::metrics::METRICS;
@@ -35,7 +35,7 @@ impl Context {
         note(job, id, &finish.end);
         let cost_usd = written.as_ref().map_or(None, |finished| finished.cost_usd);
         if let Ok(Outcome { ending, usage, duration, .. }) = &came {
-            let usage = crate::agent::contract::Usage { cost_usd: cost_usd.or(usage.cost_usd), ..*usage };
+            let usage = Usage { cost_usd: cost_usd.or(usage.cost_usd), ..*usage };
             let ok = matches!(ending, Ending::Completed(_));
             METRICS.ended(job.kind(), &job.app, job.spec.model.as_deref().unwrap_or_default(), ok, *duration, usage);
         }
@@ -97,24 +97,24 @@ fn finish(job: &Job, came: &Result<Outcome, Rejection>) -> Finish {
             frees_key: matches!(outcome.ending, Ending::NotInstalled(_) | Ending::Unprepared(_)),
             gives_back: if matches!(outcome.ending, Ending::Unprepared(_)) { job.attached() } else { 0 },
         },
-        Err(rejection) => Finish {
-            end: rejected(rejection),
-            facts: Facts::default(),
-            // Nobody wants what was cancelled to begin after all.
-            frees_key: *rejection != Rejection::Cancelled,
-            gives_back: job.attached(),
-        },
+        Err(rejection) => rejected(rejection, job.attached()),
     }
 }
 
-/// The row's end of a job that did not come about.
-pub(super) fn rejected(rejection: &Rejection) -> JobEnd {
+/// What is written of a job that did not come about.
+pub(super) fn rejected(rejection: &Rejection, gives_back: u64) -> Finish {
     let stop_reason = match rejection {
         Rejection::Cancelled | Rejection::SessionClosed => "cancelled",
         Rejection::Stopping => "interrupted",
         _ => "error",
     };
-    JobEnd::failed(stop_reason, rejection.to_string())
+    Finish {
+        end: JobEnd::failed(stop_reason, rejection.to_string()),
+        facts: Facts::default(),
+        // Nobody wants what was cancelled to begin after all.
+        frees_key: *rejection != Rejection::Cancelled,
+        gives_back,
+    }
 }
 
 fn end(job: &Job, outcome: &Outcome) -> JobEnd {

@@ -73,8 +73,9 @@ impl Job {
 
     /// What is kept of it beside its row.
     pub(super) fn kept(&self) -> String {
-        let Spec { system, files, schema, timeout, .. } = self.spec.clone();
-        serde_json::to_string(&Kept { system, files, schema, timeout, limits: self.limits }).expect("a job is JSON")
+        let Spec { system, files, schema, timeout, .. } = &self.spec;
+        let (system, files, schema) = (system.clone(), files.clone(), schema.clone());
+        serde_json::to_string(&Kept { system, files, schema, timeout: *timeout, limits: self.limits }).expect("a job is JSON")
     }
 
     /// A job that was kept. `None` where it can't be read any more.

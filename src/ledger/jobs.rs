@@ -15,7 +15,7 @@ impl Ledger {
     pub async fn next_turn(&self, session_id: &str) -> Result<i64, Error> {
         let session_id = session_id.to_owned();
         self.read(move |db| {
-            db.prepare_cached("SELECT 1 + coalesce(max(turn), 0) FROM session_events WHERE session_id = ?1")?
+            db.prepare_cached("SELECT 1 + coalesce(max(turn), 0) FROM session_events WHERE session_id = ?1 AND turn IS NOT NULL")?
                 .query_row([session_id], |row| row.get(0))
         })
         .await

@@ -11,7 +11,6 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use tokio::sync::oneshot;
-use tokio::time::timeout;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
@@ -21,12 +20,10 @@ use crate::agent::contract::Conversation;
 use crate::agent::family;
 use crate::agent::warm_pool::{Pool, WarmKey};
 use crate::blocking::blocking;
+use crate::job::end_tasks;
 use crate::job::feed::Feeds;
 use crate::job::lane::{InLane, Lanes, Turn};
 use crate::ledger::{self, BeginSession, Key, Ledger, NewSession, Session};
-
-/// How long the end of a step may take beyond its stop.
-const END_GRACE: Duration = Duration::from_secs(30);
 
 /// How many may be open, and for how long.
 #[derive(Clone, Copy, Debug)]
@@ -160,16 +157,7 @@ impl Sessions {
 
     /// Lets steps finish until `drained`, then ends them.
     pub async fn finish(&self, drained: impl Future<Output = ()>) {
-        let Shared { tasks, stop, .. } = &*self.0;
-        tasks.close();
-        tokio::select! {
-            () = tasks.wait() => {}
-            () = drained => {}
-        }
-        stop.cancel();
-        if timeout(END_GRACE, tasks.wait()).await.is_err() {
-            tracing::error!(count = tasks.len(), "steps of sessions did not end in time");
-        }
+        end_tasks("steps of sessions", &self.0.tasks, &self.0.stop, drained).await;
     }
 }
 
