@@ -122,6 +122,23 @@ async fn a_place_is_free_where_the_row_of_its_run_can_not_be_written() {
 }
 
 #[tokio::test]
+async fn a_cancel_of_what_is_over_needs_no_ledger_to_write_to() {
+    let server = options().start();
+    let token = server.mint("app").await;
+    let session = create(&server, &token).await;
+    let turn = format!("/sessions/{session}/turn");
+    send(&server, &token, &turn, "hello", BACKGROUND).await;
+    until("the turn", || server.query::<i64>("SELECT count(*) FROM session_events WHERE event = 'turn' AND ok") == 1).await;
+    let run = server.run(&token, "hello").await.header("x-run-id").to_owned();
+    let ledger = lock(&server);
+    for path in [format!("/runs/{run}"), format!("{turn}s/1")] {
+        let answer = Answer::of(server.request(Method::DELETE, &path, &token)).await;
+        assert_eq!((answer.status, &answer.json["already_over"]), (StatusCode::OK, &json!(true)), "{answer:?}");
+    }
+    ledger.execute_batch("ROLLBACK").unwrap();
+}
+
+#[tokio::test]
 async fn turns_cost_what_they_cost_where_the_row_of_one_is_late() {
     let server = options().start();
     let token = server.mint("app").await;
