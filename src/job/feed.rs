@@ -364,7 +364,19 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_large_line_is_whole_and_leaves_no_file() {
+    async fn a_large_line_is_whole_also_where_the_disk_takes_no_more_files() {
+        let (folder, feeds) = feeds();
+        let large = "x".repeat(1 << 20);
+        feeds.begin(&id(), live()).await.unwrap().tell(&event(&large));
+        let reader = feeds.read(&id(), 0).await.unwrap().unwrap();
+        folder.close().unwrap();
+        let pieces: Vec<_> = reader.bytes(dialect()).map(Result::unwrap).collect().await;
+        assert!(pieces.iter().all(|piece| piece.len() <= 16 << 10));
+        assert_eq!(String::from_utf8(pieces.concat()).unwrap(), format!("1 {large}\n"));
+    }
+
+    #[tokio::test]
+    async fn a_large_line_is_whole_and_and_leaves_no_file() {
         let (folder, feeds) = feeds();
         let feed = feeds.begin(&id(), live()).await.unwrap();
         let large = "x".repeat(3 << 20);

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
@@ -80,8 +80,8 @@ impl FeedReader {
     async fn next(&mut self, dialect: &Dialect) -> io::Result<Option<Bytes>> {
         loop {
             if let Some((frame, at)) = &mut self.large {
-                let (file, from) = (frame.clone(), *at);
-                let piece = blocking(move || read_piece(&file.file, from, file.length)).await?;
+                let (frame, from) = (frame.clone(), *at);
+                let piece = blocking(move || frame.piece(from)).await?;
                 *at += piece.len() as u64;
                 if piece.is_empty() {
                     self.large = None;
@@ -158,11 +158,37 @@ struct Frames {
 /// A feed's name, the place of the line, and the dialect.
 type FrameKey = (String, u64, &'static str);
 
-/// A line as it is sent, in a file that has no name and goes with its last reader.
+/// A line as it is sent.
 #[derive(Debug)]
-struct LargeFrame {
-    file: File,
-    length: u64,
+enum LargeFrame {
+    /// In a file of so many bytes that has no name and goes with its last reader.
+    File(File, u64),
+    /// Where the disk takes no such file: what is kept is not to be lost to its readers.
+    Memory(Vec<u8>),
+}
+
+impl LargeFrame {
+    fn new(folder: &Path, bytes: Vec<u8>) -> Self {
+        let file = tempfile::tempfile_in(folder).and_then(|mut file| file.write_all(&bytes).map(|()| file));
+        match file {
+            Ok(file) => Self::File(file, bytes.len() as u64),
+            Err(error) => {
+                tracing::warn!(%error, "a large event is held in memory for its readers");
+                Self::Memory(bytes)
+            }
+        }
+    }
+
+    /// What stands behind `at`, or a piece of it.
+    fn piece(&self, at: u64) -> io::Result<Vec<u8>> {
+        match self {
+            Self::File(file, length) => read_piece(file, at, *length),
+            Self::Memory(bytes) => {
+                let rest = usize::try_from(at).ok().and_then(|at| bytes.get(at..)).unwrap_or_default();
+                Ok(rest[..rest.len().min(PIECE)].to_vec())
+            }
+        }
+    }
 }
 
 impl LargeFrames {
@@ -182,9 +208,7 @@ impl LargeFrames {
             }
             let line = read_line(&file, at, end)?;
             let bytes = feed_format::parse(&line).map(|record| render(Item::Record(record))).unwrap_or_default();
-            let mut file = tempfile::tempfile_in(&frames.folder)?;
-            file.write_all(&bytes)?;
-            let (frame, end) = (Arc::new(LargeFrame { file, length: bytes.len() as u64 }), at + line.len() as u64);
+            let (frame, end) = (Arc::new(LargeFrame::new(&frames.folder, bytes)), at + line.len() as u64);
             let mut known = known();
             known.retain(|_, (frame, _)| frame.strong_count() > 0);
             known.insert(key, (Arc::downgrade(&frame), end));
