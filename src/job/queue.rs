@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::oneshot;
 
-/// The queue. Clones share it. Waiting ends when the future of [`Queue::enter`] is dropped.
+/// The queue. Clones share it.
 #[derive(Clone, Debug)]
 pub struct Queue(Arc<Mutex<State>>);
 
@@ -121,12 +121,7 @@ impl Queue {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits for a place.
-    pub async fn enter(&self, request: PermitRequest) -> Result<Permit, Refused> {
-        self.join(request, Admission::Evictable)?.permit().await
-    }
-
-    /// Joins those who wait, if there is room. Waiting ends when the ticket is dropped.
+    /// Joins those who wait, if there is room. Waiting ends when what this gives is dropped.
     pub fn join(&self, request: PermitRequest, admission: Admission) -> Result<PendingPermit, Refused> {
         let (told, answer) = oneshot::channel();
         let mut state = self.state();

@@ -1,7 +1,5 @@
 //! What a start does about sessions that an earlier end left.
 
-use std::path::Path;
-
 use super::{Error, Sessions};
 use crate::agent::acpx::workspace::SessionDir;
 use crate::agent::folder::{ATTACHING, clear};
@@ -36,7 +34,7 @@ impl Sessions {
         let each = move || {
             for session in folder.read_dir()?.flatten() {
                 if let Err(error) = work(&SessionDir::new(session.path())) {
-                    warn(&session.path(), &error, trouble);
+                    tracing::warn!(path = %session.path().display(), %error, trouble);
                 }
             }
             Ok(())
@@ -45,8 +43,4 @@ impl Sessions {
             tracing::warn!(%error, trouble);
         }
     }
-}
-
-fn warn(path: &Path, error: &std::io::Error, trouble: &str) {
-    tracing::warn!(path = %path.display(), %error, "{trouble}");
 }

@@ -11,7 +11,7 @@ use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::command::{APPROVE_ALL, Acpx, CLAUDE_AGENT, Error, Target, end_alone};
-use crate::agent::acp::{Messages, TurnEnd};
+use crate::agent::acp::{Messages, TurnEnd, TypedMessage};
 use crate::agent::children::Started;
 use crate::agent::claude::command::prompt_text;
 use crate::agent::claude::files::obstacle_for;
@@ -299,7 +299,7 @@ impl Turn<'_> {
             files: std::mem::take(&mut self.files),
         };
         let (text, usage) = (messages.text().to_owned(), Usage { input_tokens, output_tokens, cost_usd: None });
-        let events = aside(self.bytes, || messages.into_messages().iter().map(crate::agent::acp::TypedMessage::raw).collect());
+        let events = aside(self.bytes, || messages.into_messages().iter().map(TypedMessage::raw).collect());
         self.report.say(Outcome { ending, text, events, usage, facts, stderr, duration });
     }
 }

@@ -2,6 +2,12 @@ use super::*;
 use std::pin::{Pin, pin};
 use std::task::Poll;
 
+impl Queue {
+    async fn enter(&self, request: PermitRequest) -> Result<Permit, Refused> {
+        self.join(request, Admission::Evictable)?.permit().await
+    }
+}
+
 async fn is_pending(mut future: Pin<&mut impl Future>) -> bool {
     std::future::poll_fn(|context| Poll::Ready(future.as_mut().poll(context).is_pending())).await
 }
