@@ -8,6 +8,7 @@ use crate::job::Jobs;
 use crate::job::feed::Feeds;
 use crate::ledger::Ledger;
 use crate::listener::Standing;
+use crate::models::Models;
 use crate::network::Networks;
 use crate::secret::TokenHash;
 use crate::session::Sessions;
@@ -27,6 +28,8 @@ pub struct App {
     pub feeds: Feeds,
     /// The sessions.
     pub sessions: Sessions,
+    /// The models.
+    pub models: Models,
     /// Agents that sessions may name.
     pub agents: Vec<String>,
     /// What shuts agents out of the data folder: `landlock`, or `off`.

@@ -8,6 +8,7 @@ use anyhow::Context;
 use crate::agent::acpx::command::Acpx;
 use crate::agent::acpx::turn::Turns;
 use crate::agent::backend::Backends;
+use crate::agent::claude::models::KnownModels;
 use crate::agent::claude::run::Claude;
 use crate::agent::claude::workspace::RunDirs;
 use crate::agent::environment::Environment;
@@ -29,6 +30,7 @@ use crate::job::lane::Lanes;
 use crate::job::queue::Queue;
 use crate::ledger::{JobId, Ledger};
 use crate::listener::Places;
+use crate::models::Models;
 use crate::schema::Schemas;
 use crate::server::{SPARE_CONNECTIONS, Server};
 use crate::session::Sessions;
@@ -56,8 +58,8 @@ pub async fn set_up(settings: Settings, environment: Environment) -> anyhow::Res
     let run_dirs = RunDirs::new(launcher.clone(), settings.claude_bin.clone());
     let warm = Pool::new(settings.standby, run_dirs.clone(), acpx.clone());
     let lanes = Lanes::default();
-    let backends =
-        Backends { claude: Claude::new(run_dirs.clone(), warm.clone()), acpx: Turns::new(acpx.clone(), warm.clone()), warm: warm.clone() };
+    let claude = Claude::new(run_dirs.clone(), warm.clone(), KnownModels::default());
+    let backends = Backends { claude: claude.clone(), acpx: Turns::new(acpx.clone(), warm.clone()), warm: warm.clone() };
     let jobs = Jobs::new(
         Queue::new(settings.max_runs, settings.max_queued_runs),
         lanes.clone(),
@@ -84,6 +86,7 @@ pub async fn set_up(settings: Settings, environment: Environment) -> anyhow::Res
         jobs,
         feeds,
         sessions,
+        models: Models::new(settings.model_map, claude),
         agents: settings.agents,
         sandbox: if launcher.confinement.is_some() { "landlock" } else { "off" },
         ledger,

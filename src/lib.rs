@@ -13,6 +13,7 @@
 //! - [`agent`]: what executes them: processes, the `claude` CLI, acpx
 //! - [`ledger`]: `SQLite` and nothing else, one file per table
 //! - [`schema`]: what a reply has to fit, checked apart from everything else
+//! - [`models`]: which models there are, and what other names they go by
 //! - [`uploads`]: files that apps sent, on disk
 //! - [`sweeper`]: what time takes away
 //! - [`log`]: what the operator reads
@@ -36,6 +37,7 @@ pub mod ledger;
 pub mod listener;
 pub mod log;
 pub mod metrics;
+pub mod models;
 pub mod network;
 pub mod schema;
 pub mod secret;

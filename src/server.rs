@@ -151,4 +151,5 @@ fn router(app: Arc<App>) -> Router {
         .layer(middleware::from_fn(api::metrics::count))
         .layer(middleware::from_fn_with_state(app, api::auth::admit))
         .layer(CatchPanicLayer::custom(api::error::panicked))
+        .layer(middleware::from_fn(api::v1::refusal::translate))
 }

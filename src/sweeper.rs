@@ -37,6 +37,7 @@ impl Sweeper {
             report("feeds", self.feeds.sweep().await);
             report("feeds without a row", self.orphaned_feeds().await);
             report("idempotency keys", self.ledger.forget_keys(feed::KEPT.as_secs()).await);
+            report("kept responses", self.ledger.forget_responses(feed::KEPT.as_secs()).await);
         }
     }
 

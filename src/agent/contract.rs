@@ -7,14 +7,16 @@ use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 use serde_json::value::RawValue;
 
+use super::completion::{Completion, ModelMessage};
+
 /// What an agent is to do.
 #[derive(Clone, Debug)]
 pub struct Spec {
-    /// The prompt as the app sent it.
+    /// The prompt as the app sent it; of a completion the text of its last message, for the ledger.
     pub prompt: String,
     /// The model, where one was named.
     pub model: Option<String>,
-    /// Added to the CLI's own system prompt.
+    /// Added to the CLI's own system prompt; of a completion all of it.
     pub system: Option<String>,
     /// What the reply has to fit, as a JSON Schema.
     pub schema: Option<Box<RawValue>>,
@@ -24,6 +26,8 @@ pub struct Spec {
     pub timeout: Duration,
     /// The conversation that it goes on with; `None` for a run, which has none.
     pub session: Option<Conversation>,
+    /// What the model is asked instead of the prompt, without an agent's tools.
+    pub completion: Option<Completion>,
 }
 
 /// The session that a turn is of.
@@ -96,6 +100,13 @@ pub enum Event {
         /// At most so many.
         max_retries: Value,
     },
+    /// An event of a completion's stream, as the Messages API has it.
+    Model {
+        /// Its type; of a delta and of a block's start with the type of that behind a dot.
+        kind: String,
+        /// The event, whole.
+        event: Box<RawValue>,
+    },
     /// A message of the Agent Client Protocol, whole.
     Acp {
         /// The `type` that was added to it.
@@ -111,6 +122,7 @@ impl Event {
         match self {
             Self::Text { .. } => true,
             Self::Acp { kind, .. } => kind == "text",
+            Self::Model { kind, .. } => kind == "content_block_delta.text_delta",
             _ => false,
         }
     }
@@ -188,6 +200,12 @@ pub struct Outcome {
     pub usage: Usage,
     /// What it told of the conversation.
     pub facts: Facts,
+    /// The model's message, of a completion.
+    #[serde(default)]
+    pub message: Option<Box<ModelMessage>>,
+    /// The status by which the model's API refused, of what failed.
+    #[serde(default)]
+    pub api_status: Option<u16>,
     /// The last 4,000 characters of its standard error.
     pub stderr: String,
     /// From the start of the process.
@@ -203,6 +221,8 @@ impl Outcome {
             events: Vec::new(),
             usage: Usage::default(),
             facts: Facts::default(),
+            message: None,
+            api_status: None,
             stderr: String::new(),
             duration: Duration::ZERO,
         }

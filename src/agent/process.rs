@@ -10,6 +10,7 @@ use std::time::Duration;
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::process::{ChildStderr, ChildStdin, ChildStdout, Command};
+use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
@@ -43,10 +44,12 @@ pub enum Line<'a> {
 }
 
 /// What the reader of the lines wants next.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Next {
     /// Further lines.
     More,
+    /// Further lines, when the agent has read these.
+    Say(Vec<u8>),
     /// The answer is complete: close the agent's input and let it end.
     Answered,
     /// The output is of no use: end the agent.
@@ -202,6 +205,7 @@ pub async fn converse_and(
     let Waiting { mut agent, mut stdin, stdout, stderr } = waiting;
     agent.set_idle(false);
     let [spoke, answered, stop, closed, over] = std::array::from_fn(|_| CancellationToken::new());
+    let (say, mut to_say) = mpsc::unbounded_channel::<Vec<u8>>();
 
     let feed = async {
         // A prompt that nobody waits for any more would cost something all the same.
@@ -211,7 +215,14 @@ pub async fn converse_and(
         }
         drop(input);
         if hold_input {
-            tokio::select! { () = answered.cancelled() => {}, () = closed.cancelled() => {} }
+            loop {
+                tokio::select! {
+                    biased;
+                    () = answered.cancelled() => break,
+                    () = closed.cancelled() => break,
+                    Some(more) = to_say.recv() => drop(stdin.write_all(&more).await),
+                }
+            }
         }
         drop(stdin);
     };
@@ -220,6 +231,7 @@ pub async fn converse_and(
             spoke.cancel();
             match read(line) {
                 Next::More => {}
+                Next::Say(more) => drop(say.send(more)),
                 Next::Answered => answered.cancel(),
                 Next::Stop => stop.cancel(),
             }

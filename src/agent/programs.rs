@@ -22,7 +22,7 @@ const ASK_AGAIN: Duration = Duration::from_mins(1);
 
 /// The versions of a CLI that this release was tested with, the first and the last.
 #[derive(Clone, Copy, Debug)]
-pub struct Tested(&'static str, &'static str);
+pub struct Tested(pub(super) &'static str, pub(super) &'static str);
 
 /// Of `claude`.
 pub const CLAUDE_TESTED: Tested = Tested("2.1.197", "2.1.332");

@@ -17,6 +17,7 @@ use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
 use super::acpx::command::{Acpx, Target};
+use super::claude::command::Purpose;
 use super::claude::files::{kept_in_its_state, obstacle_for, read_at_start};
 use super::claude::workspace::{RunDir, RunDirs};
 use super::launcher::Launcher;
@@ -39,8 +40,10 @@ const END_GRACE: Duration = Duration::from_secs(10);
 /// What is asked for: all that must be known when the agent is started.
 #[derive(Clone, Debug, PartialEq)]
 pub enum WarmKey {
-    /// A run.
-    Run {
+    /// A run, or a completion.
+    Claude {
+        /// Which of them.
+        purpose: Purpose,
         /// Its model.
         model: String,
     },
@@ -74,7 +77,7 @@ struct State {
 
 struct WarmProcess {
     want: WarmKey,
-    /// Of a run.
+    /// Of a run or a completion.
     run_dir: Option<RunDir>,
     process: Waiting,
     print: Option<Fingerprint>,
@@ -115,10 +118,11 @@ impl Pool {
         Hold(self.clone())
     }
 
-    /// A folder in which claude waits for the prompt of a run with this model.
-    pub async fn take_run(&self, model: &str) -> Option<(RunDir, Waiting)> {
-        let found = self.take(|want| matches!(want, WarmKey::Run { model: other } if other == model)).await;
-        METRICS.standby("run", found.is_some());
+    /// A folder in which claude waits for the prompt of a run, or for a completion, with this model.
+    pub async fn take_claude(&self, purpose: Purpose, model: &str) -> Option<(RunDir, Waiting)> {
+        let key = WarmKey::Claude { purpose, model: model.to_owned() };
+        let found = self.take(|want| *want == key).await;
+        METRICS.standby(purpose.name(), found.is_some());
         let WarmProcess { run_dir, process, .. } = found?;
         Some((run_dir?, process))
     }
@@ -225,9 +229,9 @@ impl Pool {
         }
         let print = self.fingerprint(&want).await;
         let started = match &want {
-            WarmKey::Run { .. } if let Some(why) = obstacle_for(&self.0.run_dirs.launcher.environment).await => Err(why),
-            WarmKey::Run { model } => match self.0.run_dirs.set_up(Uuid::now_v7(), Vec::new()).await {
-                Ok((run_dir, _)) => match run_dir.start(model) {
+            WarmKey::Claude { .. } if let Some(why) = obstacle_for(&self.0.run_dirs.launcher.environment).await => Err(why),
+            WarmKey::Claude { purpose, model } => match self.0.run_dirs.set_up(Uuid::now_v7(), Vec::new()).await {
+                Ok((run_dir, _)) => match run_dir.start(*purpose, model) {
                     Ok(process) => Ok((Some(run_dir), process)),
                     Err(error) => {
                         run_dir.clear_away().await;
@@ -287,7 +291,7 @@ impl Pool {
         let environment = environment.clone();
         // What the session's own agent read is its own affair.
         let (program, of_run) = match want {
-            WarmKey::Run { .. } => (claude.clone(), true),
+            WarmKey::Claude { .. } => (claude.clone(), true),
             WarmKey::Turn(_) => (self.0.acpx.program.clone(), false),
         };
         let look = move || {

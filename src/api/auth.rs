@@ -58,11 +58,20 @@ fn bearer(headers: &HeaderMap) -> Option<TokenHash> {
     scheme.eq_ignore_ascii_case("bearer").then(|| TokenHash::of(token.trim()))
 }
 
+/// The hash of an app's token: a bearer token, or what libraries of Anthropic's API send instead.
+fn app_token(headers: &HeaderMap) -> Option<TokenHash> {
+    bearer(headers).or_else(|| {
+        let mut values = headers.get_all("x-api-key").iter();
+        let (Some(value), None) = (values.next(), values.next()) else { return None };
+        value.to_str().ok().map(|token| TokenHash::of(token.trim()))
+    })
+}
+
 impl FromRequestParts<Arc<App>> for Caller {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self, ApiError> {
-        let hash = bearer(&parts.headers).ok_or(ApiError::Unauthorized)?;
+        let hash = app_token(&parts.headers).ok_or(ApiError::Unauthorized)?;
         if app.access.admin.as_ref() == Some(&hash) {
             return Err(ApiError::Forbidden("Use an app's token here; the admin token is for /admin alone."));
         }

@@ -138,20 +138,46 @@ impl<S: Send + Sync, T: DeserializeOwned + Validate> FromRequest<S> for ValidJso
     type Rejection = ApiError;
 
     async fn from_request(request: Request, _state: &S) -> Result<Self, ApiError> {
-        if !is_json(request.headers()) {
-            return Err(ApiError::WrongType("application/json"));
-        }
-        let limit = MAX_JSON as u64;
-        if request.body().size_hint().lower() > limit {
-            return Err(ApiError::TooLarge(limit));
-        }
-        let body = Limited::new(request.into_body(), MAX_JSON).collect().await;
-        let bytes = body.map_err(|error| refusal(error.as_ref(), limit))?.to_bytes();
-        let value: T = aside(bytes.len(), || parse(&bytes))?;
-        match value.errors() {
-            errors if errors.is_empty() => Ok(Self(value)),
-            errors => Err(ApiError::Invalid(errors)),
-        }
+        let bytes = json_bytes(request).await?;
+        aside(bytes.len(), || valid(&bytes)).map(Self)
+    }
+}
+
+/// A JSON body, read, valid, and as it was sent.
+pub struct SentJson<T> {
+    /// What it says.
+    pub value: T,
+    /// As it was sent.
+    pub bytes: Bytes,
+}
+
+impl<S: Send + Sync, T: DeserializeOwned + Validate> FromRequest<S> for SentJson<T> {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, _state: &S) -> Result<Self, ApiError> {
+        let bytes = json_bytes(request).await?;
+        let value = aside(bytes.len(), || valid(&bytes))?;
+        Ok(Self { value, bytes })
+    }
+}
+
+async fn json_bytes(request: Request) -> Result<Bytes, ApiError> {
+    if !is_json(request.headers()) {
+        return Err(ApiError::WrongType("application/json"));
+    }
+    let limit = MAX_JSON as u64;
+    if request.body().size_hint().lower() > limit {
+        return Err(ApiError::TooLarge(limit));
+    }
+    let body = Limited::new(request.into_body(), MAX_JSON).collect().await;
+    Ok(body.map_err(|error| refusal(error.as_ref(), limit))?.to_bytes())
+}
+
+fn valid<T: DeserializeOwned + Validate>(bytes: &[u8]) -> Result<T, ApiError> {
+    let value: T = parse(bytes)?;
+    match value.errors() {
+        errors if errors.is_empty() => Ok(value),
+        errors => Err(ApiError::Invalid(errors)),
     }
 }
 
@@ -189,6 +215,9 @@ fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
 fn without_position(error: &serde_json::Error) -> String {
     let text = error.to_string();
     let position = format!(" at line {} column {}", error.line(), error.column());
+    if text.starts_with("unknown field ") {
+        return "it is not known here; leave it out".to_owned();
+    }
     text.strip_suffix(&position).unwrap_or(&text).to_owned()
 }
 

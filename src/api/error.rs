@@ -169,7 +169,7 @@ impl From<session::Error> for ApiError {
 }
 
 impl ApiError {
-    fn status_and_detail(&self) -> (StatusCode, String) {
+    pub(super) fn status_and_detail(&self) -> (StatusCode, String) {
         let (status, detail) = match self {
             Self::Unauthorized => (StatusCode::UNAUTHORIZED, "Send a valid token as \"Authorization: Bearer …\"."),
             Self::Forbidden(detail) => (StatusCode::FORBIDDEN, *detail),

@@ -17,6 +17,7 @@ mod stream;
 mod submission;
 mod tokens;
 mod turns;
+pub mod v1;
 mod validate;
 mod view;
 
@@ -26,7 +27,7 @@ use axum::Router;
 use axum::http::header;
 use axum::response::IntoResponse;
 use axum::routing::get;
-use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
+use utoipa::openapi::security::{ApiKey, ApiKeyValue, HttpAuthScheme, HttpBuilder, SecurityScheme};
 use utoipa::openapi::{Components, InfoBuilder, OpenApi, OpenApiBuilder};
 use utoipa_axum::router::OpenApiRouter;
 
@@ -54,6 +55,7 @@ fn described() -> OpenApiRouter<Arc<App>> {
         sessions::routes(),
         turns::routes(),
         tokens::routes(),
+        v1::routes(),
     ];
     routes.into_iter().fold(OpenApiRouter::with_openapi(frame()), OpenApiRouter::merge)
 }
@@ -63,6 +65,13 @@ fn frame() -> OpenApi {
         |description: &str| SecurityScheme::Http(HttpBuilder::new().scheme(HttpAuthScheme::Bearer).description(Some(description)).build());
     let mut components = Components::new();
     components.add_security_scheme("app", bearer("An app's token, `cf_…`"));
+    components.add_security_scheme(
+        "key",
+        SecurityScheme::ApiKey(ApiKey::Header(ApiKeyValue::with_description(
+            "x-api-key",
+            "An app's token, as libraries of Anthropic's API send it",
+        ))),
+    );
     components.add_security_scheme("operator", bearer("The operator's token"));
     OpenApiBuilder::new()
         .info(

@@ -100,6 +100,7 @@ async fn run(
         files: attachments(&app, &caller, asked.files.unwrap_or_default()).await?,
         timeout: Duration::from_secs(asked.timeout_secs.unwrap_or(120).cast_unsigned()),
         session: None,
+        completion: None,
     };
     submission::submit(&app, &caller, &options, key, Uuid::now_v7(), spec).await
 }

@@ -1,12 +1,14 @@
 //! Runs and turns as server-sent events.
 
+use std::io;
 use std::sync::Arc;
 
-use axum::body::Body;
+use axum::body::{Body, Bytes};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
 use axum::response::Response;
-use futures_util::{StreamExt, stream};
-use serde_json::json;
+use futures_util::{Stream, StreamExt, stream};
+use serde_json::value::RawValue;
+use serde_json::{Value, json};
 use tokio_util::sync::DropGuard;
 use utoipa::ToSchema;
 
@@ -59,26 +61,30 @@ pub(super) async fn follow(app: &App, caller: &Caller, id: &JobId, after: u64, g
     };
     let body = if let Some(reader) = reader {
         let of = Of::from(id);
-        let dialect = Dialect { name: "clawdforge", render: Arc::new(move |item| frame(&of, item)) };
-        // The guard is held as long as the body is, and is nothing to a job that has ended.
-        let bytes = stream::unfold((Box::pin(reader.bytes(dialect)), guard), async |(mut bytes, guard)| {
-            if let Some(piece) = bytes.next().await {
-                return Some((piece, (bytes, guard)));
-            }
-            guard.map(DropGuard::disarm);
-            None
-        });
-        Body::from_stream(bytes.chain(stream::iter((!rest.is_empty()).then(|| Ok(rest.into())))))
+        let dialect = Dialect { name: Some("clawdforge"), render: Arc::new(move |item| frame(&of, item)) };
+        // A guard is nothing to a job that has ended.
+        let bytes = held(reader.bytes(dialect), guard).chain(stream::iter((!rest.is_empty()).then(|| Ok(rest.into()))));
+        Body::from_stream(bytes)
     } else {
         Body::from(rest)
     };
+    Ok(response(body))
+}
+
+/// The bytes; what is held goes with them.
+pub(super) fn held<T: Send>(bytes: impl Stream<Item = io::Result<Bytes>> + Send, held: T) -> impl Stream<Item = io::Result<Bytes>> + Send {
+    stream::unfold((Box::pin(bytes), held), async |(mut bytes, held)| bytes.next().await.map(|piece| (piece, (bytes, held))))
+}
+
+/// A response of server-sent events.
+pub(super) fn response(body: Body) -> Response {
     let mut response = Response::new(body);
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     // Proxies that would collect them pass them on.
     headers.insert(HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no"));
-    Ok(response)
+    response
 }
 
 fn frame(of: &Of, item: Item) -> Vec<u8> {
@@ -95,6 +101,10 @@ fn frame(of: &Of, item: Item) -> Vec<u8> {
 
 fn event_frame(id: u64, event: &Event) -> Vec<u8> {
     let (name, data) = match event {
+        Event::Model { kind, event } => match model_event(kind, event) {
+            Some(event) => return event_frame(id, &event),
+            None => return Vec::new(),
+        },
         Event::Acp { kind, message } => (acp_name(kind), message.get().to_owned()),
         Event::Text { content } => ("text", json!({"content": content}).to_string()),
         Event::Thinking { content } => ("thinking", json!({"content": content}).to_string()),
@@ -107,6 +117,17 @@ fn event_frame(id: u64, event: &Event) -> Vec<u8> {
         }
     };
     named_frame(&format!("id: {id}\n"), name, "", data.as_bytes())
+}
+
+/// What an event of a completion's stream is among the others, if anything.
+fn model_event(kind: &str, event: &RawValue) -> Option<Event> {
+    let event: Value = serde_json::from_str(event.get()).ok()?;
+    let piece = |name: &str| Some(event["delta"][name].as_str()?.to_owned());
+    match kind {
+        "content_block_delta.text_delta" => piece("text").map(|content| Event::Text { content }),
+        "content_block_delta.thinking_delta" => piece("thinking").map(|content| Event::Thinking { content }),
+        _ => None,
+    }
 }
 
 /// What a message is called among the events. The last of those are called `result` and `error`.

@@ -1,5 +1,7 @@
 //! How runs and turns are asked for: by headers that say how to answer, and under which key the request may be sent again.
 
+use std::sync::Arc;
+
 use axum::extract::FromRequestParts;
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
@@ -18,6 +20,7 @@ use crate::agent::contract::Spec;
 use crate::app::App;
 use crate::blocking::aside;
 use crate::job::Submitted;
+use crate::job::feed_format::End;
 use crate::job::spec::{Durability, Job};
 use crate::ledger::{JobId, Key};
 use crate::secret::sha256_hex;
@@ -38,7 +41,7 @@ pub(super) struct SubmitOptions {
     /// The answer at once, and the work in the background (`Prefer: respond-async`).
     pub(super) background: bool,
     /// The key under which it may be sent again.
-    key: Option<String>,
+    pub(super) key: Option<String>,
 }
 
 impl<S: Sync> FromRequestParts<S> for SubmitOptions {
@@ -74,8 +77,7 @@ impl SubmitOptions {
     pub(super) fn key(&self, app: &str, path: &str, asked: &impl Serialize) -> Option<Key> {
         let key = self.key.clone()?;
         let asked = serde_json::to_vec(asked).expect("requests are JSON");
-        let fingerprint = aside(asked.len(), || sha256_hex(&[path.as_bytes(), b"\n", &asked].concat()));
-        Some(Key { app_name: app.to_owned(), key, fingerprint })
+        Some(Key { app_name: app.to_owned(), key, fingerprint: fingerprint(path, &asked) })
     }
 
     fn durability(&self, key: Option<Key>) -> Durability {
@@ -91,6 +93,11 @@ impl SubmitOptions {
     fn is_early(&self) -> bool {
         self.background || self.stream
     }
+}
+
+/// The SHA-256 of what is asked for at a path.
+pub(super) fn fingerprint(path: &str, asked: &[u8]) -> String {
+    aside(asked.len(), || sha256_hex(&[path.as_bytes(), b"\n", asked].concat()))
 }
 
 /// What a key stands for, if it was used before, for the same request.
@@ -145,18 +152,22 @@ pub(super) async fn replay(app: &App, caller: &Caller, options: &SubmitOptions, 
 }
 
 async fn answer_of(app: &App, caller: &Caller, id: &JobId) -> Result<Answer, ApiError> {
-    let of = Of::from(id);
+    Ok(Of::from(id).answer(&*end_of(app, caller, id).await?))
+}
+
+/// How a job ended, or will.
+pub(super) async fn end_of(app: &App, caller: &Caller, id: &JobId) -> Result<Arc<End>, ApiError> {
     if let Some(live) = app.feeds.live(id)
         && let Some(end) = live.answer().await
     {
-        return Ok(of.answer(&end));
+        return Ok(end);
     }
     if let Some(end) = app.feeds.ended(id).await? {
-        return Ok(of.answer(&end));
+        return Ok(Arc::new(end));
     }
     let row = app.ledger.job(&caller.app, id).await?.ok_or(ApiError::NotFound)?;
     // One without an end starts again after the server has.
-    view::end_of(&row).map(|end| of.answer(&end)).ok_or(ApiError::Stopping)
+    view::end_of(&row).map(Arc::new).ok_or(ApiError::Stopping)
 }
 
 /// The job in the background, or its events.

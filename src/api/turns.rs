@@ -93,6 +93,7 @@ async fn turn(
         files: attachments(&app, &caller, asked.files.unwrap_or_default()).await?,
         timeout: Duration::from_secs(asked.timeout_secs.unwrap_or(600).cast_unsigned()),
         session: Some(Conversation { session_id: new.session_id, agent: new.agent, permissions: new.permissions }),
+        completion: None,
     };
     submission::submit(&app, &caller, &options, key, Uuid::nil(), spec).await
 }

@@ -4,6 +4,7 @@ use super::auth::Caller;
 use super::error::{ApiError, FieldError};
 use crate::agent::contract::Attachment;
 use crate::app::App;
+use crate::config::is_model;
 
 /// The longest prompt in bytes.
 const MAX_PROMPT: usize = 10 << 20;
@@ -34,11 +35,6 @@ pub(super) fn check_timeout(secs: Option<i64>, most: i64, errors: &mut Vec<Field
     if secs.is_some_and(|secs| !(5..=most).contains(&secs)) {
         errors.push(FieldError::new("/timeout_secs", format!("the timeout must be from 5 to {most} seconds")));
     }
-}
-
-fn is_model(model: &str) -> bool {
-    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._:/@[]-".contains(&byte);
-    model.len() <= 128 && model.as_bytes().first().is_some_and(u8::is_ascii_alphanumeric) && model.bytes().all(allowed)
 }
 
 /// The caller's files behind `tokens`. One that is not the caller's own, or not any more, is a `400` that names it.

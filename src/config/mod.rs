@@ -7,6 +7,7 @@ mod flags;
 mod secrets;
 mod value;
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -78,6 +79,8 @@ pub struct Settings {
     pub metrics: Networks,
     /// MiB of memory after which a run, or a session, is ended.
     pub agent_memory_mb: Option<u64>,
+    /// Other names of models.
+    pub model_map: BTreeMap<String, String>,
     /// How log lines look.
     pub log: LogFormat,
 }
@@ -127,6 +130,7 @@ impl Flags {
                 0 => None,
                 mib => Some(mib),
             },
+            model_map: model_map(&text(self.model_map, ""))?,
             log: match given(self.log.as_deref()).unwrap_or("text") {
                 "text" => LogFormat::Text,
                 "json" => LogFormat::Json,
@@ -141,6 +145,26 @@ impl Settings {
     pub fn ledger_file(data_dir: &Path) -> PathBuf {
         data_dir.join("clawdforge.db")
     }
+}
+
+/// Pairs of a name and the model behind it.
+fn model_map(list: &str) -> Result<BTreeMap<String, String>, BadSetting> {
+    let pairs = list.split(',').map(str::trim).filter(|pair| !pair.is_empty());
+    let read = |pair: &str| {
+        let (name, model) = pair
+            .split_once('=')
+            .map(|(name, model)| (name.trim(), model.trim()))
+            .filter(|(name, model)| is_model(name) && is_model(model))?;
+        Some((name.to_owned(), model.to_owned()))
+    };
+    let wrong = |pair: &str| BadSetting::new("CLAWDFORGE_MODEL_MAP", format!("has \"{pair}\", which is not a pair such as gpt-4o=sonnet"));
+    pairs.map(|pair| read(pair).ok_or_else(|| wrong(pair))).collect()
+}
+
+/// Whether it can be the name of a model.
+pub(crate) fn is_model(model: &str) -> bool {
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._:/@[]-".contains(&byte);
+    model.len() <= 128 && model.as_bytes().first().is_some_and(u8::is_ascii_alphanumeric) && model.bytes().all(allowed)
 }
 
 /// An agent's name becomes an argument of acpx, which runs a name that it does not know as a command.
@@ -189,6 +213,16 @@ mod tests {
         assert!(cidrs.starts_with("CLAWDFORGE_ALLOW_CIDRS is wrong: \"10.0.0.0/40\""), "{cidrs}");
         let file = wrong(Flags { admin_token_file: Some("/nowhere/at/all".into()), ..Flags::default() });
         assert!(file.starts_with("CLAWDFORGE_ADMIN_TOKEN_FILE names \"/nowhere/at/all\""), "{file}");
+    }
+
+    #[test]
+    fn models_may_have_other_names() {
+        let read = |map: &str| Flags { model_map: Some(map.into()), ..Flags::default() }.read();
+        let map = read("gpt-4o=sonnet, gpt-4o-mini = haiku,").unwrap().model_map;
+        assert_eq!(map.into_iter().collect::<Vec<_>>(), [("gpt-4o".into(), "sonnet".into()), ("gpt-4o-mini".into(), "haiku".into())]);
+        for wrong in ["gpt-4o", "=sonnet", "a=--model", "a=b=c"] {
+            assert!(read(wrong).unwrap_err().to_string().contains("gpt-4o=sonnet"), "{wrong}");
+        }
     }
 
     #[test]

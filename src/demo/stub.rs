@@ -40,6 +40,12 @@ struct Directive {
     retry: bool,
     /// Make the agent use a tool first; the reply is then what the tool gave.
     tool: Option<Tool>,
+    /// The same, several times, with any number of calls each time.
+    tools: Vec<Vec<Tool>>,
+    /// Think this before the answer.
+    thinking: Option<String>,
+    /// Why the model stops: `max_tokens`, `refusal`, …
+    stop_reason: Option<String>,
     /// Break the connection in the middle of the reply.
     cut: bool,
     /// Milliseconds between the pieces of the reply, of 16 characters then.
@@ -113,23 +119,33 @@ async fn messages(headers: HeaderMap, Json(request): Json<Value>) -> Response {
         return api_error(status, "the stub was told to fail", directive.retry);
     }
     let tool_result = tool_result(&request);
-    let (block, stop_reason) = if let (Some(tool), None) = (directive.tool, &tool_result) {
-        (json!({"type": "tool_use", "id": unique("toolu"), "name": tool.name, "input": tool.input}), "tool_use")
-    } else {
+    let calls = match (directive.tool, &tool_result) {
+        (Some(tool), None) => vec![tool],
+        _ => directive.tools.into_iter().nth(rounds(&request)).unwrap_or_default(),
+    };
+    let mut blocks: Vec<_> =
+        directive.thinking.iter().map(|thinking| json!({"type": "thinking", "thinking": thinking, "signature": unique("sig")})).collect();
+    let stop_reason = if calls.is_empty() {
         let text = match (tool_result, directive.text, directive.bytes) {
+            (_, None, None) if directive.echo => request.to_string(),
             (Some(result), ..) => result,
             (None, Some(text), _) => text,
             (None, None, Some(bytes)) => "0123456789abcdef".chars().cycle().take(bytes).collect(),
-            (None, None, None) if directive.echo => request.to_string(),
             (None, None, None) if directive.credential => credential(&headers),
             (None, None, None) => format!("The model stub read a prompt of {} characters.", prompt.chars().count()),
         };
-        (json!({"type": "text", "text": text}), "end_turn")
+        blocks.push(json!({"type": "text", "text": text}));
+        directive.stop_reason.as_deref().unwrap_or("end_turn")
+    } else {
+        let call = |tool: &Tool| json!({"type": "tool_use", "id": unique("toolu"), "name": tool.name, "input": tool.input});
+        blocks.extend(calls.iter().map(call));
+        "tool_use"
     };
-    let usage = json!({"input_tokens": prompt.len().div_ceil(4), "output_tokens": block.to_string().len().div_ceil(4)});
+    let written: usize = blocks.iter().map(|block| block.to_string().len()).sum();
+    let usage = json!({"input_tokens": prompt.len().div_ceil(4), "output_tokens": written.div_ceil(4)});
     if request["stream"] == json!(true) {
         let piece = if directive.pace_ms > 0 { 16 } else { PIECE };
-        let events = events(&request["model"], &block, stop_reason, &usage, piece);
+        let events = events(&request["model"], &blocks, stop_reason, &usage, piece);
         if directive.pace_ms > 0 {
             let pace = Duration::from_millis(directive.pace_ms);
             let paced = futures_util::stream::iter(events).then(move |event| async move {
@@ -140,7 +156,7 @@ async fn messages(headers: HeaderMap, Json(request): Json<Value>) -> Response {
         }
         return reply("text/event-stream", events.concat(), directive.cut);
     }
-    reply("application/json", message(&request["model"], &[block], Some(stop_reason), &usage).to_string(), directive.cut)
+    reply("application/json", message(&request["model"], &blocks, Some(stop_reason), &usage).to_string(), directive.cut)
 }
 
 fn credential(headers: &HeaderMap) -> String {
@@ -194,6 +210,15 @@ fn directive(prompt: &str) -> serde_json::Result<Directive> {
     line.map_or_else(|| Ok(Directive::default()), serde_json::from_str)
 }
 
+/// How often tools were called since the prompt.
+fn rounds(request: &Value) -> usize {
+    let has =
+        |message: &Value, kind: &str| message["content"].as_array().is_some_and(|blocks| blocks.iter().any(|block| block["type"] == kind));
+    let messages = request["messages"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let since = messages.iter().rposition(|message| message["role"] == "user" && !has(message, "tool_result")).unwrap_or_default();
+    messages[since..].iter().filter(|message| has(message, "tool_use")).count()
+}
+
 /// What a tool gave, where the conversation ends with that.
 fn tool_result(request: &Value) -> Option<String> {
     let last = request["messages"].as_array()?.iter().rfind(|message| message["role"] == "user")?;
@@ -211,21 +236,33 @@ fn message(model: &Value, content: &[Value], stop_reason: Option<&str>, usage: &
     })
 }
 
-fn events(model: &Value, block: &Value, stop_reason: &str, usage: &Value, piece: usize) -> Vec<String> {
+fn events(model: &Value, blocks: &[Value], stop_reason: &str, usage: &Value, piece: usize) -> Vec<String> {
     let mut events = vec![json!({"type": "message_start", "message": message(model, &[], None, usage)})];
-    let (start, deltas): (Value, Vec<Value>) = if block["type"] == "text" {
-        let text = block["text"].as_str().unwrap_or_default();
-        (json!({"type": "text", "text": ""}), pieces(text, piece).map(|piece| json!({"type": "text_delta", "text": piece})).collect())
-    } else {
-        let input = block["input"].to_string();
-        (
-            json!({"type": "tool_use", "id": block["id"], "name": block["name"], "input": {}}),
-            vec![json!({"type": "input_json_delta", "partial_json": input})],
-        )
-    };
-    events.push(json!({"type": "content_block_start", "index": 0, "content_block": start}));
-    events.extend(deltas.into_iter().map(|delta| json!({"type": "content_block_delta", "index": 0, "delta": delta})));
-    events.push(json!({"type": "content_block_stop", "index": 0}));
+    for (index, block) in blocks.iter().enumerate() {
+        let text = |key: &str| block[key].as_str().unwrap_or_default();
+        let (start, deltas): (Value, Vec<Value>) = match text("type") {
+            "text" => (
+                json!({"type": "text", "text": ""}),
+                pieces(text("text"), piece).map(|piece| json!({"type": "text_delta", "text": piece})).collect(),
+            ),
+            "thinking" => (
+                json!({"type": "thinking", "thinking": "", "signature": ""}),
+                pieces(text("thinking"), piece)
+                    .map(|piece| json!({"type": "thinking_delta", "thinking": piece}))
+                    .chain([json!({"type": "signature_delta", "signature": block["signature"]})])
+                    .collect(),
+            ),
+            _ => (
+                json!({"type": "tool_use", "id": block["id"], "name": block["name"], "input": {}}),
+                pieces(&block["input"].to_string(), piece)
+                    .map(|piece| json!({"type": "input_json_delta", "partial_json": piece}))
+                    .collect(),
+            ),
+        };
+        events.push(json!({"type": "content_block_start", "index": index, "content_block": start}));
+        events.extend(deltas.into_iter().map(|delta| json!({"type": "content_block_delta", "index": index, "delta": delta})));
+        events.push(json!({"type": "content_block_stop", "index": index}));
+    }
     events.push(json!({"type": "message_delta", "delta": {"stop_reason": stop_reason, "stop_sequence": null}, "usage": usage}));
     events.push(json!({"type": "message_stop"}));
     events.iter().map(|event| format!("event: {}\ndata: {event}\n\n", event["type"].as_str().unwrap_or_default())).collect()

@@ -4,6 +4,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::feed::{Feed, Feeds};
+use super::joining::Joinable;
 use super::lane::{InLane, Lanes};
 use super::live::Live;
 use super::queue::Queue;
@@ -23,6 +24,7 @@ pub(super) struct Context {
     pub(super) schemas: Schemas,
     /// Bytes that a session's files may have together.
     pub(super) most_attached: u64,
+    pub(super) joinable: Joinable,
     pub(super) tasks: TaskTracker,
     /// Ends every job, at the end of the drain.
     pub(super) stop: CancellationToken,

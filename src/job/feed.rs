@@ -132,6 +132,12 @@ impl Feeds {
         .await
     }
 
+    /// Has the feed of a job that is over kept for as long as if its last event was now.
+    pub async fn keep(&self, id: &JobId) -> io::Result<()> {
+        let path = self.path(id);
+        blocking(move || File::open(path)?.set_modified(SystemTime::now())).await
+    }
+
     /// Removes the feed of a job that did not come about.
     pub async fn forget(&self, id: &JobId) {
         let path = self.path(id);
@@ -273,7 +279,7 @@ mod tests {
             }
             .into_bytes()
         };
-        Dialect { name: "test", render: Arc::new(render) }
+        Dialect { name: Some("test"), render: Arc::new(render) }
     }
 
     async fn text(feeds: &Feeds, after: u64) -> String {

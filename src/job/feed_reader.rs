@@ -40,8 +40,8 @@ pub enum Item {
 /// How items go over the wire.
 #[derive(Clone)]
 pub struct Dialect {
-    /// What it is called.
-    pub name: &'static str,
+    /// What it is called, where each line looks the same to all readers; `None` where it hangs on what came before.
+    pub name: Option<&'static str>,
     /// Makes the bytes.
     pub render: Arc<dyn Fn(Item) -> Vec<u8> + Send + Sync>,
 }
@@ -198,12 +198,14 @@ impl LargeFrames {
 
     /// The line that begins at `at`, and where it ends.
     async fn get(&self, name: &str, file: Arc<File>, at: u64, end: u64, dialect: &Dialect) -> io::Result<(Arc<LargeFrame>, u64)> {
-        let key = (name.to_owned(), at, dialect.name);
+        let key = dialect.name.map(|dialect| (name.to_owned(), at, dialect));
         let (frames, render) = (self.0.clone(), dialect.render.clone());
         let _permit = self.0.at_once.acquire().await.map_err(io::Error::other)?;
         blocking(move || {
             let known = || frames.known.lock().unwrap_or_else(PoisonError::into_inner);
-            if let Some((frame, end)) = known().get(&key).and_then(|(frame, end)| Some((frame.upgrade()?, *end))) {
+            if let Some((frame, end)) =
+                key.as_ref().and_then(|key| known().get(key).cloned()).and_then(|(frame, end)| Some((frame.upgrade()?, end)))
+            {
                 return Ok((frame, end));
             }
             let line = read_line(&file, at, end)?;
@@ -211,7 +213,7 @@ impl LargeFrames {
             let (frame, end) = (Arc::new(LargeFrame::new(&frames.folder, bytes)), at + line.len() as u64);
             let mut known = known();
             known.retain(|_, (frame, _)| frame.strong_count() > 0);
-            known.insert(key, (Arc::downgrade(&frame), end));
+            key.map(|key| known.insert(key, (Arc::downgrade(&frame), end)));
             Ok((frame, end))
         })
         .await

@@ -37,7 +37,7 @@ impl Live {
     }
 
     /// Its end, if there is one already.
-    pub(super) fn ended(&self) -> Option<Arc<End>> {
+    pub fn ended(&self) -> Option<Arc<End>> {
         self.end.borrow().clone()
     }
 
@@ -49,6 +49,18 @@ impl Live {
             ended = end.wait_for(Option::is_some) => ended.ok()?.clone(),
             () = self.over.cancelled() => self.ended(),
         }
+    }
+
+    /// Waits for the first event, or for the end. Gives the end where that came first.
+    pub async fn begun(&self) -> Option<Arc<End>> {
+        let mut told = self.told.subscribe();
+        tokio::select! {
+            biased;
+            _ = told.wait_for(|told| told.events > 0 || told.ended) => {}
+            () = self.over.cancelled() => {}
+        }
+        let has_begun = self.told.borrow().events > u64::from(self.told.borrow().ended);
+        self.ended().filter(|_| !has_begun)
     }
 
     /// Cancels it. When this returns it is over, with its processes and its row.

@@ -4,6 +4,7 @@ mod context;
 pub mod feed;
 pub mod feed_format;
 pub mod feed_reader;
+pub mod joining;
 pub mod lane;
 mod life;
 pub mod live;
@@ -27,6 +28,7 @@ use crate::schema::{Schemas, Wrong};
 use context::{Context, Written};
 use feed::Feeds;
 use feed_format::End;
+use joining::Joinable;
 use lane::Lanes;
 use life::{Admitted, Life};
 use live::Live;
@@ -61,7 +63,18 @@ impl Jobs {
     /// Jobs that have their places from `queue`. A session's files may have `most_attached` bytes together.
     pub fn new(queue: Queue, lanes: Lanes, backends: Backends, ledger: Ledger, feeds: Feeds, schemas: Schemas, most_attached: u64) -> Self {
         let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
-        Self(Arc::new(Context { queue, lanes, backends, ledger, feeds, schemas, most_attached, tasks, stop }))
+        Self(Arc::new(Context {
+            queue,
+            lanes,
+            backends,
+            ledger,
+            feeds,
+            schemas,
+            most_attached,
+            joinable: Joinable::default(),
+            tasks,
+            stop,
+        }))
     }
 
     /// Whether this is a schema that replies to an app can be checked against.

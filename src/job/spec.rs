@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use uuid::Uuid;
 
+use crate::agent::completion::Completion;
 use crate::agent::contract::{Attachment, Conversation, Spec};
 use crate::ledger::{JobId, Key, Limits, NewJob, WaitingJob};
 
@@ -46,6 +47,8 @@ struct Kept {
     schema: Option<Box<RawValue>>,
     timeout: Duration,
     limits: Limits,
+    #[serde(default)]
+    completion: Option<Completion>,
 }
 
 impl Job {
@@ -73,9 +76,10 @@ impl Job {
 
     /// What is kept of it beside its row.
     pub(super) fn kept(&self) -> String {
-        let Spec { system, files, schema, timeout, .. } = &self.spec;
-        let (system, files, schema) = (system.clone(), files.clone(), schema.clone());
-        serde_json::to_string(&Kept { system, files, schema, timeout: *timeout, limits: self.limits }).expect("a job is JSON")
+        let Spec { system, files, schema, timeout, completion, .. } = &self.spec;
+        let (system, files, schema, completion) = (system.clone(), files.clone(), schema.clone(), completion.clone());
+        let kept = Kept { system, files, schema, timeout: *timeout, limits: self.limits, completion };
+        serde_json::to_string(&kept).expect("a job is JSON")
     }
 
     /// A job that was kept. `None` where it can't be read any more.
@@ -85,13 +89,13 @@ impl Job {
             JobId::Run(run_id) => Uuid::try_parse(run_id).ok()?,
             JobId::Turn { .. } => Uuid::nil(),
         };
-        let Kept { system, files, schema, timeout, limits } = serde_json::from_str(&request).ok()?;
+        let Kept { system, files, schema, timeout, limits, completion } = serde_json::from_str(&request).ok()?;
         let session = session.map(|session| Conversation {
             session_id: session.new.session_id,
             agent: session.new.agent,
             permissions: session.new.permissions,
         });
-        let spec = Spec { prompt, model, system, schema, files, timeout, session };
+        let spec = Spec { prompt, model, system, schema, files, timeout, session, completion };
         Some(Self { uuid, app: app_name, client_ip, spec, limits })
     }
 }

@@ -127,6 +127,19 @@ pub(super) const MIGRATIONS: &[&str] = &[
 ",
     // Of the files that were attached to its turns.
     "ALTER TABLE sessions ADD COLUMN attached_bytes INTEGER NOT NULL DEFAULT 0;",
+    // What was asked for by responses that are kept; what came of them is in their runs' feeds.
+    "
+    CREATE TABLE responses (
+        run_id TEXT PRIMARY KEY,
+        app_name TEXT NOT NULL,
+        created_at INTEGER NOT NULL,
+        used_at INTEGER NOT NULL,
+        previous TEXT,
+        request TEXT NOT NULL,
+        input TEXT NOT NULL
+    ) STRICT;
+    CREATE INDEX responses_used_at ON responses (used_at);
+",
 ];
 
 /// Brings the database to the newest version in one transaction.

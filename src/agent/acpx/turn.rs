@@ -300,6 +300,6 @@ impl Turn<'_> {
         };
         let (text, usage) = (messages.text().to_owned(), Usage { input_tokens, output_tokens, cost_usd: None });
         let events = aside(self.bytes, || messages.into_messages().iter().map(TypedMessage::raw).collect());
-        self.report.say(Outcome { ending, text, events, usage, facts, stderr, duration });
+        self.report.say(Outcome { text, events, usage, facts, stderr, duration, ..Outcome::of(ending) });
     }
 }

@@ -11,6 +11,8 @@ use serde_json::value::RawValue;
 use tokio::process::Command;
 use uuid::Uuid;
 
+use super::completion;
+
 /// The heading in the prompt under which the attached files are named.
 const FILES_HEADING: &str = "[Attached files — open with Read tool as needed]";
 
@@ -43,9 +45,31 @@ pub const VARIABLES: &[(&str, &str)] = &[
     ("CLAUDE_CODE_ENABLE_PROMPT_SUGGESTION", "false"),
 ];
 
-/// Makes `command` a run of the CLI. What it calls temporary goes into `temporary`. Every process of the machine can read the
+/// What a process of the CLI is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// A run: the agent with its tools.
+    Run,
+    /// A completion: the model alone.
+    Completion,
+}
+
+impl Purpose {
+    /// What it is called in metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Run => "run",
+            Self::Completion => "completion",
+        }
+    }
+}
+
+/// Makes `command` a process of the CLI. What it calls temporary goes into `temporary`. Every process of the machine can read the
 /// arguments, so nothing of an app's stands there.
-pub fn prepare(command: &mut Command, run_id: Uuid, model: &str, temporary: &Path) {
+pub fn prepare(command: &mut Command, purpose: Purpose, run_id: Uuid, model: &str, temporary: &Path) {
+    if purpose == Purpose::Completion {
+        command.args(completion::ARGUMENTS).envs(completion::VARIABLES.iter().copied());
+    }
     command.args(ARGUMENTS).args(["--session-id", &run_id.to_string(), "--model", model]).envs(VARIABLES.iter().copied());
     command.env("CLAUDE_CODE_TMPDIR", temporary).env("TMPDIR", temporary);
 }

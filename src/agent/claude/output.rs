@@ -1,14 +1,19 @@
 //! How what the `claude` CLI prints is read.
 
+use std::path::PathBuf;
+
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::command::MODE;
-use crate::agent::contract::{Event, Usage};
+use super::command::{self, MODE};
+use super::completion::{self, Heard, Talk};
+use super::models::KnownModels;
+use crate::agent::completion::{Block, ModelMessage};
+use crate::agent::contract::{Ending, Event, Outcome, Spec, Usage};
 use crate::agent::process::{Line, MAX_LINE, Next};
 
 /// Says what a line of the output tells of the run's progress. What a subagent writes is not the run's text.
-pub(super) fn progress(line: &[u8], mut emit: impl FnMut(Event)) {
+fn progress(line: &[u8], of_completion: bool, emit: impl Fn(Event)) {
     #[derive(Deserialize)]
     struct Progress {
         #[serde(rename = "type")]
@@ -19,6 +24,7 @@ pub(super) fn progress(line: &[u8], mut emit: impl FnMut(Event)) {
     let Ok(Progress { kind, subtype, parent_tool_use_id }) = serde_json::from_slice(line) else { return };
     let all = || serde_json::from_slice::<Value>(line).unwrap_or_default();
     match (kind.as_str(), subtype.as_deref()) {
+        ("stream_event" | "assistant" | "user", _) if of_completion => {}
         ("stream_event", _) if parent_tool_use_id.is_none() => {
             let delta = &all()["event"]["delta"];
             match (delta["text"].as_str(), delta["thinking"].as_str()) {
@@ -50,7 +56,7 @@ pub(super) fn progress(line: &[u8], mut emit: impl FnMut(Event)) {
 }
 
 /// What the CLI answered.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub(super) enum Answer {
     /// The model's reply, whole.
     Reply {
@@ -58,14 +64,29 @@ pub(super) enum Answer {
         text: String,
         /// Why the model stopped: `end_turn`, `max_tokens`, …
         stop_reason: String,
+        /// The message, of a completion.
+        message: Option<Box<ModelMessage>>,
     },
     /// The CLI's own account of what went wrong.
-    Failure(String),
+    Failure {
+        /// In words.
+        error: String,
+        /// The status by which the model's API refused.
+        api_status: Option<u16>,
+    },
 }
 
-/// Reads the lines of a run as they come.
+impl Answer {
+    fn failure(error: String) -> Self {
+        Self::Failure { error, api_status: None }
+    }
+}
+
+/// Reads the lines of a run, or of a completion, as they come.
 #[derive(Debug, Default)]
-pub(super) struct Reader {
+pub(super) struct Reader<'a> {
+    /// Of a completion.
+    talk: Option<Talk<'a>>,
     answer: Option<Answer>,
     usage: Usage,
     retry: Option<Retry>,
@@ -73,13 +94,48 @@ pub(super) struct Reader {
     flooded: bool,
 }
 
-impl Reader {
-    /// Takes one line of the output.
-    pub(super) fn line(&mut self, line: Line<'_>) -> Next {
+impl<'a> Reader<'a> {
+    pub(super) fn new(spec: &'a Spec, models: &KnownModels) -> Self {
+        let talk = spec.completion.as_ref().map(|completion| Talk::new(spec, completion, models.clone()));
+        Self { talk, ..Self::default() }
+    }
+
+    /// What the CLI is told first.
+    pub(super) fn opening(&mut self, spec: &Spec, files: &[PathBuf]) -> Vec<u8> {
+        match &mut self.talk {
+            Some(talk) => talk.opening(),
+            None => command::input(&spec.prompt, files, spec.system.as_deref(), spec.schema.as_deref()),
+        }
+    }
+
+    /// Takes one line of the output, and says what it tells of the progress.
+    pub(super) fn read(&mut self, line: Line<'_>, emit: impl Fn(Event)) -> Next {
+        if let Line::Whole(line) = line {
+            if self.talk.is_some() {
+                completion::progress(line, &emit);
+            }
+            progress(line, self.talk.is_some(), emit);
+        }
+        self.line(line)
+    }
+
+    fn line(&mut self, line: Line<'_>) -> Next {
         let Line::Whole(line) = line else {
             self.flooded = true;
             return Next::Stop;
         };
+        match self.talk.as_mut().map_or(Heard::Unrelated, |talk| talk.line(line)) {
+            Heard::Next(next) => return next,
+            Heard::Over => {
+                self.result(line);
+                return Next::Answered;
+            }
+            Heard::Wrong(why) => {
+                self.answer = Some(Answer::failure(why));
+                return Next::Stop;
+            }
+            Heard::Unrelated => {}
+        }
         match serde_json::from_slice::<Kind>(line) {
             Ok(Kind { kind, .. }) if kind == "result" => {
                 // The first one is the answer: another comes only where the run was interrupted after it.
@@ -94,13 +150,13 @@ impl Reader {
                         format!("claude started in its permission mode \"{mode}\", where it may do what a run must not; ask the operator to look for \"defaultMode\" in its managed settings")
                     }),
                     ("control_response", _, Some(Response { subtype, error })) if subtype == "error" => Some(format!(
-                        "claude does not take the system prompt or the schema ({})",
+                        "claude does not take what it is told before the prompt ({})",
                         error.as_deref().unwrap_or("it gives no reason")
                     )),
                     _ => None,
                 };
                 if let Some(why) = refused {
-                    self.answer = Some(Answer::Failure(why));
+                    self.answer = Some(Answer::failure(why));
                     return Next::Stop;
                 }
                 match (kind.as_str(), subtype.as_deref()) {
@@ -123,9 +179,18 @@ impl Reader {
         self.answer = Some(match serde_json::from_slice::<ResultLine>(line) {
             Ok(result) => {
                 self.usage = result.usage();
-                result.answer()
+                match &mut self.talk {
+                    Some(talk) => {
+                        if let Some(tokens) = talk.assembly().tokens() {
+                            self.usage.input_tokens = Some(tokens.read());
+                            self.usage.output_tokens = Some(tokens.output_tokens);
+                        }
+                        result.completion(talk.assembly().finish())
+                    }
+                    None => result.answer(),
+                }
             }
-            Err(error) => Answer::Failure(format!("claude's result line could not be read ({error})")),
+            Err(error) => Answer::failure(format!("claude's result line could not be read ({error})")),
         });
     }
 
@@ -134,10 +199,12 @@ impl Reader {
         self.answer.take()
     }
 
-    /// The answer's text and stop reason, if it is a reply.
-    pub(super) fn take_reply(&mut self) -> Option<(String, String)> {
+    /// The outcome, if the answer is a reply.
+    pub(super) fn take_reply(&mut self) -> Option<Outcome> {
         match self.answer.take() {
-            Some(Answer::Reply { text, stop_reason }) => Some((text, stop_reason)),
+            Some(Answer::Reply { text, stop_reason, message }) => {
+                Some(Outcome { text, message, usage: self.usage, ..Outcome::of(Ending::Completed(stop_reason)) })
+            }
             other => {
                 self.answer = other;
                 None
@@ -213,6 +280,18 @@ struct ResultLine {
     stop_reason: Option<String>,
     total_cost_usd: Option<f64>,
     usage: Option<TokenCounts>,
+    api_error_status: Option<u16>,
+}
+
+/// What a message says, for the ledger: its text, or the tools that it calls.
+fn text_of(message: &ModelMessage) -> String {
+    let texts = message.content.iter().filter_map(|block| if let Block::Text { text } = block { Some(text.as_str()) } else { None });
+    let text: String = texts.collect();
+    if !text.is_empty() {
+        return text;
+    }
+    let calls: Vec<_> = message.content.iter().filter(|block| matches!(block, Block::ToolUse { .. })).collect();
+    if calls.is_empty() { text } else { serde_json::to_string(&calls).expect("calls are JSON") }
 }
 
 #[derive(Deserialize)]
@@ -226,10 +305,27 @@ struct TokenCounts {
 impl ResultLine {
     fn answer(self) -> Answer {
         match self.result {
-            Some(text) if !self.is_error => Answer::Reply { text, stop_reason: self.stop_reason.unwrap_or_else(|| "end_turn".to_owned()) },
-            Some(message) if !message.is_empty() => Answer::Failure(message),
-            _ if !self.errors.is_empty() => Answer::Failure(self.errors.join("; ")),
-            _ => Answer::Failure(format!("claude gave no reply ({})", self.subtype.as_deref().unwrap_or("no reason given"))),
+            Some(text) if !self.is_error => {
+                Answer::Reply { text, stop_reason: self.stop_reason.unwrap_or_else(|| "end_turn".to_owned()), message: None }
+            }
+            Some(error) if !error.is_empty() => Answer::Failure { error, api_status: self.api_error_status },
+            _ if !self.errors.is_empty() => Answer::failure(self.errors.join("; ")),
+            _ => Answer::failure(format!("claude gave no reply ({})", self.subtype.as_deref().unwrap_or("no reason given"))),
+        }
+    }
+
+    /// Of a completion, whose answer is the message that was streamed.
+    fn completion(self, message: Option<(ModelMessage, String)>) -> Answer {
+        match message.filter(|_| self.api_error_status.is_none()) {
+            Some((message, stop_reason)) => Answer::Reply { text: text_of(&message), stop_reason, message: Some(Box::new(message)) },
+            // By design: the budget ends the CLI after the model's first message.
+            None if self.subtype.as_deref() == Some("error_max_budget_usd") => {
+                Answer::failure("the model's answer broke off; send the request again".to_owned())
+            }
+            None => match self.answer() {
+                Answer::Reply { .. } => Answer::failure("claude ended without having asked the model".to_owned()),
+                failure @ Answer::Failure { .. } => failure,
+            },
         }
     }
 
@@ -252,7 +348,14 @@ mod tests {
     use proptest::prelude::*;
     use serde_json::json;
 
-    fn read(lines: &[&str]) -> (Reader, Vec<Next>) {
+    fn reply(reader: &mut Reader<'_>) -> Option<(String, String)> {
+        match reader.take_answer() {
+            Some(Answer::Reply { text, stop_reason, .. }) => Some((text, stop_reason)),
+            _ => None,
+        }
+    }
+
+    fn read(lines: &[&str]) -> (Reader<'static>, Vec<Next>) {
         let mut reader = Reader::default();
         let next = lines.iter().map(|line| reader.line(Line::Whole(line.as_bytes()))).collect();
         (reader, next)
@@ -267,7 +370,7 @@ mod tests {
                 "usage":{"input_tokens":1,"cache_creation_input_tokens":2,"cache_read_input_tokens":4,"output_tokens":8,"new":{}}}"#,
         ]);
         assert_eq!(next, [Next::More, Next::More, Next::Answered]);
-        assert_eq!(reader.take_answer(), Some(Answer::Reply { text: "hi".into(), stop_reason: "end_turn".into() }));
+        assert_eq!(reply(&mut reader), Some(("hi".to_owned(), "end_turn".to_owned())));
         assert_eq!(reader.usage(), Usage { input_tokens: Some(7), output_tokens: Some(8), cost_usd: Some(0.5) });
     }
 
@@ -278,7 +381,7 @@ mod tests {
             (r#"{"type":"result","subtype":"error_during_execution","is_error":true,"errors":["a","b"]}"#, "a; b"),
             (r#"{"type":"result","subtype":"error_max_turns","is_error":true}"#, "claude gave no reply (error_max_turns)"),
         ] {
-            assert_eq!(read(&[line]).0.take_answer(), Some(Answer::Failure(expected.into())));
+            assert!(matches!(read(&[line]).0.take_answer(), Some(Answer::Failure { error, .. }) if error == expected), "{line}");
         }
     }
 
@@ -299,7 +402,7 @@ mod tests {
         ] {
             let (mut reader, next) = read(&[line]);
             assert_eq!(next, [Next::Stop]);
-            assert!(matches!(reader.take_answer(), Some(Answer::Failure(text)) if text.contains(why)), "{line}");
+            assert!(matches!(reader.take_answer(), Some(Answer::Failure { error, .. }) if error.contains(why)), "{line}");
         }
         let (_, next) = read(&[r#"{"type":"system","subtype":"init","permissionMode":"default"}"#]);
         assert_eq!(next, [Next::More]);
@@ -309,7 +412,7 @@ mod tests {
     fn a_result_after_the_answer_does_not_count() {
         let (mut reader, _) =
             read(&[r#"{"type":"result","is_error":false,"result":"first"}"#, r#"{"type":"result","is_error":true,"result":"second"}"#]);
-        assert_eq!(reader.take_answer(), Some(Answer::Reply { text: "first".into(), stop_reason: "end_turn".into() }));
+        assert_eq!(reply(&mut reader), Some(("first".to_owned(), "end_turn".to_owned())));
     }
 
     proptest! {
@@ -317,15 +420,15 @@ mod tests {
         fn any_line_is_read_without_a_panic(line in prop::collection::vec(any::<u8>(), 0..200)) {
             let mut reader = Reader::default();
             prop_assert_eq!(reader.line(Line::Whole(&line)), Next::More);
-            prop_assert_eq!(reader.take_answer(), None);
+            prop_assert!(reader.take_answer().is_none());
         }
 
         #[test]
-        fn any_reply_is_read_as_it_was_written(reply in "\\PC{0,60}[\n\t]?\\PC{0,60}") {
-            let line = json!({"type": "result", "is_error": false, "result": reply}).to_string();
+        fn any_reply_is_read_as_it_was_written(text in "\\PC{0,60}[\n\t]?\\PC{0,60}") {
+            let line = json!({"type": "result", "is_error": false, "result": text}).to_string();
             let mut reader = Reader::default();
             prop_assert_eq!(reader.line(Line::Whole(line.as_bytes())), Next::Answered);
-            prop_assert_eq!(reader.take_answer(), Some(Answer::Reply { text: reply, stop_reason: "end_turn".to_owned() }));
+            prop_assert_eq!(super::tests::reply(&mut reader), Some((text, "end_turn".to_owned())));
         }
     }
 }

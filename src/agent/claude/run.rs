@@ -3,6 +3,7 @@
 use std::io;
 use std::panic::AssertUnwindSafe;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::FutureExt;
@@ -10,21 +11,26 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::command;
-use super::output::{self, Answer, Reader};
+use super::command::Purpose;
+use super::completion;
+use super::models::{KnownModels, Model};
+use super::output::{Answer, Reader};
 use super::workspace::{NotStarted, RunDir, RunDirs};
 use crate::agent::contract::{Ending, Outcome, Spec};
 use crate::agent::control::{Emit, Report};
 use crate::agent::family;
 use crate::agent::folder::unprepared;
-use crate::agent::process::{self, ConverseOptions, End, Line, Waiting};
+use crate::agent::process::{self, ConverseOptions, End, Line, Next, Waiting};
 use crate::agent::warm_pool::{Pool, WarmKey};
 
-/// Runs by the `claude` CLI. Clones share the folders and the pool.
+/// Runs and completions by the `claude` CLI. Clones share the folders and the pool.
 #[derive(Clone)]
 pub struct Claude {
     run_dirs: RunDirs,
     warm: Pool,
+    models: KnownModels,
+    /// One asks the CLI for them at once.
+    asking: Arc<tokio::sync::Mutex<()>>,
 }
 
 /// A folder with what the run needs in it.
@@ -36,6 +42,14 @@ pub struct Ready {
     waiting: Option<Waiting>,
 }
 
+/// How long the CLI may take to tell its models.
+const ASKING: Duration = Duration::from_secs(10);
+
+/// What a process has to be started for.
+fn purpose(spec: &Spec) -> Purpose {
+    if spec.completion.is_some() { Purpose::Completion } else { Purpose::Run }
+}
+
 /// How long a claude that was given its prompt may say nothing, of the time that it has. It says something within 0.03 s.
 fn patience(timeout: Duration) -> Duration {
     Duration::from_secs(3).min(timeout / 4)
@@ -43,13 +57,13 @@ fn patience(timeout: Duration) -> Duration {
 
 impl Claude {
     /// Runs in these folders, by a process of the pool where one waits.
-    pub fn new(run_dirs: RunDirs, warm: Pool) -> Self {
-        Self { run_dirs, warm }
+    pub fn new(run_dirs: RunDirs, warm: Pool, models: KnownModels) -> Self {
+        Self { run_dirs, warm, models, asking: Arc::default() }
     }
 
     /// Makes ready what the run needs: a folder in which claude waits already, or a new one.
     pub async fn prepare(&self, uuid: Uuid, spec: &Spec) -> io::Result<Ready> {
-        match self.warm.take_run(spec.model.as_deref().unwrap_or_default()).await {
+        match self.warm.take_claude(purpose(spec), spec.model.as_deref().unwrap_or_default()).await {
             Some((run_dir, waiting)) => {
                 let (run_dir, attached) = run_dir.attach(spec.files.clone()).await;
                 match attached {
@@ -62,6 +76,29 @@ impl Claude {
             }
             None => self.prepare_cold(uuid, spec).await,
         }
+    }
+
+    /// The models that the CLI says it has. Where it has not told yet it is asked, which takes half a second; none where it does not tell.
+    pub async fn models(&self) -> Vec<Model> {
+        let _asking = self.asking.lock().await;
+        let known = self.models.all();
+        if !known.is_empty() {
+            return known;
+        }
+        let Ok((run_dir, _)) = self.run_dirs.set_up(Uuid::now_v7(), Vec::new()).await else { return known };
+        // What it would wait for when it starts is waited for by nobody here: it has little time.
+        if let Ok(waiting) = run_dir.start(Purpose::Completion, "sonnet") {
+            let (deadline, cancel) = (Instant::now() + ASKING, CancellationToken::new());
+            let options = ConverseOptions { input: completion::ask(), hold_input: true, deadline, cancel: &cancel, patience: None };
+            let read = |line: Line<'_>| match line {
+                Line::Whole(line) if completion::told_models(line, &self.models) => Next::Answered,
+                Line::Whole(_) => Next::More,
+                Line::TooLong => Next::Stop,
+            };
+            process::converse_with(waiting, &run_dir.tag(), options, read).await;
+        }
+        run_dir.clear_away().await;
+        self.models.all()
     }
 
     async fn prepare_cold(&self, uuid: Uuid, spec: &Spec) -> io::Result<Ready> {
@@ -88,7 +125,7 @@ impl Claude {
     async fn converse(&self, ready: Ready, spec: &Spec, emit: Emit<'_>, cancel: &CancellationToken, mut report: Report) -> Option<RunDir> {
         let mut hold = Some(self.warm.hold());
         let Ready { mut run_dir, mut files, waiting: mut warm } = ready;
-        let model = spec.model.as_deref().unwrap_or_default();
+        let (purpose, model) = (purpose(spec), spec.model.as_deref().unwrap_or_default());
         let started = Instant::now();
         let ended = |ending| Outcome { duration: started.elapsed(), ..Outcome::of(ending) };
         loop {
@@ -97,7 +134,7 @@ impl Claude {
                 report.say(ended(Ending::Failed(why)));
                 return Some(run_dir);
             }
-            let waiting = match warm.take().map_or_else(|| run_dir.start(model), Ok) {
+            let waiting = match warm.take().map_or_else(|| run_dir.start(purpose, model), Ok) {
                 Ok(waiting) => waiting,
                 Err(error) => {
                     report.say(ended(match error {
@@ -107,18 +144,15 @@ impl Claude {
                     return Some(run_dir);
                 }
             };
-            let input = command::input(&spec.prompt, &files, spec.system.as_deref(), spec.schema.as_deref());
-            let mut reader = Reader::default();
+            let mut reader = Reader::new(spec, &self.models);
+            let input = reader.opening(spec, &files);
             let read = |line: Line<'_>| {
                 hold.take();
-                if let Line::Whole(line) = line {
-                    output::progress(line, emit);
-                }
-                let next = reader.line(line);
+                let next = reader.read(line, emit);
                 // A failure waits for the end of standard error.
-                if let Some((text, stop_reason)) = reader.take_reply() {
-                    self.warm.used(WarmKey::Run { model: model.to_owned() });
-                    report.say(Outcome { text, usage: reader.usage(), ..ended(Ending::Completed(stop_reason)) });
+                if let Some(reply) = reader.take_reply() {
+                    self.warm.used(WarmKey::Claude { purpose, model: model.to_owned() });
+                    report.say(Outcome { duration: started.elapsed(), ..reply });
                 }
                 next
             };
@@ -162,17 +196,23 @@ impl Ready {
 }
 
 /// What the end of the process and what it said make of the run. A whole reply is one, however its process ended.
-fn outcome(end: End, reader: &mut Reader, timeout: Duration) -> Outcome {
+fn outcome(end: End, reader: &mut Reader<'_>, timeout: Duration) -> Outcome {
+    if let Some(reply) = reader.take_reply() {
+        return reply;
+    }
     let trouble = reader.trouble();
     let with_trouble = |text: String| match &trouble {
         Some(trouble) => format!("{text}; {trouble}"),
         None => text,
     };
-    let ending = match (reader.take_answer(), end) {
-        (Some(Answer::Reply { text, stop_reason }), _) => return Outcome { text, ..Outcome::of(Ending::Completed(stop_reason)) },
+    let failure = match reader.take_answer() {
+        Some(Answer::Failure { error, api_status }) => Some((error, api_status)),
+        _ => None,
+    };
+    let ending = match (failure, end) {
         (_, End::TimedOut) => Ending::TimedOut(with_trouble(format!("claude did not answer within {} s", timeout.as_secs()))),
         (_, End::Cancelled) => Ending::Cancelled,
-        (Some(Answer::Failure(message)), _) => Ending::Failed(message),
+        (Some((error, api_status)), _) => return Outcome { api_status, ..Outcome::of(Ending::Failed(error)) },
         (None, End::Exited(status)) => Ending::Failed(with_trouble(format!("claude ended ({status}) without an answer"))),
         (None, End::Lingered) => Ending::Failed(with_trouble("claude closed its output without an answer".to_owned())),
         (None, End::Stopped | End::Silent) => Ending::Failed(with_trouble("claude gave no answer".to_owned())),

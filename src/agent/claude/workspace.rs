@@ -8,7 +8,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use uuid::Uuid;
 
-use super::{command, files};
+use super::command::{self, Purpose};
+use super::files;
 use crate::agent::contract::Attachment;
 use crate::agent::family;
 use crate::agent::folder::{Folder, clear};
@@ -99,11 +100,11 @@ impl RunDir {
     }
 
     /// Starts claude in the folder. It waits for its prompt.
-    pub fn start(&self, model: &str) -> Result<Waiting, NotStarted> {
+    pub fn start(&self, purpose: Purpose, model: &str) -> Result<Waiting, NotStarted> {
         let RunDirs { launcher, claude, .. } = &self.run_dirs;
         let program = programs::find(claude, &launcher.environment).ok_or_else(|| NotStarted::NotInstalled(claude.clone()))?;
         let mut process = launcher.command(&program, self.folder.path(), &[]);
-        command::prepare(&mut process, self.uuid, model, &self.folder.temporary());
+        command::prepare(&mut process, purpose, self.uuid, model, &self.folder.temporary());
         process::start(&mut process, &self.tag()).map_err(|error| {
             NotStarted::Failed(format!("{} could not be started ({error}); check that it is a program of this machine", program.display()))
         })

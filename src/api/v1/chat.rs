@@ -1,0 +1,494 @@
+//! `/v1/chat/completions`: OpenAI's chat completions.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use axum::extract::State;
+use axum::response::Response;
+use serde::Deserialize;
+use serde_json::value::{RawValue, to_raw_value};
+use utoipa::ToSchema;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+use uuid::Uuid;
+
+use super::chat_answer::{Calls, Chat};
+use super::conversation::{self, Conversation, Whole};
+use super::fields::{NoEffect, Unavailable, at_least_one, only, without_effect};
+use super::messages::thinking;
+use super::refusal::{Refusal, Vendor};
+use super::tools::{self, Choice, Function, tool};
+use super::{Asked, Envelope, TIMEOUT, complete};
+use crate::agent::completion::{Completion, Parameters, Role, Thinking};
+use crate::agent::contract::Spec;
+use crate::api::body::{SentJson, Validate, whole_number};
+use crate::api::error::{ApiError, FieldError};
+use crate::api::validate::check_model;
+use crate::app::App;
+
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+#[expect(dead_code, reason = "what can't be had is refused where it is there")]
+struct ChatRequest {
+    /// `sonnet`, `opus`, `haiku`, a full name, or one of `CLAWDFORGE_MODEL_MAP`.
+    model: String,
+    messages: Vec<ChatMessage>,
+    #[serde(default, deserialize_with = "whole_number")]
+    #[schema(minimum = 1)]
+    max_completion_tokens: Option<i64>,
+    /// As `max_completion_tokens`.
+    #[serde(default, deserialize_with = "whole_number")]
+    #[schema(minimum = 1)]
+    max_tokens: Option<i64>,
+    /// A text or a list of texts.
+    #[schema(value_type = Option<serde_json::Value>)]
+    stop: Option<Stop>,
+    stream: Option<bool>,
+    stream_options: Option<StreamOptions>,
+    tools: Option<Vec<ChatTool>>,
+    #[schema(value_type = Option<serde_json::Value>)]
+    tool_choice: Option<Choice>,
+    parallel_tool_calls: Option<bool>,
+    /// As `tools`, in the form of 2023.
+    functions: Option<Vec<Function>>,
+    #[schema(value_type = Option<serde_json::Value>)]
+    function_call: Option<Choice>,
+    response_format: Option<ResponseFormat>,
+    /// `none`, `minimal`, `low`, `medium`, `high`, `xhigh` or `max`; none by default.
+    reasoning_effort: Option<String>,
+    /// As Anthropic's own API has it.
+    #[schema(value_type = Option<serde_json::Value>)]
+    thinking: Option<Box<RawValue>>,
+    /// Only 1.
+    #[serde(default, deserialize_with = "whole_number")]
+    n: Option<i64>,
+    /// Only false.
+    logprobs: Option<bool>,
+    /// Only text.
+    modalities: Option<Vec<String>>,
+    /// Only an empty one.
+    #[schema(value_type = Option<BTreeMap<String, serde_json::Value>>)]
+    logit_bias: Option<BTreeMap<String, serde_json::Value>>,
+    #[serde(default)]
+    #[schema(value_type = Option<serde_json::Value>)]
+    temperature: NoEffect,
+    #[serde(default)]
+    #[schema(value_type = Option<serde_json::Value>)]
+    top_p: NoEffect,
+    #[serde(default)]
+    #[schema(value_type = Option<serde_json::Value>)]
+    frequency_penalty: NoEffect,
+    #[serde(default)]
+    #[schema(value_type = Option<serde_json::Value>)]
+    presence_penalty: NoEffect,
+    #[serde(default)]
+    #[schema(value_type = Option<serde_json::Value>)]
+    user: NoEffect,
+    #[serde(default)]
+    #[schema(value_type = Option<serde_json::Value>)]
+    metadata: NoEffect,
+    #[serde(default)]
+    #[schema(value_type = Option<serde_json::Value>)]
+    store: NoEffect,
+    #[serde(default)]
+    #[schema(value_type = Option<serde_json::Value>)]
+    service_tier: NoEffect,
+    #[serde(default)]
+    #[schema(value_type = Option<serde_json::Value>)]
+    prompt_cache_key: NoEffect,
+    #[serde(default)]
+    #[schema(value_type = Option<serde_json::Value>)]
+    prompt_cache_retention: NoEffect,
+    #[serde(default)]
+    #[schema(value_type = Option<serde_json::Value>)]
+    safety_identifier: NoEffect,
+    #[serde(default)]
+    #[schema(ignore)]
+    seed: Unavailable,
+    #[serde(default)]
+    #[schema(ignore)]
+    top_logprobs: Unavailable,
+    #[serde(default)]
+    #[schema(ignore)]
+    audio: Unavailable,
+    #[serde(default)]
+    #[schema(ignore)]
+    prediction: Unavailable,
+    #[serde(default)]
+    #[schema(ignore)]
+    verbosity: Unavailable,
+    #[serde(default)]
+    #[schema(ignore)]
+    web_search_options: Unavailable,
+}
+
+#[derive(Deserialize, ToSchema)]
+struct ChatMessage {
+    /// `system`, `developer`, `user`, `assistant`, `tool` or `function`.
+    role: String,
+    /// Text, or parts.
+    #[schema(value_type = Option<serde_json::Value>)]
+    content: Option<Content>,
+    /// Who it is, of several users; of a `function` its name.
+    name: Option<String>,
+    tool_calls: Option<Vec<ToolCall>>,
+    function_call: Option<Call>,
+    /// Of a `tool`: which call it answers.
+    tool_call_id: Option<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged, expecting = "text or a list of parts is needed")]
+enum Content {
+    Text(String),
+    Parts(Vec<Part>),
+}
+
+#[derive(Deserialize)]
+struct Part {
+    #[serde(rename = "type")]
+    kind: String,
+    text: Option<String>,
+    refusal: Option<String>,
+    image_url: Option<Url>,
+    file: Option<File>,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged, expecting = "a URL is needed")]
+enum Url {
+    Bare(String),
+    Inside { url: String },
+}
+
+#[derive(Deserialize)]
+struct File {
+    file_data: Option<String>,
+}
+
+#[derive(Deserialize, ToSchema)]
+struct ToolCall {
+    id: String,
+    function: Option<Call>,
+}
+
+#[derive(Deserialize, ToSchema)]
+struct Call {
+    name: String,
+    /// JSON.
+    #[serde(default)]
+    arguments: String,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged, expecting = "a text or a list of texts is needed")]
+enum Stop {
+    One(String),
+    Several(Vec<String>),
+}
+
+#[derive(Default, Deserialize, ToSchema)]
+struct StreamOptions {
+    #[serde(default)]
+    include_usage: bool,
+}
+
+#[derive(Deserialize, ToSchema)]
+struct ChatTool {
+    /// `function`.
+    r#type: String,
+    function: Option<Function>,
+}
+
+#[derive(Deserialize, ToSchema)]
+struct ResponseFormat {
+    /// `text`, `json_object` or `json_schema`.
+    r#type: String,
+    json_schema: Option<JsonSchema>,
+}
+
+#[derive(Deserialize, ToSchema)]
+struct JsonSchema {
+    #[schema(value_type = Option<serde_json::Value>)]
+    schema: Option<Box<RawValue>>,
+}
+
+impl Validate for ChatRequest {
+    fn errors(&self) -> Vec<FieldError> {
+        let mut errors = Vec::new();
+        check_model(Some(&self.model), &mut errors);
+        at_least_one("/max_tokens", self.max_tokens, &mut errors);
+        at_least_one("/max_completion_tokens", self.max_completion_tokens, &mut errors);
+        only("/n", self.n.as_ref(), &1, "one choice", &mut errors);
+        only("/logprobs", self.logprobs.as_ref(), &false, "\"false\"", &mut errors);
+        only("/modalities", self.modalities.as_ref(), &vec!["text".to_owned()], "text", &mut errors);
+        only("/logit_bias", self.logit_bias.as_ref().map(BTreeMap::len).as_ref(), &0, "an empty one", &mut errors);
+        errors
+    }
+}
+
+/// What goes into the system prompt where a JSON object is asked for without a schema.
+pub(super) const JSON_OBJECT: &str = "Answer with a single JSON object and nothing else: no words around it, no Markdown fence.";
+
+impl ChatRequest {
+    fn no_effect(&self) -> Vec<&'static str> {
+        without_effect(&[
+            ("temperature", self.temperature),
+            ("top_p", self.top_p),
+            ("frequency_penalty", self.frequency_penalty),
+            ("presence_penalty", self.presence_penalty),
+            ("user", self.user),
+            ("metadata", self.metadata),
+            ("store", self.store),
+            ("service_tier", self.service_tier),
+            ("prompt_cache_key", self.prompt_cache_key),
+            ("prompt_cache_retention", self.prompt_cache_retention),
+            ("safety_identifier", self.safety_identifier),
+        ])
+    }
+
+    fn read(self, app: &App) -> Result<Spec, Refusal> {
+        let mut conversation = Conversation::default();
+        let mut legacy_call = String::new();
+        for (at, message) in self.messages.into_iter().enumerate() {
+            add(&mut conversation, &format!("messages.{at}"), message, &mut legacy_call)?;
+        }
+        let mut format = None;
+        match self.response_format {
+            None => {}
+            Some(ResponseFormat { r#type, json_schema }) => match (r#type.as_str(), json_schema.and_then(|format| format.schema)) {
+                ("text", _) => {}
+                ("json_object", _) => conversation.system(JSON_OBJECT),
+                ("json_schema", Some(schema)) => format = Some(json_format(&schema)),
+                ("json_schema", None) => return Err(Refusal::wrong("response_format.json_schema.schema", "a schema is needed")),
+                (other, _) => return Err(Refusal::wrong("response_format.type", format!("\"{other}\" can't be had here"))),
+            },
+        }
+        let Whole { system, messages, prompt } = conversation.finish()?;
+        let mut offered = Vec::new();
+        for (at, ChatTool { r#type, function }) in self.tools.unwrap_or_default().into_iter().enumerate() {
+            let function = function.filter(|_| r#type == "function");
+            let wrong =
+                || Refusal::wrong(format!("tools.{at}.type"), format!("tools of type \"{type}\" can't be had here, only functions"));
+            offered.push(tool(&format!("tools.{at}"), function.ok_or_else(wrong)?)?);
+        }
+        for (at, function) in self.functions.unwrap_or_default().into_iter().enumerate() {
+            offered.push(tool(&format!("functions.{at}"), function)?);
+        }
+        let choice = self.tool_choice.or(self.function_call);
+        let tool_choice = tools::choice("tool_choice", choice, self.parallel_tool_calls, !offered.is_empty())?;
+        let (effort, mut thinks) = effort("reasoning_effort", self.reasoning_effort.as_deref())?;
+        if let Some(asked) = self.thinking {
+            thinks = thinking(asked)?;
+        }
+        // What was thought before a call can't come back in this API, and without it the model's API refuses to go on thinking.
+        let goes_on = messages.last().is_some_and(|last| last.content.iter().any(|block| block.get().contains(r#""tool_result""#)));
+        if goes_on || tools::is_forced(tool_choice.as_deref()) {
+            thinks = Thinking::Off;
+        }
+        let parameters = Parameters {
+            tools: offered,
+            tool_choice,
+            stop_sequences: match self.stop {
+                None => Vec::new(),
+                Some(Stop::One(text)) => vec![text],
+                Some(Stop::Several(texts)) => texts,
+            },
+            max_tokens: self.max_completion_tokens.or(self.max_tokens).map(i64::cast_unsigned),
+            thinking: thinks,
+            effort,
+            format,
+        };
+        Ok(Spec {
+            prompt,
+            model: Some(app.models.mapped(self.model)),
+            system,
+            schema: None,
+            files: Vec::new(),
+            timeout: TIMEOUT,
+            session: None,
+            completion: Some(Completion { messages, parameters }),
+        })
+    }
+}
+
+/// A format that answers have to fit, as the Messages API has it.
+pub(super) fn json_format(schema: &RawValue) -> Box<RawValue> {
+    #[derive(serde::Serialize)]
+    struct Format<'a> {
+        r#type: &'static str,
+        schema: &'a RawValue,
+    }
+    to_raw_value(&Format { r#type: "json_schema", schema }).expect("a format is JSON")
+}
+
+/// How much the model is to put into it, and whether it thinks first.
+pub(super) fn effort(param: &str, effort: Option<&str>) -> Result<(Option<String>, Thinking), Refusal> {
+    match effort {
+        None | Some("none" | "minimal") => Ok((None, Thinking::Off)),
+        Some(effort @ ("low" | "medium" | "high" | "xhigh" | "max")) => Ok((Some(effort.to_owned()), Thinking::On)),
+        Some(other) => Err(Refusal::wrong(param, format!("\"{other}\" is none of none, minimal, low, medium, high, xhigh and max"))),
+    }
+}
+
+/// Adds a message. `legacy_call` is the id of the last call in the form of 2023, which has none.
+fn add(conversation: &mut Conversation, place: &str, message: ChatMessage, legacy_call: &mut String) -> Result<(), Refusal> {
+    let ChatMessage { role, content, name, tool_calls, function_call, tool_call_id } = message;
+    let blocks = blocks(place, content)?;
+    match role.as_str() {
+        "system" | "developer" => conversation.system(texts(&blocks)),
+        "user" => {
+            let speaker = name.and_then(|name| conversation::text(&format!("{name}:")));
+            conversation.say(place, Role::User, speaker.into_iter().chain(blocks).collect());
+        }
+        "assistant" => {
+            let mut said = blocks;
+            for (at, ToolCall { id, function }) in tool_calls.into_iter().flatten().enumerate() {
+                let place = format!("{place}.tool_calls.{at}");
+                let Some(Call { name, arguments }) = function else {
+                    return Err(Refusal::wrong(place, "only calls of functions can be had here"));
+                };
+                said.push(conversation::tool_use(&place, &id, &name, &arguments)?);
+            }
+            if let Some(Call { name, arguments }) = function_call {
+                *legacy_call = format!("call_{}", place.replace('.', "_"));
+                said.push(conversation::tool_use(place, legacy_call, &name, &arguments)?);
+            }
+            conversation.say(place, Role::Assistant, said);
+        }
+        "tool" => {
+            let id = tool_call_id.ok_or_else(|| Refusal::wrong(format!("{place}.tool_call_id"), "it is needed"))?;
+            conversation.say(place, Role::User, vec![conversation::tool_result(&id, &blocks)]);
+        }
+        "function" => conversation.say(place, Role::User, vec![conversation::tool_result(legacy_call, &blocks)]),
+        other => return Err(Refusal::wrong(format!("{place}.role"), format!("there is no role \"{other}\""))),
+    }
+    Ok(())
+}
+
+fn texts(blocks: &[Box<RawValue>]) -> String {
+    #[derive(Deserialize)]
+    struct Text {
+        text: String,
+    }
+    let texts = blocks.iter().filter_map(|block| serde_json::from_str(block.get()).ok());
+    texts.map(|Text { text }| text).collect::<Vec<_>>().join("\n")
+}
+
+fn blocks(place: &str, content: Option<Content>) -> Result<Vec<Box<RawValue>>, Refusal> {
+    let parts = match content {
+        None => return Ok(Vec::new()),
+        Some(Content::Text(text)) => return Ok(conversation::text(&text).into_iter().collect()),
+        Some(Content::Parts(parts)) => parts,
+    };
+    let mut blocks = Vec::new();
+    for (at, Part { kind, text, refusal, image_url, file }) in parts.into_iter().enumerate() {
+        let place = format!("{place}.content.{at}");
+        match (kind.as_str(), text.or(refusal), image_url, file.and_then(|file| file.file_data)) {
+            ("text" | "refusal", Some(text), ..) => blocks.extend(conversation::text(&text)),
+            ("image_url", _, Some(Url::Bare(url) | Url::Inside { url }), _) => blocks.push(conversation::attachment(&place, &url)?),
+            ("file", _, _, Some(data)) if data.starts_with("data:") => blocks.push(conversation::attachment(&place, &data)?),
+            ("file", _, _, Some(data)) => blocks.push(conversation::base64(&place, "application/pdf", &data)?),
+            ("file", ..) => return Err(Refusal::wrong(place, conversation::NOT_FETCHED)),
+            (kind, ..) => return Err(Refusal::wrong(place, format!("parts of type \"{kind}\" can't be had here"))),
+        }
+    }
+    Ok(blocks)
+}
+
+/// Ask the model (OpenAI's chat completions)
+///
+/// The model sees what is sent: no tools, settings or files of an agent's.
+#[utoipa::path(post, path = "/v1/chat/completions", operation_id = "create_chat_completion", tag = "model APIs", security(("app" = []), ("key" = [])),
+    request_body = ChatRequest, responses(
+    (status = OK, description = "`chat.completion`, or `chat.completion.chunk`s",
+        content((serde_json::Value = "application/json"), (String = "text/event-stream")), headers(("x-run-id" = String), ("x-request-id" = String))),
+    (status = "default", description = "OpenAI's form of error", body = serde_json::Value),
+))]
+async fn create(
+    State(app): State<Arc<App>>,
+    envelope: Envelope,
+    SentJson { value: asked, bytes }: SentJson<ChatRequest>,
+) -> Result<Response, ApiError> {
+    let uuid = Uuid::now_v7();
+    let (stream, no_effect) = (asked.stream.unwrap_or(false), asked.no_effect());
+    let calls = if asked.functions.is_some() { Calls::Legacy } else { Calls::Tools };
+    let is_object = asked.response_format.as_ref().is_some_and(|format| format.r#type == "json_object");
+    let usage = asked.stream_options.as_ref().is_some_and(|options| options.include_usage);
+    match asked.read(&app) {
+        Err(refusal) => Ok(refusal.into_response(Vendor::OpenAi, &format!("req_{}", uuid.simple()))),
+        Ok(spec) => {
+            let asked = Asked { vendor: Vendor::OpenAi, uuid, spec, stream, no_effect, speech: Chat::new(calls, is_object, usage) };
+            complete(&app, &envelope, "/v1/chat/completions", &bytes, asked).await
+        }
+    }
+}
+
+pub(super) fn routes() -> OpenApiRouter<Arc<App>> {
+    OpenApiRouter::new().routes(routes!(create))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn conversation(messages: serde_json::Value) -> Result<Whole, Refusal> {
+        let messages: Vec<ChatMessage> = serde_json::from_value(messages).unwrap();
+        let mut conversation = Conversation::default();
+        let mut legacy = String::new();
+        for (at, message) in messages.into_iter().enumerate() {
+            add(&mut conversation, &format!("messages.{at}"), message, &mut legacy)?;
+        }
+        conversation.finish()
+    }
+
+    #[test]
+    fn roles_parts_and_calls_become_blocks() {
+        let Whole { system, messages, .. } = conversation(json!([
+            {"role": "system", "content": "S"},
+            {"role": "user", "name": "mio", "content": [
+                {"type": "text", "text": "look"},
+                {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}},
+                {"type": "file", "file": {"file_data": "data:application/pdf;base64,BB==", "filename": "a.pdf"}},
+            ]},
+            {"role": "assistant", "content": null, "tool_calls": [{"id": "c1", "type": "function", "function": {"name": "t", "arguments": ""}}]},
+            {"role": "tool", "tool_call_id": "c1", "content": [{"type": "text", "text": "rain"}]},
+            {"role": "assistant", "content": "", "function_call": {"name": "u", "arguments": "{\"a\": 1}"}},
+            {"role": "function", "name": "u", "content": "sun"},
+            {"role": "developer", "content": "D"},
+        ]))
+        .unwrap();
+        assert_eq!(system.as_deref(), Some("S\n\nD"));
+        let all = serde_json::to_value(&messages).unwrap();
+        assert_eq!(
+            all[0]["content"],
+            json!([
+                {"type": "text", "text": "mio:"},
+                {"type": "text", "text": "look"},
+                {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "AA=="}},
+                {"type": "document", "source": {"type": "base64", "media_type": "application/pdf", "data": "BB=="}},
+            ])
+        );
+        assert_eq!(all[1]["content"], json!([{"type": "tool_use", "id": "c1", "name": "t", "input": {}}]));
+        assert_eq!(all[2]["content"], json!([{"type": "tool_result", "tool_use_id": "c1", "content": [{"type": "text", "text": "rain"}]}]));
+        assert_eq!(all[4]["content"][0]["tool_use_id"], all[3]["content"][0]["id"]);
+        assert_eq!(messages.len(), 5);
+    }
+
+    #[test]
+    fn what_is_not_understood_is_named() {
+        for (message, param) in [
+            (json!({"role": "user", "content": [{"type": "input_audio", "input_audio": {}}]}), "messages.0.content.0"),
+            (json!({"role": "user", "content": [{"type": "image_url", "image_url": {"url": "https://x/y.png"}}]}), "messages.0.content.0"),
+            (json!({"role": "robot", "content": "x"}), "messages.0.role"),
+            (json!({"role": "tool", "content": "x"}), "messages.0.tool_call_id"),
+            (
+                json!({"role": "assistant", "tool_calls": [{"id": "1", "function": {"name": "t", "arguments": "no"}}]}),
+                "messages.0.tool_calls.0",
+            ),
+        ] {
+            assert_eq!(conversation(json!([message])).unwrap_err().param.as_deref(), Some(param));
+        }
+    }
+}
