@@ -104,7 +104,8 @@ impl Drop for Stub {
     }
 }
 
-async fn messages(headers: HeaderMap, Json(request): Json<Value>) -> Response {
+async fn messages(headers: HeaderMap, body: Bytes) -> Response {
+    let Ok(request) = serde_json::from_slice::<Value>(&body) else { return api_error(400, "the request is not JSON", false) };
     let prompt = prompt(&request);
     let directive = match directive(&prompt) {
         // A request beside the conversation, with what was said in it.
@@ -127,7 +128,7 @@ async fn messages(headers: HeaderMap, Json(request): Json<Value>) -> Response {
         directive.thinking.iter().map(|thinking| json!({"type": "thinking", "thinking": thinking, "signature": unique("sig")})).collect();
     let stop_reason = if calls.is_empty() {
         let text = match (tool_result, directive.text, directive.bytes) {
-            (_, None, None) if directive.echo => request.to_string(),
+            (_, None, None) if directive.echo => String::from_utf8_lossy(&body).into_owned(),
             (Some(result), ..) => result,
             (None, Some(text), _) => text,
             (None, None, Some(bytes)) => "0123456789abcdef".chars().cycle().take(bytes).collect(),

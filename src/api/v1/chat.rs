@@ -14,7 +14,7 @@ use uuid::Uuid;
 
 use super::chat_answer::{Calls, Chat};
 use super::conversation::{self, Conversation, Whole};
-use super::fields::{NoEffect, Unavailable, at_least_one, only, without_effect};
+use super::fields::{NoEffect, TextOr, Unavailable, at_least_one, only, without_effect};
 use super::messages::thinking;
 use super::refusal::{Refusal, Vendor};
 use super::tools::{self, Choice, Function, tool};
@@ -42,7 +42,7 @@ struct ChatRequest {
     max_tokens: Option<i64>,
     /// A text or a list of texts.
     #[schema(value_type = Option<serde_json::Value>)]
-    stop: Option<Stop>,
+    stop: Option<TextOr<Vec<String>>>,
     stream: Option<bool>,
     stream_options: Option<StreamOptions>,
     tools: Option<Vec<ChatTool>>,
@@ -128,7 +128,7 @@ struct ChatMessage {
     role: String,
     /// Text, or parts.
     #[schema(value_type = Option<serde_json::Value>)]
-    content: Option<Content>,
+    content: Option<TextOr<Vec<Part>>>,
     /// Who it is, of several users; of a `function` its name.
     name: Option<String>,
     tool_calls: Option<Vec<ToolCall>>,
@@ -138,27 +138,18 @@ struct ChatMessage {
 }
 
 #[derive(Deserialize)]
-#[serde(untagged, expecting = "text or a list of parts is needed")]
-enum Content {
-    Text(String),
-    Parts(Vec<Part>),
-}
-
-#[derive(Deserialize)]
 struct Part {
     #[serde(rename = "type")]
     kind: String,
     text: Option<String>,
     refusal: Option<String>,
-    image_url: Option<Url>,
+    image_url: Option<TextOr<Url>>,
     file: Option<File>,
 }
 
 #[derive(Deserialize)]
-#[serde(untagged, expecting = "a URL is needed")]
-enum Url {
-    Bare(String),
-    Inside { url: String },
+struct Url {
+    url: String,
 }
 
 #[derive(Deserialize)]
@@ -178,13 +169,6 @@ struct Call {
     /// JSON.
     #[serde(default)]
     arguments: String,
-}
-
-#[derive(Deserialize)]
-#[serde(untagged, expecting = "a text or a list of texts is needed")]
-enum Stop {
-    One(String),
-    Several(Vec<String>),
 }
 
 #[derive(Default, Deserialize, ToSchema)]
@@ -291,8 +275,8 @@ impl ChatRequest {
             tool_choice,
             stop_sequences: match self.stop {
                 None => Vec::new(),
-                Some(Stop::One(text)) => vec![text],
-                Some(Stop::Several(texts)) => texts,
+                Some(TextOr::Text(text)) => vec![text],
+                Some(TextOr::Other(texts)) => texts,
             },
             max_tokens: self.max_completion_tokens.or(self.max_tokens).map(i64::cast_unsigned),
             thinking: thinks,
@@ -375,18 +359,20 @@ fn texts(blocks: &[Box<RawValue>]) -> String {
     texts.map(|Text { text }| text).collect::<Vec<_>>().join("\n")
 }
 
-fn blocks(place: &str, content: Option<Content>) -> Result<Vec<Box<RawValue>>, Refusal> {
+fn blocks(place: &str, content: Option<TextOr<Vec<Part>>>) -> Result<Vec<Box<RawValue>>, Refusal> {
     let parts = match content {
         None => return Ok(Vec::new()),
-        Some(Content::Text(text)) => return Ok(conversation::text(&text).into_iter().collect()),
-        Some(Content::Parts(parts)) => parts,
+        Some(TextOr::Text(text)) => return Ok(conversation::text(&text).into_iter().collect()),
+        Some(TextOr::Other(parts)) => parts,
     };
     let mut blocks = Vec::new();
     for (at, Part { kind, text, refusal, image_url, file }) in parts.into_iter().enumerate() {
         let place = format!("{place}.content.{at}");
         match (kind.as_str(), text.or(refusal), image_url, file.and_then(|file| file.file_data)) {
             ("text" | "refusal", Some(text), ..) => blocks.extend(conversation::text(&text)),
-            ("image_url", _, Some(Url::Bare(url) | Url::Inside { url }), _) => blocks.push(conversation::attachment(&place, &url)?),
+            ("image_url", _, Some(TextOr::Text(url) | TextOr::Other(Url { url })), _) => {
+                blocks.push(conversation::attachment(&place, &url)?);
+            }
             ("file", _, _, Some(data)) if data.starts_with("data:") => blocks.push(conversation::attachment(&place, &data)?),
             ("file", _, _, Some(data)) => blocks.push(conversation::base64(&place, "application/pdf", &data)?),
             ("file", ..) => return Err(Refusal::wrong(place, conversation::NOT_FETCHED)),

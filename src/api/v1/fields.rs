@@ -1,7 +1,8 @@
-//! Parameters that are not handed on.
+//! Parameters that are not handed on, and such as may have two forms.
 
-use serde::de::{Error, IgnoredAny};
+use serde::de::{DeserializeOwned, Error, IgnoredAny};
 use serde::{Deserialize, Deserializer};
+use serde_json::value::RawValue;
 
 use crate::api::error::FieldError;
 
@@ -25,6 +26,25 @@ pub(super) struct NoEffect(bool);
 impl<'de> Deserialize<'de> for NoEffect {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         Ok(Self(Option::<IgnoredAny>::deserialize(deserializer)?.is_some()))
+    }
+}
+
+/// A text, or something else that says more. By hand: what is kept to the letter can't be read by trying one after the other.
+#[derive(Debug)]
+pub(super) enum TextOr<T> {
+    Text(String),
+    Other(T),
+}
+
+impl<'de, T: DeserializeOwned> Deserialize<'de> for TextOr<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let raw = Box::<RawValue>::deserialize(deserializer)?;
+        if raw.get().starts_with('"') {
+            return serde_json::from_str(raw.get()).map(Self::Text).map_err(D::Error::custom);
+        }
+        serde_json::from_str(raw.get())
+            .map(Self::Other)
+            .map_err(|error| D::Error::custom(format!("it is neither text nor what else it may be ({error})")))
     }
 }
 

@@ -15,7 +15,7 @@ use utoipa_axum::routes;
 use uuid::Uuid;
 
 use super::conversation::{Conversation, Whole, text};
-use super::fields::{NoEffect, Unavailable, at_least_one, without_effect};
+use super::fields::{NoEffect, TextOr, Unavailable, at_least_one, without_effect};
 use super::messages_answer::Messages;
 use super::refusal::{Refusal, Vendor};
 use super::{Asked, Envelope, TIMEOUT, complete};
@@ -40,7 +40,7 @@ pub(super) struct MessagesRequest {
     max_tokens: Option<i64>,
     /// Text, or blocks of text: the whole system prompt.
     #[schema(value_type = Option<serde_json::Value>)]
-    system: Option<Texts>,
+    system: Option<TextOr<Vec<TextBlock>>>,
     stream: Option<bool>,
     stop_sequences: Option<Vec<String>>,
     /// Of the caller's own (type `custom`).
@@ -98,21 +98,7 @@ struct InputMessage {
     role: String,
     /// Text, or blocks.
     #[schema(value_type = serde_json::Value)]
-    content: Content,
-}
-
-#[derive(Deserialize)]
-#[serde(untagged, expecting = "text or a list of blocks is needed")]
-enum Content {
-    Text(String),
-    Blocks(Vec<Box<RawValue>>),
-}
-
-#[derive(Deserialize)]
-#[serde(untagged, expecting = "text or a list of blocks of text is needed")]
-enum Texts {
-    Text(String),
-    Blocks(Vec<TextBlock>),
+    content: TextOr<Vec<Box<RawValue>>>,
 }
 
 #[derive(Deserialize)]
@@ -127,15 +113,6 @@ struct OutputConfig {
     effort: Option<String>,
     #[schema(value_type = Option<serde_json::Value>)]
     format: Option<Box<RawValue>>,
-}
-
-impl Texts {
-    fn join(self) -> String {
-        match self {
-            Self::Text(text) => text,
-            Self::Blocks(blocks) => blocks.into_iter().map(|block| block.text).collect::<Vec<_>>().join("\n\n"),
-        }
-    }
 }
 
 impl Validate for MessagesRequest {
@@ -163,14 +140,16 @@ impl MessagesRequest {
             check_tool(at, tool)?;
         }
         let mut conversation = Conversation::default();
-        if let Some(system) = self.system {
-            conversation.system(system.join());
+        match self.system {
+            None => {}
+            Some(TextOr::Text(text)) => conversation.system(text),
+            Some(TextOr::Other(blocks)) => blocks.into_iter().for_each(|block| conversation.system(block.text)),
         }
         for (at, InputMessage { role, content }) in self.messages.into_iter().enumerate() {
             let place = format!("messages.{at}");
             let blocks = match content {
-                Content::Text(said) => text(&said).into_iter().collect(),
-                Content::Blocks(blocks) => blocks,
+                TextOr::Text(said) => text(&said).into_iter().collect(),
+                TextOr::Other(blocks) => blocks,
             };
             match role.as_str() {
                 "user" => conversation.say(place, Role::User, blocks),

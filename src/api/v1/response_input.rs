@@ -8,7 +8,7 @@ use utoipa::ToSchema;
 
 use super::chat::{JSON_OBJECT, effort, json_format};
 use super::conversation::{self, Conversation};
-use super::fields::{NoEffect, Unavailable, at_least_one, only, without_effect};
+use super::fields::{NoEffect, TextOr, Unavailable, at_least_one, only, without_effect};
 use super::refusal::Refusal;
 use super::tools::{self, Choice, Function, tool};
 use crate::agent::completion::{Parameters, Role};
@@ -91,12 +91,8 @@ pub(super) struct ResponseRequest {
     context_management: Unavailable,
 }
 
-#[derive(Deserialize)]
-#[serde(untagged, expecting = "text or a list of items is needed")]
-pub(super) enum Input {
-    Text(String),
-    Items(Vec<Box<RawValue>>),
-}
+/// Text, or items.
+pub(super) type Input = TextOr<Vec<Box<RawValue>>>;
 
 #[derive(Deserialize, ToSchema)]
 pub(super) struct ResponseTool {
@@ -222,13 +218,6 @@ struct Summary {
 }
 
 #[derive(Deserialize)]
-#[serde(untagged)]
-enum Content {
-    Text(String),
-    Parts(Vec<Part>),
-}
-
-#[derive(Deserialize)]
 struct Part {
     #[serde(rename = "type")]
     kind: String,
@@ -301,9 +290,9 @@ pub(super) fn add(conversation: &mut Conversation, place: &str, item: &RawValue)
 
 fn blocks(place: &str, content: Option<&RawValue>) -> Result<Vec<Box<RawValue>>, Refusal> {
     let Some(content) = content else { return Ok(Vec::new()) };
-    let parts = match serde_json::from_str(content.get()) {
-        Ok(Content::Text(text)) => return Ok(conversation::text(&text).into_iter().collect()),
-        Ok(Content::Parts(parts)) => parts,
+    let parts: Vec<Part> = match serde_json::from_str(content.get()) {
+        Ok(TextOr::Text(text)) => return Ok(conversation::text(&text).into_iter().collect()),
+        Ok(TextOr::Other(parts)) => parts,
         Err(_) => return Err(Refusal::wrong(place, "text or a list of parts is needed")),
     };
     let mut blocks = Vec::new();

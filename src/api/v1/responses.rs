@@ -102,7 +102,7 @@ async fn add_chain(app: &App, caller: &Caller, id: &str, conversation: &mut Conv
 async fn items(app: &App, caller: &Caller, input: Input) -> Result<Vec<Box<RawValue>>, Refused> {
     let mut items = match input {
         Input::Text(text) => return Ok(vec![text_item(&text)]),
-        Input::Items(items) => items,
+        Input::Other(items) => items,
     };
     for (at, item) in items.iter_mut().enumerate() {
         let Some(id) = referenced(item) else { continue };
@@ -148,7 +148,7 @@ fn echo(sent: &[u8], created_at: i64) -> Map<String, Value> {
 
 async fn read(app: &App, caller: &Caller, uuid: Uuid, mut asked: ResponseRequest, sent: &[u8]) -> Result<Asked<Response>, Refused> {
     let (stream, no_effect, is_object) = (asked.stream.unwrap_or(false), asked.no_effect(), asked.is_object());
-    let items = items(app, caller, std::mem::replace(&mut asked.input, Input::Items(Vec::new()))).await?;
+    let items = items(app, caller, std::mem::replace(&mut asked.input, Input::Other(Vec::new()))).await?;
     let mut conversation = Conversation::default();
     if let Some(instructions) = asked.instructions.take() {
         conversation.system(instructions);
