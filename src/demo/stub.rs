@@ -149,9 +149,11 @@ async fn messages(headers: HeaderMap, body: Bytes) -> Response {
         let events = events(&request["model"], &blocks, stop_reason, &usage, piece);
         if directive.pace_ms > 0 {
             let pace = Duration::from_millis(directive.pace_ms);
-            let paced = futures_util::stream::iter(events).then(move |event| async move {
+            let half = if directive.cut { events.len() / 2 } else { events.len() };
+            let broken = directive.cut.then(|| Err(std::io::Error::from(std::io::ErrorKind::ConnectionReset)));
+            let paced = futures_util::stream::iter(events.into_iter().take(half).map(Ok).chain(broken)).then(move |event| async move {
                 tokio::time::sleep(pace).await;
-                Ok::<_, std::convert::Infallible>(event)
+                event
             });
             return ([(header::CONTENT_TYPE, "text/event-stream")], Body::from_stream(paced)).into_response();
         }

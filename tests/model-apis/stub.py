@@ -45,9 +45,14 @@ def call(method, path, body=None, token=TOKEN):
         return json.loads(answer.read())
 
 
-def runs(token=TOKEN):
-    """The app's runs, the newest first."""
-    return call("GET", "/runs?limit=100", token=token)["runs"]
+def newest():
+    """The app's newest run."""
+    return call("GET", "/runs?limit=1")["runs"][0]
+
+
+def count():
+    """How many runs the app has had today."""
+    return sum(usage["runs"] for usage in call("GET", "/usage")["usage"])
 
 
 def wait_for(what, condition, secs=20):
@@ -115,6 +120,8 @@ def check_steps(test, echoed):
     test.assertEqual([block["input"] for block in calls], [{"city": "Oslo"}, {"city": "Rome"}, {"city": "Bonn"}])
     test.assertEqual([block["id"] for block in calls], [block["tool_use_id"] for block in results])
     given = [block["content"] if isinstance(block["content"], str) else block["content"][0]["text"] for block in results]
+    # To some models the CLI says where it runs at the end of a tool's result.
+    given = [result.split("\n\n<system-reminder>")[0] for result in given]
     test.assertEqual(given, ["rain in Oslo", "rain in Rome", "rain in Bonn"])
 
 
@@ -124,10 +131,10 @@ def spent_token():
     return call("POST", "/admin/tokens", {"name": name, "daily_usd": 0}, token=ADMIN)["token"]
 
 
-def check_cancelled(test, before):
+def check_cancelled(test):
     """That the newest run is over without an answer, with its processes."""
-    wait_for("run that is over", lambda: len(runs()) > before and runs()[0]["status"] not in ("queued", "running"))
-    test.assertEqual(runs()[0]["status"], "cancelled")
+    wait_for("run that is over", lambda: newest()["status"] not in ("queued", "running"))
+    test.assertEqual(newest()["status"], "cancelled")
     wait_for("end of its processes", lambda: completions() <= STANDBYS)
 
 
