@@ -2,6 +2,7 @@
 
 #![allow(unreachable_pub, missing_docs, reason = "a test binary has no public items")]
 
+mod completions;
 mod demo;
 #[path = "../api/harness.rs"]
 mod harness;

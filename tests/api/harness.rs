@@ -312,7 +312,7 @@ pub async fn settled(what: &str, count: usize, mut look: impl FnMut() -> Vec<u32
 }
 
 /// An answer, read whole.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Answer {
     pub status: StatusCode,
     pub headers: reqwest::header::HeaderMap,

@@ -9,6 +9,7 @@ mod harness;
 mod history;
 mod job;
 mod limits;
+mod model_apis;
 mod operator;
 mod run;
 mod schema;

@@ -394,7 +394,13 @@ pub(super) fn progress(line: &[u8], emit: impl FnOnce(Event)) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::agent::programs::CLAUDE_TESTED;
     use std::time::Duration;
+
+    #[test]
+    fn the_newest_release_that_is_tested_takes_the_history_at_once() {
+        assert!(HISTORY_AT_ONCE.includes(CLAUDE_TESTED.1), "see with tests/agents whether it does");
+    }
 
     fn raw(value: Value) -> Box<RawValue> {
         to_raw_value(&value).unwrap()

@@ -29,8 +29,8 @@ pub struct Claude {
     run_dirs: RunDirs,
     warm: Pool,
     models: KnownModels,
-    /// One asks the CLI for them at once.
-    asking: Arc<tokio::sync::Mutex<()>>,
+    /// One asks the CLI for them at once; when that was last.
+    asking: Arc<tokio::sync::Mutex<Option<Instant>>>,
 }
 
 /// A folder with what the run needs in it.
@@ -44,6 +44,8 @@ pub struct Ready {
 
 /// How long the CLI may take to tell its models.
 const ASKING: Duration = Duration::from_secs(10);
+/// After how long a CLI that did not tell them is asked again.
+const ASK_AGAIN: Duration = Duration::from_mins(1);
 
 /// What a process has to be started for.
 fn purpose(spec: &Spec) -> Purpose {
@@ -80,11 +82,12 @@ impl Claude {
 
     /// The models that the CLI says it has. Where it has not told yet it is asked, which takes half a second; none where it does not tell.
     pub async fn models(&self) -> Vec<Model> {
-        let _asking = self.asking.lock().await;
+        let mut asked = self.asking.lock().await;
         let known = self.models.all();
-        if !known.is_empty() {
+        if !known.is_empty() || asked.is_some_and(|asked| asked.elapsed() < ASK_AGAIN) {
             return known;
         }
+        *asked = Some(Instant::now());
         let Ok((run_dir, _)) = self.run_dirs.set_up(Uuid::now_v7(), Vec::new()).await else { return known };
         // What it would wait for when it starts is waited for by nobody here: it has little time.
         if let Ok(waiting) = run_dir.start(Purpose::Completion, "sonnet") {
