@@ -30,22 +30,21 @@ async fn ask(forge: &Forge, messages: Vec<Value>, more: Value) -> Answer {
 fn reached(answer: &Answer) -> (Value, Vec<Value>) {
     assert_eq!(answer.status, StatusCode::OK, "{answer:?}");
     let request: Value = serde_json::from_str(answer.json["content"][0]["text"].as_str().unwrap()).unwrap();
-    let block = |block: &Value| {
+    let own = |block: &Value| {
         let mut block = block.as_object().unwrap().clone();
         block.remove("cache_control");
         let reminder = block.get("text").is_some_and(|text| text.as_str().unwrap().starts_with("<system-reminder>"));
         (!reminder).then_some(Value::Object(block))
     };
     let messages = request["messages"].as_array().unwrap().iter().filter(|message| message["role"] != "system");
-    let messages = messages
-        .map(|message| {
-            let content = match &message["content"] {
-                Value::String(text) => vec![json!({"type": "text", "text": text})],
-                blocks => blocks.as_array().unwrap().iter().filter_map(block).collect(),
-            };
-            said(message["role"].as_str().unwrap(), content)
-        })
-        .collect();
+    let messages = messages.map(|message| {
+        let content = match &message["content"] {
+            Value::String(said) => text(said),
+            blocks => blocks.clone(),
+        };
+        said(message["role"].as_str().unwrap(), content.as_array().unwrap().iter().filter_map(own).collect::<Vec<_>>())
+    });
+    let messages = messages.filter(|message| message["content"] != json!([])).collect();
     (request, messages)
 }
 

@@ -203,3 +203,26 @@ async fn a_response_is_its_apps_alone_and_goes_after_a_day() {
     until("the sweep", || server.query::<i64>("SELECT count(*) FROM responses") == 0).await;
     openai(&server.get(&path, &token).await, 404, "not_found_error");
 }
+
+#[tokio::test]
+async fn what_waited_under_a_key_is_answered_after_a_restart() {
+    let server = Options::stand_in().set("CLAWDFORGE_MAX_RUNS", 1).start();
+    let token = server.mint("app").await;
+    let keyed = |server: &crate::harness::Server| {
+        let request = server.request(Method::POST, "/v1/messages", &token).header("idempotency-key", "one").json(&messages("hi"));
+        tokio::spawn(Answer::of(request))
+    };
+    let hanging = server.request(Method::POST, "/v1/messages", &token).json(&messages("do: hang"));
+    let hanging = tokio::spawn(hanging.send());
+    until("the run", || server.query::<i64>("SELECT count(*) FROM runs WHERE status = 'running'") == 1).await;
+    let waiting = keyed(&server);
+    until("the one that waits", || server.query::<i64>("SELECT count(*) FROM runs WHERE status = 'queued'") == 1).await;
+    let server = server.crash_and_restart();
+    assert!(hanging.await.unwrap().is_err() && waiting.await.is_err());
+    let answer = keyed(&server).await.unwrap();
+    assert_eq!((answer.status, &answer.json["content"][0]["text"]), (StatusCode::OK, &json!("ok")), "{answer:?}");
+    assert_eq!(server.query::<i64>("SELECT count(*) FROM runs"), 2);
+    // The key stands for that request alone.
+    let other = server.request(Method::POST, "/v1/messages", &token).header("idempotency-key", "one").json(&messages("other"));
+    anthropic(&Answer::of(other).await, 400, "invalid_request_error");
+}

@@ -2,9 +2,11 @@
 
 pub mod command;
 mod completion;
+mod completion_lines;
 pub mod files;
 mod message;
 pub mod models;
 mod output;
+mod result;
 pub mod run;
 pub mod workspace;

@@ -12,10 +12,11 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::command::Purpose;
-use super::completion;
 use super::models::{KnownModels, Model};
-use super::output::{Answer, Reader};
+use super::output::Reader;
+use super::result::Answer;
 use super::workspace::{NotStarted, RunDir, RunDirs};
+use super::{completion, completion_lines};
 use crate::agent::contract::{Ending, Outcome, Spec};
 use crate::agent::control::{Emit, Report};
 use crate::agent::family;
@@ -92,7 +93,7 @@ impl Claude {
         // What it would wait for when it starts is waited for by nobody here: it has little time.
         if let Ok(waiting) = run_dir.start(Purpose::Completion, "sonnet") {
             let (deadline, cancel) = (Instant::now() + ASKING, CancellationToken::new());
-            let options = ConverseOptions { input: completion::ask(), hold_input: true, deadline, cancel: &cancel, patience: None };
+            let options = ConverseOptions { input: completion_lines::ask(), hold_input: true, deadline, cancel: &cancel, patience: None };
             let read = |line: Line<'_>| match line {
                 Line::Whole(line) if completion::told_models(line, &self.models) => Next::Answered,
                 Line::Whole(_) => Next::More,

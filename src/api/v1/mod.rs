@@ -5,6 +5,7 @@
 
 mod chat;
 mod chat_answer;
+mod chat_messages;
 mod conversation;
 mod fence;
 mod fields;
