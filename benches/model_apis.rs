@@ -60,7 +60,7 @@ fn latency() {
     let ask = |path: &str, body: Value| drop(server.ask("POST", path, &token, &body.to_string()));
     let run = || ask("/run", json!({"prompt": "Hello."}));
     let completion = |length| {
-        ask("/v1/messages", json!({"model": "sonnet", "max_tokens": 500, "system": "Be brief.", "messages": conversation(length)}))
+        ask("/v1/messages", json!({"model": "sonnet", "max_tokens": 500, "system": "Be brief.", "messages": conversation(length)}));
     };
     let each: [(&str, &dyn Fn()); 5] = [
         ("claude -p, 20 messages pasted into the prompt", &bare),
