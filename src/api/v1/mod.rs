@@ -1,7 +1,7 @@
 //! The APIs of other vendors, under `/v1`: one file for what each endpoint takes, one for what it answers.
 //!
-//! Each request becomes a [`Spec`](crate::agent::contract::Spec) with a completion, which lives as every job does. What the model did
-//! is said in the vendor's words by a [`Speech`]; refusals are by [`refusal`].
+//! Each request becomes a [`Spec`] with a completion, which lives as every job does. What the model did is said in the vendor's words by
+//! a `Speech`; refusals are by [`refusal`].
 
 mod chat;
 mod chat_answer;
