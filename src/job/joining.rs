@@ -26,10 +26,19 @@ pub struct Joined {
     /// What there is to see of it.
     pub live: Live,
     /// Dropped with the last client, it cancels the job.
-    _guard: Option<DropGuard>,
+    guard: Option<DropGuard>,
 }
 
-/// A client's share in a job. When the last is dropped the job is cancelled, at once or after the grace.
+impl Drop for Joined {
+    fn drop(&mut self) {
+        // What has ended is left to end its processes by itself.
+        if let Some(guard) = self.guard.take().filter(|_| self.live.ended().is_some()) {
+            guard.disarm();
+        }
+    }
+}
+
+/// A client's share in a job. When the last is dropped a job that goes on is cancelled, at once or after the grace.
 pub struct Share {
     joined: Option<Arc<Joined>>,
     grace: Option<Jobs>,
@@ -45,6 +54,9 @@ impl Share {
 impl Drop for Share {
     fn drop(&mut self) {
         let Some((joined, jobs)) = self.joined.take().zip(self.grace.take()) else { return };
+        if joined.live.ended().is_some() {
+            return;
+        }
         let stop = jobs.0.stop.clone();
         jobs.0.tasks.spawn(async move {
             let _ = stop.run_until_cancelled(sleep(GRACE)).await;
@@ -56,7 +68,7 @@ impl Drop for Share {
 impl Jobs {
     /// A share in a job that was just taken on. With a `key` whoever asks for the same joins it, as long as it goes on.
     pub fn share(&self, key: Option<String>, id: JobId, live: Live, guard: Option<DropGuard>) -> Share {
-        let joined = Arc::new(Joined { id, live, _guard: guard });
+        let joined = Arc::new(Joined { id, live, guard });
         let grace = key.is_some().then(|| self.clone());
         if let Some(key) = key {
             let mut joinable = self.0.joinable.0.lock().unwrap_or_else(PoisonError::into_inner);

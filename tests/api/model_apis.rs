@@ -60,7 +60,7 @@ async fn an_apps_token_opens_them_by_either_header() {
 
 #[tokio::test]
 async fn refusals_are_in_the_vendors_words_whatever_part_of_the_server_they_come_from() {
-    let server = Options::stand_in().set("CLAWDFORGE_MAX_RUNS", 1).set("CLAWDFORGE_MAX_QUEUED_RUNS", 0).start();
+    let server = Options::stand_in().start();
     let token = server.mint("app").await;
     openai(&server.get("/v1/nothing", &token).await, 404, "not_found_error");
     openai(&server.get("/v1/chat/completions", &token).await, 405, "invalid_request_error");
@@ -87,6 +87,12 @@ async fn refusals_are_in_the_vendors_words_whatever_part_of_the_server_they_come
         assert!(anthropic(&answer, 502, "api_error").contains(what), "{answer:?}");
         assert_eq!(answer.header("x-should-retry"), "false");
     }
+}
+
+#[tokio::test]
+async fn a_full_server_is_said_so_that_a_library_tries_again() {
+    let server = Options::stand_in().set("CLAWDFORGE_MAX_RUNS", 1).set("CLAWDFORGE_MAX_QUEUED_RUNS", 0).start();
+    let token = server.mint("app").await;
     let waits = messages("do: wait");
     let (waiting, refused) = tokio::join!(server.post("/v1/messages", &token, &waits), async {
         until("the run", || server.query::<i64>("SELECT count(*) FROM runs WHERE finished_at IS NULL") == 1).await;
@@ -97,8 +103,13 @@ async fn refusals_are_in_the_vendors_words_whatever_part_of_the_server_they_come
     openai(&refused[1], 503, "server_error");
     // Nothing was begun, so a library may try again by itself.
     assert_eq!((refused[0].header("retry-after"), refused[0].headers.get("x-should-retry")), ("5", None));
+}
 
-    // A stream that breaks off says so in its midst.
+#[tokio::test]
+async fn a_stream_that_fails_is_an_error_of_its_vendors_before_and_after_it_begins() {
+    let server = Options::stand_in().start();
+    let token = server.mint("app").await;
+    // One that breaks off says so in its midst.
     let mut body = messages("do: half");
     body["stream"] = true.into();
     let answer = server.post("/v1/messages", &token, &body).await;

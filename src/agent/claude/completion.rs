@@ -17,6 +17,7 @@ use crate::agent::completion::{Completion, Message, Parameters, Role, Thinking};
 use crate::agent::contract::{Event, Spec};
 use crate::agent::process::Next;
 use crate::agent::programs::Tested;
+use crate::blocking::aside;
 
 /// How the CLI is called beside what is the same for runs: nothing of its own comes between the caller and the model.
 pub(super) const ARGUMENTS: &[&str] = &[
@@ -143,7 +144,8 @@ impl<'a> Talk<'a> {
                 if self.unanswered > 0 {
                     return Heard::Next(Next::More);
                 }
-                self.parts = self.conversation();
+                let bytes = self.completion.messages.iter().flat_map(|message| &message.content).map(|block| block.get().len()).sum();
+                self.parts = aside(bytes, || self.conversation());
                 Heard::Next(self.parts.pop_front().map_or(Next::More, Next::Say))
             }
             ("system", Some("init")) => {

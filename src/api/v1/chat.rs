@@ -26,6 +26,7 @@ use crate::api::body::{SentJson, Validate, whole_number};
 use crate::api::error::{ApiError, FieldError};
 use crate::api::validate::check_model;
 use crate::app::App;
+use crate::blocking::aside;
 
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
@@ -286,10 +287,11 @@ async fn create(
     let calls = if asked.functions.is_some() { Calls::Legacy } else { Calls::Tools };
     let is_object = asked.response_format.as_ref().is_some_and(|format| format.r#type == "json_object");
     let usage = asked.stream_options.as_ref().is_some_and(|options| options.include_usage);
-    match asked.read(&app) {
+    match aside(bytes.len(), || asked.read(&app)) {
         Err(refusal) => Ok(refusal.into_response(Vendor::OpenAi, &format!("req_{}", uuid.simple()))),
         Ok(spec) => {
-            let asked = Asked { vendor: Vendor::OpenAi, uuid, spec, stream, no_effect, speech: Chat::new(calls, is_object, usage) };
+            let asked =
+                Asked { vendor: Vendor::OpenAi, uuid, spec, stream, no_effect, kept: None, speech: Chat::new(calls, is_object, usage) };
             complete(&app, &envelope, "/v1/chat/completions", &bytes, asked).await
         }
     }

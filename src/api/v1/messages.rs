@@ -26,6 +26,7 @@ use crate::api::body::{SentJson, Validate, whole_number};
 use crate::api::error::{ApiError, FieldError};
 use crate::api::validate::check_model;
 use crate::app::App;
+use crate::blocking::aside;
 
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
@@ -260,12 +261,12 @@ async fn create(
     ]);
     let spec = match asked.max_tokens {
         None => Err(Refusal::wrong("max_tokens", "it is needed")),
-        Some(_) => asked.read(&app),
+        Some(_) => aside(bytes.len(), || asked.read(&app)),
     };
     match spec {
         Err(refusal) => Ok(refusal.into_response(Vendor::Anthropic, &format!("req_{}", uuid.simple()))),
         Ok(spec) => {
-            let asked = Asked { vendor: Vendor::Anthropic, uuid, spec, stream, no_effect, speech: Messages::default() };
+            let asked = Asked { vendor: Vendor::Anthropic, uuid, spec, stream, no_effect, kept: None, speech: Messages::default() };
             complete(&app, &envelope, "/v1/messages", &bytes, asked).await
         }
     }
@@ -289,9 +290,9 @@ struct TokenCount {
 async fn count_tokens(
     State(app): State<Arc<App>>,
     _caller: Caller,
-    SentJson { value: asked, .. }: SentJson<MessagesRequest>,
+    SentJson { value: asked, bytes }: SentJson<MessagesRequest>,
 ) -> Result<Response, ApiError> {
-    match asked.read(&app) {
+    match aside(bytes.len(), || asked.read(&app)) {
         Err(refusal) => Ok(refusal.into_response(Vendor::Anthropic, &format!("req_{}", Uuid::now_v7().simple()))),
         Ok(spec) => Ok(Json(TokenCount { input_tokens: estimate(&spec), estimated: true }).into_response()),
     }

@@ -24,7 +24,7 @@ use std::time::Duration;
 use axum::body::{Body, Bytes};
 use axum::extract::FromRequestParts;
 use axum::http::request::Parts;
-use axum::http::{HeaderName, HeaderValue};
+use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::value::RawValue;
 use utoipa_axum::router::OpenApiRouter;
@@ -35,12 +35,13 @@ use super::error::ApiError;
 use super::submission::{self, SubmitOptions};
 use crate::agent::contract::{Event, Outcome, Spec};
 use crate::app::App;
+use crate::blocking::aside;
 use crate::job::Submitted;
 use crate::job::feed_format::{End, Record};
 use crate::job::feed_reader::{Dialect, Item};
 use crate::job::joining::Share;
 use crate::job::spec::{Durability, Job};
-use crate::ledger::{JobId, Key};
+use crate::ledger::{JobId, KeptResponse, Key};
 use refusal::{Refusal, Vendor};
 
 const RUN_ID: HeaderName = HeaderName::from_static("x-run-id");
@@ -78,6 +79,8 @@ struct Asked<S> {
     stream: bool,
     /// Parameters that have none.
     no_effect: Vec<&'static str>,
+    /// What is kept of it, so that others can go on with it.
+    kept: Option<KeptResponse>,
     speech: S,
 }
 
@@ -112,7 +115,7 @@ fn run_name(uuid: Uuid) -> String {
 /// Takes a completion on, and answers in the words of its endpoint. The same request, sent again under a key or by a library that tries
 /// again, leads to the same run.
 async fn complete<S: Speech>(app: &App, envelope: &Envelope, path: &str, sent: &Bytes, asked: Asked<S>) -> Result<Response, ApiError> {
-    let Asked { vendor, uuid, spec, stream, no_effect, speech } = asked;
+    let Asked { vendor, uuid, spec, stream, no_effect, kept, speech } = asked;
     let Envelope { caller, options, attempt } = envelope;
     let fingerprint = (options.key.is_some() || attempt.0.is_some()).then(|| submission::fingerprint(path, sent));
     let keyed = |key: String| Key { app_name: caller.app.clone(), key, fingerprint: fingerprint.clone().unwrap_or_default() };
@@ -124,6 +127,9 @@ async fn complete<S: Speech>(app: &App, envelope: &Envelope, path: &str, sent: &
     } else if let Some(share) = joining.as_ref().filter(|_| attempt.0 > Some(0)).and_then(|key| app.jobs.join(key)) {
         respond(app, vendor, share, stream, speech).await?
     } else {
+        if let Some(kept) = kept {
+            app.ledger.keep_response(kept).await?;
+        }
         let job = Job { uuid, app: caller.app.clone(), client_ip: caller.address.to_string(), spec, limits: caller.limits };
         let durability = match &key {
             None if stream => Durability::Watched,
@@ -183,8 +189,8 @@ fn plain(vendor: Vendor, id: &JobId, end: &End, mut speech: impl Speech) -> Resp
         Err(refusal) => return named(id, refusal.into_response(vendor, &request_id(id))),
         Ok(outcome) => {
             speech.run(&id.to_string());
-            let body = crate::blocking::aside(outcome.text.len(), || speech.whole(outcome));
-            ([(axum::http::header::CONTENT_TYPE, "application/json")], body).into_response()
+            let body = aside(outcome.text.len(), || speech.whole(outcome));
+            ([(header::CONTENT_TYPE, "application/json")], body).into_response()
         }
     };
     named(id, response)
@@ -196,35 +202,47 @@ async fn streamed<S: Speech>(app: &App, id: &JobId, mut speech: S, share: Option
     let mut begin = Vec::new();
     speech.run(&id.to_string());
     speech.begin(&mut begin);
-    let state = Mutex::new((Some(begin), speech));
+    // Until it has ended; then nothing is said any more.
+    let state = Mutex::new((begin, Some(speech)));
     let render = move |item| {
         let mut state = state.lock().unwrap_or_else(PoisonError::into_inner);
-        let (begin, speech) = &mut *state;
-        let mut out = begin.take().unwrap_or_default();
-        say(speech, item, &mut out);
+        let mut out = std::mem::take(&mut state.0);
+        if let Some(mut speech) = state.1.take() {
+            let goes_on = say(&mut speech, item, &mut out);
+            state.1 = goes_on.then_some(speech);
+        }
         out
     };
     let bytes = reader.bytes(Dialect { name: None, render: Arc::new(render) });
     Ok(Some(named(id, super::stream::response(Body::from_stream(super::stream::held(bytes, share))))))
 }
 
-fn say(speech: &mut impl Speech, item: Item, out: &mut Vec<u8>) {
-    let mut end = |end: &End, out: &mut Vec<u8>| match Refusal::of(end) {
+/// Says an item. Gives whether there can be more.
+fn say(speech: &mut impl Speech, item: Item, out: &mut Vec<u8>) -> bool {
+    let ended = match item {
+        Item::Record(Record::End(_, end)) => Arc::new(end),
+        Item::End(end) => end,
+        Item::Record(Record::Event(_, Event::Model { kind, event })) => {
+            speech.event(&kind, &event, out);
+            return true;
+        }
+        Item::Record(_) => return true,
+        Item::Beat => {
+            out.extend_from_slice(speech.beat());
+            return true;
+        }
+        // Without what is missing the rest is another answer.
+        Item::Gap => {
+            let lost = "A part of the answer was lost: the server's disk is full.";
+            speech.fail(&Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, lost), out);
+            return false;
+        }
+    };
+    match Refusal::of(&ended) {
         Ok(outcome) => speech.end(outcome, out),
         Err(refusal) => speech.fail(&refusal, out),
-    };
-    match item {
-        Item::Record(Record::End(_, ended)) => end(&ended, out),
-        Item::End(ended) => end(&ended, out),
-        Item::Record(Record::Event(_, Event::Model { kind, event })) => speech.event(&kind, &event, out),
-        Item::Record(_) => {}
-        // Without what is missing the rest is another answer.
-        Item::Gap => speech.fail(
-            &Refusal::new(axum::http::StatusCode::INTERNAL_SERVER_ERROR, "A part of the answer was lost: the server's disk is full."),
-            out,
-        ),
-        Item::Beat => out.extend_from_slice(speech.beat()),
     }
+    false
 }
 
 fn request_id(id: &JobId) -> String {

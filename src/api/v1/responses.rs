@@ -2,6 +2,7 @@
 //!
 //! What a response was asked is in the ledger; what came of it is in its run's feed, which is kept for as long.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use axum::Json;
@@ -24,9 +25,10 @@ use super::{Asked, Envelope, Speech, TIMEOUT, complete, run_name};
 use crate::agent::completion::{Block, Completion, Role};
 use crate::agent::contract::{Outcome, Spec};
 use crate::api::auth::Caller;
-use crate::api::body::SentJson;
+use crate::api::body::{MAX_JSON, SentJson};
 use crate::api::error::ApiError;
 use crate::app::App;
+use crate::blocking::aside;
 use crate::clock;
 use crate::ledger::{JobId, KeptResponse};
 
@@ -76,9 +78,15 @@ async fn add_chain(app: &App, caller: &Caller, id: &str, conversation: &mut Conv
     let last = run_of_response(id).ok_or_else(|| previous_not_found(id))?.to_owned();
     let mut chain = Vec::new();
     let mut next = Some(last.clone());
+    let mut bytes = 0;
     while let Some(run_id) = next.take() {
         let kept = app.ledger.response(&caller.app, &run_id).await?.filter(|_| chain.len() < MAX_CHAIN);
         let kept = kept.ok_or_else(|| previous_not_found(&response_id(&run_id)))?;
+        bytes += kept.input.len();
+        if bytes > MAX_JSON {
+            let message = format!("the responses before it have more than {MAX_JSON} bytes; begin another conversation");
+            return Err(Refusal { status: StatusCode::PAYLOAD_TOO_LARGE, ..Refusal::wrong("previous_response_id", message) }.into());
+        }
         next.clone_from(&kept.previous);
         chain.push(kept);
     }
@@ -104,17 +112,22 @@ async fn items(app: &App, caller: &Caller, input: Input) -> Result<Vec<Box<RawVa
         Input::Text(text) => return Ok(vec![text_item(&text)]),
         Input::Other(items) => items,
     };
+    // What runs gave, for there are often several items of one.
+    let mut outputs: HashMap<String, Value> = HashMap::new();
     for (at, item) in items.iter_mut().enumerate() {
         let Some(id) = referenced(item) else { continue };
         let not_found = || Refusal::wrong(format!("input.{at}.id"), format!("there is no item \"{id}\"; send it whole"));
         let (run_id, place) = run_of_item(&id).ok_or_else(not_found)?;
-        let kept = app.ledger.response(&caller.app, run_id).await?.ok_or_else(not_found)?;
-        let outcome = answered(app, run_id).await?.ok_or_else(not_found)?;
-        let item_value = response(&kept).finished(&outcome)["output"][place].take();
-        if item_value["id"] != id.as_str() {
+        if !outputs.contains_key(run_id) {
+            let kept = app.ledger.response(&caller.app, run_id).await?.ok_or_else(not_found)?;
+            let outcome = answered(app, run_id).await?.ok_or_else(not_found)?;
+            outputs.insert(run_id.to_owned(), response(&kept).finished(&outcome)["output"].take());
+        }
+        let found = &outputs[run_id][place];
+        if found["id"] != id.as_str() {
             return Err(not_found().into());
         }
-        *item = to_raw_value(&item_value).expect("an item is JSON");
+        *item = to_raw_value(found).expect("an item is JSON");
     }
     Ok(items)
 }
@@ -157,24 +170,23 @@ async fn read(app: &App, caller: &Caller, uuid: Uuid, mut asked: ResponseRequest
         None => None,
         Some(id) => Some(add_chain(app, caller, &id, &mut conversation).await?),
     };
-    for (at, item) in items.iter().enumerate() {
-        add(&mut conversation, &format!("input.{at}"), item)?;
-    }
-    let parameters = asked.parameters(&mut conversation)?;
-    let Whole { system, messages, prompt } = conversation.finish()?;
     let created_at = clock::now();
-    let request = echo(sent, created_at);
-    if asked.store.unwrap_or(true) {
-        let kept = KeptResponse {
-            run_id: run_name(uuid),
-            app_name: caller.app.clone(),
-            created_at,
-            previous,
-            request: Value::Object(request.clone()).to_string(),
-            input: serde_json::to_string(&items).expect("items are JSON"),
-        };
-        app.ledger.keep_response(kept).await?;
-    }
+    let (parameters, Whole { system, messages, prompt }, request, input) = aside(sent.len(), || {
+        for (at, item) in items.iter().enumerate() {
+            add(&mut conversation, &format!("input.{at}"), item)?;
+        }
+        let parameters = asked.parameters(&mut conversation)?;
+        let input = serde_json::to_string(&items).expect("items are JSON");
+        Ok::<_, Refusal>((parameters, conversation.finish()?, echo(sent, created_at), input))
+    })?;
+    let kept = asked.store.unwrap_or(true).then(|| KeptResponse {
+        run_id: run_name(uuid),
+        app_name: caller.app.clone(),
+        created_at,
+        previous,
+        request: Value::Object(request.clone()).to_string(),
+        input,
+    });
     let spec = Spec {
         prompt,
         model: Some(app.models.mapped(asked.model)),
@@ -185,7 +197,7 @@ async fn read(app: &App, caller: &Caller, uuid: Uuid, mut asked: ResponseRequest
         session: None,
         completion: Some(Completion { messages, parameters }),
     };
-    Ok(Asked { vendor: Vendor::OpenAi, uuid, spec, stream, no_effect, speech: Response::new(request, is_object) })
+    Ok(Asked { vendor: Vendor::OpenAi, uuid, spec, stream, no_effect, kept, speech: Response::new(request, is_object) })
 }
 
 /// Ask the model (OpenAI's responses)
