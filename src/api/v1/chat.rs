@@ -14,13 +14,13 @@ use uuid::Uuid;
 
 use super::chat_answer::{Calls, Chat};
 use super::chat_messages::{ChatMessage, add};
-use super::conversation::{Conversation, Whole};
+use super::conversation::Conversation;
 use super::fields::{NoEffect, TextOr, Unavailable, at_least_one, only, without_effect};
 use super::messages::thinking;
 use super::refusal::{Refusal, Vendor};
 use super::tools::{self, Choice, Function, tool};
-use super::{Asked, Envelope, TIMEOUT, complete};
-use crate::agent::completion::{Completion, Parameters, Thinking};
+use super::{Asked, Envelope, complete, spec};
+use crate::agent::completion::{Parameters, Thinking};
 use crate::agent::contract::Spec;
 use crate::api::body::{SentJson, Validate, whole_number};
 use crate::api::error::{ApiError, FieldError};
@@ -72,37 +72,26 @@ struct ChatRequest {
     #[schema(value_type = Option<BTreeMap<String, serde_json::Value>>)]
     logit_bias: Option<BTreeMap<String, serde_json::Value>>,
     #[serde(default)]
-    #[schema(value_type = Option<serde_json::Value>)]
     temperature: NoEffect,
     #[serde(default)]
-    #[schema(value_type = Option<serde_json::Value>)]
     top_p: NoEffect,
     #[serde(default)]
-    #[schema(value_type = Option<serde_json::Value>)]
     frequency_penalty: NoEffect,
     #[serde(default)]
-    #[schema(value_type = Option<serde_json::Value>)]
     presence_penalty: NoEffect,
     #[serde(default)]
-    #[schema(value_type = Option<serde_json::Value>)]
     user: NoEffect,
     #[serde(default)]
-    #[schema(value_type = Option<serde_json::Value>)]
     metadata: NoEffect,
     #[serde(default)]
-    #[schema(value_type = Option<serde_json::Value>)]
     store: NoEffect,
     #[serde(default)]
-    #[schema(value_type = Option<serde_json::Value>)]
     service_tier: NoEffect,
     #[serde(default)]
-    #[schema(value_type = Option<serde_json::Value>)]
     prompt_cache_key: NoEffect,
     #[serde(default)]
-    #[schema(value_type = Option<serde_json::Value>)]
     prompt_cache_retention: NoEffect,
     #[serde(default)]
-    #[schema(value_type = Option<serde_json::Value>)]
     safety_identifier: NoEffect,
     #[serde(default)]
     #[schema(ignore)]
@@ -201,7 +190,7 @@ impl ChatRequest {
                 (other, _) => return Err(Refusal::wrong("response_format.type", format!("\"{other}\" can't be had here"))),
             },
         }
-        let Whole { system, messages, prompt } = conversation.finish()?;
+        let whole = conversation.finish()?;
         let mut offered = Vec::new();
         for (at, ChatTool { r#type, function }) in self.tools.unwrap_or_default().into_iter().enumerate() {
             let function = function.filter(|_| r#type == "function");
@@ -219,7 +208,7 @@ impl ChatRequest {
             thinks = thinking(asked)?;
         }
         // What was thought before a call can't come back in this API, and without it the model's API refuses to go on thinking.
-        let goes_on = messages.last().is_some_and(|last| last.content.iter().any(|block| block.get().contains(r#""tool_result""#)));
+        let goes_on = whole.messages.last().is_some_and(|last| last.content.iter().any(|block| block.get().contains(r#""tool_result""#)));
         if goes_on || tools::is_forced(tool_choice.as_deref()) {
             thinks = Thinking::Off;
         }
@@ -236,16 +225,7 @@ impl ChatRequest {
             effort,
             format,
         };
-        Ok(Spec {
-            prompt,
-            model: Some(app.models.mapped(self.model)),
-            system,
-            schema: None,
-            files: Vec::new(),
-            timeout: TIMEOUT,
-            session: None,
-            completion: Some(Completion { messages, parameters }),
-        })
+        Ok(spec(app, self.model, whole, parameters))
     }
 }
 

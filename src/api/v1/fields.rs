@@ -3,6 +3,9 @@
 use serde::de::{DeserializeOwned, Error, IgnoredAny};
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
+use utoipa::openapi::schema::SchemaType;
+use utoipa::openapi::{ObjectBuilder, RefOr, Schema};
+use utoipa::{PartialSchema, ToSchema};
 
 use crate::api::error::FieldError;
 
@@ -22,6 +25,15 @@ impl<'de> Deserialize<'de> for Unavailable {
 /// A parameter that applications send by themselves, and that has no effect. Whether it was sent.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct NoEffect(bool);
+
+impl PartialSchema for NoEffect {
+    fn schema() -> RefOr<Schema> {
+        let any = ObjectBuilder::new().schema_type(SchemaType::AnyValue);
+        any.description(Some("Taken, because applications send it by themselves, and without effect.")).into()
+    }
+}
+
+impl ToSchema for NoEffect {}
 
 impl<'de> Deserialize<'de> for NoEffect {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {

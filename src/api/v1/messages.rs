@@ -14,11 +14,11 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 use uuid::Uuid;
 
-use super::conversation::{Conversation, Whole, text};
+use super::conversation::{Conversation, text};
 use super::fields::{NoEffect, TextOr, Unavailable, at_least_one, without_effect};
 use super::messages_answer::Messages;
 use super::refusal::{Refusal, Vendor};
-use super::{Asked, Envelope, TIMEOUT, complete};
+use super::{Asked, Envelope, complete, spec};
 use crate::agent::completion::{Completion, Parameters, Role, Thinking};
 use crate::agent::contract::Spec;
 use crate::api::auth::Caller;
@@ -57,19 +57,14 @@ pub(super) struct MessagesRequest {
     #[schema(value_type = Option<serde_json::Value>)]
     output_format: Option<Box<RawValue>>,
     #[serde(default)]
-    #[schema(value_type = Option<serde_json::Value>)]
     temperature: NoEffect,
     #[serde(default)]
-    #[schema(value_type = Option<serde_json::Value>)]
     top_p: NoEffect,
     #[serde(default)]
-    #[schema(value_type = Option<serde_json::Value>)]
     metadata: NoEffect,
     #[serde(default)]
-    #[schema(value_type = Option<serde_json::Value>)]
     service_tier: NoEffect,
     #[serde(default)]
-    #[schema(value_type = Option<serde_json::Value>)]
     cache_control: NoEffect,
     #[schema(ignore)]
     thread: Option<serde::de::IgnoredAny>,
@@ -163,7 +158,7 @@ impl MessagesRequest {
                 other => return Err(Refusal::wrong(place, format!("there is no role \"{other}\""))),
             }
         }
-        let Whole { system, messages, prompt } = conversation.finish()?;
+        let whole = conversation.finish()?;
         let OutputConfig { effort, format } = self.output_config.unwrap_or(OutputConfig { effort: None, format: None });
         let parameters = Parameters {
             tools,
@@ -174,16 +169,7 @@ impl MessagesRequest {
             effort,
             format: format.or(self.output_format),
         };
-        Ok(Spec {
-            prompt,
-            model: Some(app.models.mapped(self.model)),
-            system,
-            schema: None,
-            files: Vec::new(),
-            timeout: TIMEOUT,
-            session: None,
-            completion: Some(Completion { messages, parameters }),
-        })
+        Ok(spec(app, self.model, whole, parameters))
     }
 }
 

@@ -33,6 +33,7 @@ use uuid::Uuid;
 use super::auth::Caller;
 use super::error::ApiError;
 use super::submission::{self, SubmitOptions};
+use crate::agent::completion::{Completion, Parameters};
 use crate::agent::contract::{Event, Outcome, Spec};
 use crate::app::App;
 use crate::blocking::aside;
@@ -42,6 +43,7 @@ use crate::job::feed_reader::{Dialect, Item};
 use crate::job::joining::Share;
 use crate::job::spec::{Durability, Job};
 use crate::ledger::{JobId, KeptResponse, Key};
+use conversation::Whole;
 use refusal::{Refusal, Vendor};
 
 const RUN_ID: HeaderName = HeaderName::from_static("x-run-id");
@@ -104,6 +106,21 @@ impl FromRequestParts<Arc<App>> for Envelope {
             options: SubmitOptions::from_request_parts(parts, app).await?,
             attempt: Attempt(attempt),
         })
+    }
+}
+
+/// The job of a conversation that makes sense.
+fn spec(app: &App, model: String, whole: Whole, parameters: Parameters) -> Spec {
+    let Whole { system, messages, prompt } = whole;
+    Spec {
+        prompt,
+        model: Some(app.models.mapped(model)),
+        system,
+        schema: None,
+        files: Vec::new(),
+        timeout: TIMEOUT,
+        session: None,
+        completion: Some(Completion { messages, parameters }),
     }
 }
 

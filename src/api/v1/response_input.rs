@@ -54,28 +54,20 @@ pub(super) struct ResponseRequest {
     #[serde(default, deserialize_with = "whole_number")]
     pub(super) top_logprobs: Option<i64>,
     #[serde(default)]
-    #[schema(value_type = Option<serde_json::Value>)]
     temperature: NoEffect,
     #[serde(default)]
-    #[schema(value_type = Option<serde_json::Value>)]
     top_p: NoEffect,
     #[serde(default)]
-    #[schema(value_type = Option<serde_json::Value>)]
     user: NoEffect,
     #[serde(default)]
-    #[schema(value_type = Option<serde_json::Value>)]
     service_tier: NoEffect,
     #[serde(default)]
-    #[schema(value_type = Option<serde_json::Value>)]
     prompt_cache_key: NoEffect,
     #[serde(default)]
-    #[schema(value_type = Option<serde_json::Value>)]
     prompt_cache_retention: NoEffect,
     #[serde(default)]
-    #[schema(value_type = Option<serde_json::Value>)]
     safety_identifier: NoEffect,
     #[serde(default)]
-    #[schema(value_type = Option<serde_json::Value>)]
     stream_options: NoEffect,
     #[serde(default)]
     #[schema(ignore)]

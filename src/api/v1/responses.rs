@@ -16,14 +16,14 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 use uuid::Uuid;
 
-use super::conversation::{Conversation, Whole};
+use super::conversation::Conversation;
 use super::messages_answer::message_of;
 use super::refusal::{self, Refusal, Vendor};
 use super::response_answer::{Response, response_id, run_of_item, run_of_response};
 use super::response_input::{Input, ResponseRequest, add, referenced, text_item};
-use super::{Asked, Envelope, Speech, TIMEOUT, complete, run_name};
-use crate::agent::completion::{Block, Completion, Role};
-use crate::agent::contract::{Outcome, Spec};
+use super::{Asked, Envelope, Speech, complete, run_name, spec};
+use crate::agent::completion::{Block, Role};
+use crate::agent::contract::Outcome;
 use crate::api::auth::Caller;
 use crate::api::body::{MAX_JSON, SentJson};
 use crate::api::error::ApiError;
@@ -171,7 +171,7 @@ async fn read(app: &App, caller: &Caller, uuid: Uuid, mut asked: ResponseRequest
         Some(id) => Some(add_chain(app, caller, &id, &mut conversation).await?),
     };
     let created_at = clock::now();
-    let (parameters, Whole { system, messages, prompt }, request, input) = aside(sent.len(), || {
+    let (parameters, whole, request, input) = aside(sent.len(), || {
         for (at, item) in items.iter().enumerate() {
             add(&mut conversation, &format!("input.{at}"), item)?;
         }
@@ -187,16 +187,7 @@ async fn read(app: &App, caller: &Caller, uuid: Uuid, mut asked: ResponseRequest
         request: Value::Object(request.clone()).to_string(),
         input,
     });
-    let spec = Spec {
-        prompt,
-        model: Some(app.models.mapped(asked.model)),
-        system,
-        schema: None,
-        files: Vec::new(),
-        timeout: TIMEOUT,
-        session: None,
-        completion: Some(Completion { messages, parameters }),
-    };
+    let spec = spec(app, asked.model, whole, parameters);
     Ok(Asked { vendor: Vendor::OpenAi, uuid, spec, stream, no_effect, kept, speech: Response::new(request, is_object) })
 }
 
