@@ -128,6 +128,8 @@ async fn show(url: &str, admin: &str) -> anyhow::Result<()> {
             "curl -s {url}/run -H 'Authorization: Bearer {token}' -H 'Content-Type: application/json' -d '{{\"prompt\": \"{prompt}\"}}'"
         );
     }
+    let chat = r#"{"model": "sonnet", "stream": true, "messages": [{"role": "user", "content": "Hello."}]}"#;
+    println!("curl -sN {url}/v1/chat/completions -H 'Authorization: Bearer {token}' -H 'Content-Type: application/json' -d '{chat}'");
     println!("curl -s {turns} -H 'Authorization: Bearer {token}' -H 'Content-Type: application/json' -d '{{\"prompt\": \"And now?\"}}'");
     println!("curl -s {url}/files -H 'Authorization: Bearer {token}' -F file=@/etc/hostname");
     println!("curl -s {mint} -H 'Authorization: Bearer {admin}'");

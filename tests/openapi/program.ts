@@ -80,4 +80,16 @@ assert(good(await app.POST("/sessions/{id}/cancel", { params: { path } })).cance
 const gone = await app.POST("/sessions/{id}/turn", { params: { path }, body: { prompt: "hello" } });
 assert(gone.response.status === 410, "a turn of a closed session");
 
+const messages = [{ role: "user", content: "hello" }];
+const chat = good(await app.POST("/v1/chat/completions", { body: { model: "sonnet", messages, temperature: 0.5 } }));
+assert(JSON.stringify(chat).includes("chat.completion"), "a chat completion");
+const message = good(await app.POST("/v1/messages", { body: { model: "sonnet", max_tokens: 99, messages } }));
+assert(JSON.stringify(message).includes("end_turn"), "a message");
+assert(good(await app.POST("/v1/messages/count_tokens", { body: { model: "sonnet", max_tokens: 99, messages } })).estimated, "an estimate");
+const kept = { params: { path: { id: (good(await app.POST("/v1/responses", { body: { model: "sonnet", input: "hello" } })) as { id: string }).id } } };
+assert(JSON.stringify(good(await app.GET("/v1/responses/{id}", kept))).includes("completed"), "a response");
+assert(JSON.stringify(good(await app.DELETE("/v1/responses/{id}", kept))).includes("deleted"), "a response's deletion");
+assert(JSON.stringify(good(await app.GET("/v1/models"))).includes("sonnet"), "the models");
+assert(JSON.stringify(good(await app.GET("/v1/models/{id}", { params: { path: { id: "sonnet" } } }))).includes("sonnet"), "a model");
+
 console.log("The generated client used every endpoint.");
