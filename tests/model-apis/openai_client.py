@@ -79,12 +79,13 @@ class Chat(unittest.TestCase):
             check_steps(self, message.content)
 
     def test_choice_and_many_tools(self):
-        many = [{"type": "function", "function": {"name": f"light.turn-on_{at}", "parameters": {"type": "object", "properties": {"z": {}, "a": {}}}}}
+        many = [{"type": "function", "function": {"name": f"light.turn-on_{at}", "strict": at == 0, "parameters": {"type": "object", "properties": {"z": {}, "a": {}}}}}
                 for at in range(100)]
         answer = ask(ECHO, tools=many, tool_choice="required", parallel_tool_calls=False)
         request, _, _ = reached(answer.choices[0].message.content)
         self.assertEqual([tool["name"] for tool in request["tools"]], [f"light.turn-on_{at}" for at in range(100)])
         self.assertEqual(list(request["tools"][0]["input_schema"]["properties"]), ["z", "a"])
+        self.assertEqual([tool.get("strict") for tool in request["tools"][:2]], [True, None])
         self.assertEqual(request["tool_choice"], {"type": "any", "disable_parallel_tool_use": True})
 
     def test_legacy_functions(self):

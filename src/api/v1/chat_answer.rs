@@ -183,3 +183,24 @@ impl Speech for Chat {
         b": ping\n\n"
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tokens_from_the_cache_are_among_those_that_were_read() {
+        let tokens = Tokens { input_tokens: 1, cache_creation_input_tokens: 2, cache_read_input_tokens: 4, output_tokens: 8 };
+        let told = json!({"prompt_tokens": 7, "completion_tokens": 8, "total_tokens": 15, "prompt_tokens_details": {"cached_tokens": 4}});
+        assert_eq!(usage(tokens), told);
+    }
+
+    #[test]
+    fn every_reason_to_stop_has_a_word() {
+        let reasons =
+            ["end_turn", "stop_sequence", "pause_turn", "tool_use", "max_tokens", "model_context_window_exceeded", "refusal", "new"];
+        let words = ["stop", "stop", "stop", "tool_calls", "length", "length", "content_filter", "stop"];
+        assert_eq!(reasons.map(|reason| finish_reason(reason, Calls::Tools)), words);
+        assert_eq!(finish_reason("tool_use", Calls::Legacy), "function_call");
+    }
+}
