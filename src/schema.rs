@@ -122,7 +122,8 @@ impl Schemas {
         let mut input = serde_json::to_vec(question).expect("a question is JSON");
         input.push(b'\n');
         let cancel = CancellationToken::new();
-        let talk = ConverseOptions { input, hold_input: false, deadline: Instant::now() + WITHIN, cancel: &cancel, patience: None };
+        let talk =
+            ConverseOptions { input, hold_input: false, deadline: Instant::now() + WITHIN, cancel: &cancel, patience: None, more: None };
         // Of its own: the end of one family must not be that of another.
         let tag = self.tag.run(&format!("schema-{}", uuid::Uuid::new_v4().simple()));
         process::converse(&mut command, &tag, talk, read).await.map_err(|error| Wrong::Unchecked(error.to_string()))?;

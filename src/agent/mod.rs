@@ -20,4 +20,5 @@ pub mod programs;
 pub mod sandbox;
 pub mod stream_event;
 pub mod tag;
+pub mod turn;
 pub mod warm_pool;

@@ -117,6 +117,8 @@ pub struct ConverseOptions<'a> {
     pub cancel: &'a CancellationToken,
     /// How long it may say nothing at all; `None` for as long as it likes.
     pub patience: Option<Duration>,
+    /// What else it is to read, as it comes. At its end the input is closed, where that is held open.
+    pub more: Option<mpsc::UnboundedReceiver<Vec<u8>>>,
 }
 
 /// An agent process that waits for its input.
@@ -201,7 +203,7 @@ pub async fn converse_and(
     mut read: impl FnMut(Line<'_>) -> Next,
     wind_down: impl AsyncFnOnce(&mut Started, &ExitCause),
 ) -> Finished {
-    let ConverseOptions { input, hold_input, deadline, cancel, patience } = talk;
+    let ConverseOptions { input, hold_input, deadline, cancel, patience, mut more } = talk;
     let Waiting { mut agent, mut stdin, stdout, stderr } = waiting;
     agent.set_idle(false);
     let [spoke, answered, stop, closed, over] = std::array::from_fn(|_| CancellationToken::new());
@@ -221,6 +223,10 @@ pub async fn converse_and(
                     () = answered.cancelled() => break,
                     () = closed.cancelled() => break,
                     Some(more) = to_say.recv() => drop(stdin.write_all(&more).await),
+                    next = next_of(&mut more) => match next {
+                        Some(more) => drop(stdin.write_all(&more).await),
+                        None => break,
+                    },
                 }
             }
         }
@@ -278,6 +284,13 @@ pub async fn converse_and(
         }
     });
     Finished { end, stderr: last_characters(&String::from_utf8_lossy(&tail)), spoke: spoke.is_cancelled() }
+}
+
+async fn next_of(more: &mut Option<mpsc::UnboundedReceiver<Vec<u8>>>) -> Option<Vec<u8>> {
+    match more {
+        Some(more) => more.recv().await,
+        None => std::future::pending().await,
+    }
 }
 
 /// The last 4,000 characters.

@@ -80,7 +80,8 @@ pub async fn version(program: &Path, launcher: &Launcher) -> Option<String> {
         version = version.take().or_else(|| version_in(&String::from_utf8_lossy(line)));
         if version.is_some() { Next::Answered } else { Next::More }
     };
-    let talk = ConverseOptions { input: Vec::new(), hold_input: false, deadline, cancel: &CancellationToken::new(), patience: None };
+    let talk =
+        ConverseOptions { input: Vec::new(), hold_input: false, deadline, cancel: &CancellationToken::new(), patience: None, more: None };
     process::converse(command.arg("--version"), &tag, talk, read).await.ok().and(version)
 }
 

@@ -19,7 +19,7 @@ use super::body::{ValidJson, Validate};
 use super::error::{ApiError, FieldError, Problem};
 use super::submission::{self, SubmitOptions};
 use super::validate::check_model;
-use crate::agent::acpx::command::{APPROVE_ALL, CLAUDE_AGENT, PERMISSIONS};
+use crate::agent::turn::{APPROVE_ALL, CLAUDE_AGENT, PERMISSIONS};
 use crate::app::App;
 use crate::ledger::{NewSession, Session};
 use crate::session::Created;
@@ -47,7 +47,7 @@ impl Validate for SessionRequest {
         if self.meta.as_ref().is_some_and(|meta| !meta.get().starts_with('{')) {
             errors.push(FieldError::new("/meta", "meta must be a JSON object"));
         }
-        if self.permissions.as_ref().is_some_and(|wanted| PERMISSIONS.iter().all(|(name, _)| name != wanted)) {
+        if self.permissions.as_ref().is_some_and(|wanted| !PERMISSIONS.contains(&wanted.as_str())) {
             errors.push(FieldError::new("/permissions", "permissions must be approve-all, approve-reads or deny-all"));
         }
         errors

@@ -151,7 +151,8 @@ async fn examine_sign_in(claude: &Path, launcher: &Launcher) -> Finding {
     };
     let mut command = launcher.command(claude, &launcher.folder, &[]);
     let deadline = Instant::now() + Duration::from_secs(15);
-    let talk = ConverseOptions { input: Vec::new(), hold_input: false, deadline, cancel: &CancellationToken::new(), patience: None };
+    let talk =
+        ConverseOptions { input: Vec::new(), hold_input: false, deadline, cancel: &CancellationToken::new(), patience: None, more: None };
     let tag = launcher.tag.run("doctor");
     let _ = process::converse(command.args(["auth", "status"]), &tag, talk, read).await;
     match serde_json::from_slice::<AuthStatus>(&printed) {

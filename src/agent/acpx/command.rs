@@ -20,20 +20,15 @@ use crate::agent::process::{self, ConverseOptions, End, ExitCause, Line, Next, W
 use crate::agent::programs;
 use crate::agent::sandbox::{self, CLAUDE, Confinement};
 use crate::agent::tag::Tag;
+use crate::agent::turn::{APPROVE_ALL, CLAUDE_AGENT};
 
 /// How long `sessions new` may take: it may have to fetch the adapter.
 const CREATE_TIMEOUT: Duration = Duration::from_mins(1);
 /// How long `sessions close` may take. The session's family is ended after it anyway.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// The agent that is claude, as acpx calls it.
-pub const CLAUDE_AGENT: &str = "claude";
-
-/// The permission by which every tool runs.
-pub const APPROVE_ALL: &str = "approve-all";
-/// The permissions that a session may be created with, and acpx's flag for each.
-pub const PERMISSIONS: &[(&str, &str)] =
-    &[(APPROVE_ALL, "--approve-all"), ("approve-reads", "--approve-reads"), ("deny-all", "--deny-all")];
+/// acpx's flag for each permission.
+const FLAGS: [(&str, &str); 3] = [(APPROVE_ALL, "--approve-all"), ("approve-reads", "--approve-reads"), ("deny-all", "--deny-all")];
 
 /// A session, as acpx is told of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,7 +41,7 @@ pub struct Target {
     pub agent: String,
     /// The model of every turn.
     pub model: Option<String>,
-    /// One of [`PERMISSIONS`].
+    /// One of [`PERMISSIONS`](crate::agent::turn::PERMISSIONS).
     pub permissions: String,
 }
 
@@ -109,7 +104,7 @@ impl Acpx {
             // It works where acpx does, and reaches all of the session's folder anyway.
             command.current_dir(target.dir.work());
         }
-        let permissions = PERMISSIONS.iter().find(|(name, _)| *name == target.permissions).map_or("--deny-all", |(_, flag)| flag);
+        let permissions = FLAGS.iter().find(|(name, _)| *name == target.permissions).map_or("--deny-all", |(_, flag)| flag);
         command.args(["--format", "json", "--json-strict", "--non-interactive-permissions", "deny", permissions, &target.agent]);
         command.args(arguments).envs(VARIABLES.iter().copied());
         if let Some(model) = &target.model {
@@ -184,7 +179,8 @@ impl Acpx {
         cancel: &CancellationToken,
     ) -> Result<String, Error> {
         let mut printed = String::new();
-        let talk = ConverseOptions { input: Vec::new(), hold_input: false, deadline: Instant::now() + within, cancel, patience: None };
+        let talk =
+            ConverseOptions { input: Vec::new(), hold_input: false, deadline: Instant::now() + within, cancel, patience: None, more: None };
         let read = |line: Line<'_>| {
             let Line::Whole(line) = line else { return Next::Stop };
             printed.push_str(&String::from_utf8_lossy(line));

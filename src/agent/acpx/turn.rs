@@ -10,35 +10,27 @@ use serde_json::json;
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::command::{APPROVE_ALL, Acpx, CLAUDE_AGENT, Error, Target, end_alone};
-use crate::agent::acp::{Messages, TurnEnd, TypedMessage};
+use super::command::{Acpx, Error, Target, end_alone};
 use crate::agent::children::Started;
 use crate::agent::claude::command::prompt_text;
 use crate::agent::claude::files::obstacle_for;
-use crate::agent::contract::{Conversation, Ending, Event, Facts, Outcome, Spec, Usage};
+use crate::agent::contract::{Conversation, Ending, Outcome, Spec};
 use crate::agent::control::{Emit, Report};
 use crate::agent::family;
 use crate::agent::folder::{attach_for_good, unprepared};
 use crate::agent::process::{self, ConverseOptions, End, ExitCause, Finished, Line, Next, Waiting};
+use crate::agent::turn::{Heard, Turn};
 use crate::agent::warm_pool::{Hold, Pool, WarmKey};
-use crate::blocking::{aside, blocking};
+use crate::blocking::blocking;
 
 /// How long `cancel` may take: it only hands a message to the owner.
 const CANCEL_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a turn may take to end when it was cancelled. acpx needs a second after its last line.
 const CANCELLED_GRACE: Duration = Duration::from_secs(4);
-/// Bytes of a turn's messages that are kept: they all stand in its answer.
-const MAX_TURN: usize = 16 << 20;
-
 /// How long an acpx that was given its prompt may say nothing, of the time that it has. It may have to start the session's
 /// agent again, which takes 1.5 s.
 fn patience(timeout: Duration) -> Duration {
     Duration::from_secs(10).min(timeout / 4)
-}
-
-/// Whether what an agent does in one of its modes is up to the permissions. In others it asks for nothing.
-fn keeps(permissions: &str, mode: &str) -> bool {
-    matches!(mode, "default" | "plan") || (permissions == APPROVE_ALL && matches!(mode, "acceptEdits" | "bypassPermissions"))
 }
 
 /// Turns by acpx. Clones share the pool.
@@ -77,22 +69,8 @@ impl Turns {
         let paths: Vec<_> = files.iter().map(|name| folder.join(name)).collect();
         // As content blocks: acpx trims a bare text, and takes one that looks like blocks for blocks.
         let input = json!([{"type": "text", "text": prompt_text(&spec.prompt, &paths)}]).to_string().into_bytes();
-        let mut turn = Turn {
-            turns: self,
-            target,
-            cancel,
-            emit,
-            report,
-            hold: Some(hold),
-            started,
-            timeout: spec.timeout,
-            files,
-            messages: Messages::default(),
-            end: None,
-            bytes: 0,
-            // The prompt comes back among the messages.
-            most: MAX_TURN + input.len(),
-        };
+        let turn = Turn::new((&target.agent, &target.permissions), emit, cancel, (started, spec.timeout), files, input.len());
+        let mut turn = AcpxTurn { turns: self, target, cancel, report, hold: Some(hold), turn };
         let finished = self.prompt(input, &mut turn).await;
         turn.finish(finished).await;
     }
@@ -107,8 +85,8 @@ impl Turns {
     }
 
     /// Sends the prompt, by an acpx of the pool if there is one. Gives how the process ended.
-    async fn prompt(&self, input: Vec<u8>, turn: &mut Turn<'_>) -> Result<Finished, Error> {
-        let (target, cancel, deadline) = (turn.target, turn.cancel, turn.deadline());
+    async fn prompt(&self, input: Vec<u8>, turn: &mut AcpxTurn<'_>) -> Result<Finished, Error> {
+        let (target, cancel, deadline) = (turn.target, turn.cancel, turn.turn.deadline());
         let mut warm = self.warm.take_turn(target).await;
         if warm.is_none()
             && let Some(why) = obstacle_for(&self.acpx.launcher.environment).await
@@ -120,7 +98,7 @@ impl Turns {
             let is_warm = warm.is_some();
             let waiting = warm.take().map_or_else(|| self.acpx.start_prompt(target), Ok)?;
             let patience = is_warm.then(|| patience(deadline - Instant::now()));
-            let options = ConverseOptions { input: input.clone(), hold_input: false, deadline, cancel, patience };
+            let options = ConverseOptions { input: input.clone(), hold_input: false, deadline, cancel, patience, more: None };
             let finished = self.converse(waiting, options, turn).await;
             if !(is_warm && finished.never_spoke()) {
                 return Ok(finished);
@@ -129,7 +107,7 @@ impl Turns {
         }
     }
 
-    async fn converse(&self, waiting: Waiting, options: ConverseOptions<'_>, turn: &mut Turn<'_>) -> Finished {
+    async fn converse(&self, waiting: Waiting, options: ConverseOptions<'_>, turn: &mut AcpxTurn<'_>) -> Finished {
         let target = turn.target;
         let wind_down = async |agent: &mut Started, cause: &ExitCause| {
             match cause {
@@ -172,65 +150,32 @@ impl Turns {
 }
 
 /// A turn that goes on.
-struct Turn<'a> {
+struct AcpxTurn<'a> {
     turns: &'a Turns,
     target: &'a Target,
     cancel: &'a CancellationToken,
-    emit: Emit<'a>,
     report: &'a mut Report,
     /// Until the agent has started.
     hold: Option<Hold>,
-    started: Instant,
-    timeout: Duration,
-    files: Vec<String>,
-    messages: Messages,
-    /// How it ended, where acpx said so.
-    end: Option<TurnEnd>,
-    /// Of all messages so far, and at most.
-    bytes: usize,
-    most: usize,
+    turn: Turn<'a>,
 }
 
-impl Turn<'_> {
-    fn deadline(&self) -> Instant {
-        self.started + self.timeout
-    }
-
-    fn is_late(&self) -> bool {
-        Instant::now() >= self.deadline()
-    }
-
+impl AcpxTurn<'_> {
     fn line(&mut self, line: Line<'_>) -> Next {
-        if self.end.is_some() {
+        if self.turn.has_ended() {
             return Next::More;
         }
         let Line::Whole(line) = line else { return Next::Stop };
         // Said when the agent has started, and the prompt goes to it.
         self.hold.take_if(|_| line.windows(16).any(|part| part == b"\"session/prompt\""));
-        self.bytes += line.len();
-        if self.bytes > self.most {
-            return Next::Stop;
+        match self.turn.line(line) {
+            Heard::More => return Next::More,
+            Heard::Stop => return Next::Stop,
+            Heard::Ended => {}
         }
-        let count = self.messages.count();
-        let end = aside(line.len(), || self.messages.line(line));
-        if let Some(message) = self.messages.last().filter(|_| self.messages.count() > count) {
-            (self.emit)(Event::Acp { kind: message.kind().to_owned(), message: message.raw() });
-        }
-        let Target { agent, permissions, .. } = self.target;
-        if let Some(mode) = self.messages.mode_at_work().filter(|mode| agent == CLAUDE_AGENT && !keeps(permissions, mode)) {
-            self.end = Some(TurnEnd::Failed(format!(
-                "the agent worked in its mode \"{mode}\", where the session's permissions ({permissions}) do not hold, and was ended; ask the operator to look for \"defaultMode\" in claude's managed settings"
-            )));
-            return Next::Stop;
-        }
-        if end.is_none() {
-            return Next::More;
-        }
-        self.end = end;
         // A cancel that is still on its way must not meet the next turn.
-        if !self.is_late() && !self.cancel.is_cancelled() {
-            let ending = self.ending(None);
-            self.say(ending, String::new());
+        if !self.turn.is_unwanted() {
+            self.say(None, String::new());
         }
         Next::Answered
     }
@@ -241,65 +186,36 @@ impl Turn<'_> {
             return;
         }
         match finished {
-            Ok(Finished { end, stderr, .. }) => {
-                let ending = self.ending(Some(&end));
-                self.say(ending, stderr);
-            }
+            Ok(Finished { end, stderr, .. }) => self.say(Some(&end), stderr),
             Err(error) => {
                 family::end(&self.turns.acpx.tag(&self.target.name)).await;
                 let ending = match error {
                     Error::NotInstalled(program) => Ending::NotInstalled(program.to_string_lossy().into_owned()),
                     Error::Failed(error) => Ending::Failed(error),
                 };
-                self.say(ending, String::new());
+                self.tell(ending, String::new());
             }
         }
     }
 
-    fn ending(&self, process: Option<&End>) -> Ending {
-        let early = || {
-            if self.is_late() {
-                Some(Ending::TimedOut(format!("the turn did not end within {} s", self.timeout.as_secs())))
-            } else {
-                self.cancel.is_cancelled().then_some(Ending::Cancelled)
-            }
-        };
-        match self.end.clone() {
-            Some(TurnEnd::Stopped(stop_reason)) if stop_reason != "cancelled" => Ending::Completed(stop_reason),
-            Some(TurnEnd::Stopped(stop_reason)) => early().unwrap_or(Ending::Completed(stop_reason)),
-            Some(TurnEnd::Failed(error)) => early().unwrap_or(Ending::Failed(error)),
-            None => early().unwrap_or_else(|| {
-                Ending::Failed(match process {
-                    Some(End::Exited(status)) => match self.messages.last_error() {
-                        Some(error) => error.to_owned(),
-                        None => format!("acpx ended ({status}) before the turn did"),
-                    },
-                    _ => "acpx printed too much, or closed its output, before the turn ended".to_owned(),
-                })
-            }),
-        }
+    fn say(&mut self, process: Option<&End>, stderr: String) {
+        let ending = self.turn.ending(|last_error| match (process, last_error) {
+            (Some(End::Exited(_)), Some(error)) => error.to_owned(),
+            (Some(End::Exited(status)), None) => format!("acpx ended ({status}) before the turn did"),
+            _ => "acpx printed too much, or closed its output, before the turn ended".to_owned(),
+        });
+        self.tell(ending, stderr);
     }
 
-    fn say(&mut self, ending: Ending, stderr: String) {
+    fn tell(&mut self, ending: Ending, stderr: String) {
         let ending = match (ending, self.turns.acpx.why_ended(&self.target.name)) {
             (Ending::Failed(_), Some(why)) => Ending::Failed(why),
             (ending, _) => ending,
         };
-        let duration = self.started.elapsed();
         // A close comes after it in the lane, and expects no further turn.
         if matches!(ending, Ending::Completed(_)) && !self.cancel.is_cancelled() {
             self.turns.warm.used(WarmKey::Turn(self.target.clone()));
         }
-        let messages = std::mem::take(&mut self.messages);
-        let (input_tokens, output_tokens) = messages.usage().unzip();
-        let facts = Facts {
-            agent_session: messages.session_id().map(str::to_owned),
-            total_cost_usd: messages.cost_usd(),
-            began: messages.agent_began(),
-            files: std::mem::take(&mut self.files),
-        };
-        let (text, usage) = (messages.text().to_owned(), Usage { input_tokens, output_tokens, cost_usd: None });
-        let events = aside(self.bytes, || messages.into_messages().iter().map(TypedMessage::raw).collect());
-        self.report.say(Outcome { text, events, usage, facts, stderr, duration, ..Outcome::of(ending) });
+        self.report.say(self.turn.outcome(ending, stderr));
     }
 }

@@ -93,7 +93,8 @@ impl Claude {
         // What it would wait for when it starts is waited for by nobody here: it has little time.
         if let Ok(waiting) = run_dir.start(Purpose::Completion, "sonnet") {
             let (deadline, cancel) = (Instant::now() + ASKING, CancellationToken::new());
-            let options = ConverseOptions { input: completion_lines::ask(), hold_input: true, deadline, cancel: &cancel, patience: None };
+            let options =
+                ConverseOptions { input: completion_lines::ask(), hold_input: true, deadline, cancel: &cancel, patience: None, more: None };
             let read = |line: Line<'_>| match line {
                 Line::Whole(line) if completion::told_models(line, &self.models) => Next::Answered,
                 Line::Whole(_) => Next::More,
@@ -166,6 +167,7 @@ impl Claude {
                 deadline: started + spec.timeout,
                 cancel,
                 patience: is_warm.then(|| patience(spec.timeout)),
+                more: None,
             };
             let finished = process::converse_with(waiting, &run_dir.tag(), options, read).await;
             if is_warm && finished.never_spoke() {
