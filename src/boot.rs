@@ -11,6 +11,7 @@ use crate::agent::backend::Backends;
 use crate::agent::claude::models::KnownModels;
 use crate::agent::claude::run::Claude;
 use crate::agent::claude::workspace::RunDirs;
+use crate::agent::direct::Direct;
 use crate::agent::environment::Environment;
 use crate::agent::family;
 use crate::agent::folder::clear;
@@ -59,7 +60,9 @@ pub async fn set_up(settings: Settings, environment: Environment) -> anyhow::Res
     let warm = Pool::new(settings.standby, run_dirs.clone(), acpx.clone());
     let lanes = Lanes::default();
     let claude = Claude::new(run_dirs.clone(), warm.clone(), KnownModels::default());
-    let backends = Backends { claude: claude.clone(), acpx: Turns::new(acpx.clone(), warm.clone()), warm: warm.clone() };
+    let direct = Direct::new(acpx.clone(), programs::adapter(&settings.acpx_bin, &launcher.environment));
+    let backends =
+        Backends { claude: claude.clone(), direct: direct.clone(), acpx: Turns::new(acpx.clone(), warm.clone()), warm: warm.clone() };
     let jobs = Jobs::new(
         Queue::new(settings.max_runs, settings.max_queued_runs),
         lanes.clone(),
@@ -69,7 +72,8 @@ pub async fn set_up(settings: Settings, environment: Environment) -> anyhow::Res
         Schemas::new(launcher.tag.clone()),
         settings.sessions.most_attached,
     );
-    let sessions = Sessions::new(lanes, acpx, warm.clone(), ledger.clone(), feeds.clone(), settings.sessions);
+    let sessions =
+        Sessions::new(lanes, acpx, (direct.clone(), settings.driver), warm.clone(), ledger.clone(), feeds.clone(), settings.sessions);
     recover(&launcher, &jobs, &sessions).await.context("what an earlier end left can't be cleared away")?;
 
     let environment = &launcher.environment;
@@ -96,6 +100,7 @@ pub async fn set_up(settings: Settings, environment: Environment) -> anyhow::Res
         app: Arc::new(app),
         launcher,
         run_dirs,
+        direct,
         warm,
         places: Places::new(
             settings.max_runs + settings.max_queued_runs + SPARE_CONNECTIONS,

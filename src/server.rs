@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use tower_http::catch_panic::CatchPanicLayer;
 
 use crate::agent::claude::workspace::RunDirs;
+use crate::agent::direct::Direct;
 use crate::agent::family;
 use crate::agent::launcher::Launcher;
 use crate::agent::tag::Tag;
@@ -44,6 +45,7 @@ pub struct Server {
     pub(crate) app: Arc<App>,
     pub(crate) launcher: Launcher,
     pub(crate) run_dirs: RunDirs,
+    pub(crate) direct: Direct,
     pub(crate) warm: Pool,
     pub(crate) places: Places,
     pub(crate) sweep_every: Duration,
@@ -80,6 +82,7 @@ impl Server {
         drop(listener);
         tracing::info!(drain_secs = self.drain.as_secs(), "stopping: running work may finish");
         tokio::join!(self.drain(&stop, graceful), self.warm.finish());
+        self.direct.finish().await;
         cut.cancel();
         background.shutdown().await;
         family::end(&self.launcher.tag).await;
@@ -131,6 +134,8 @@ impl Server {
         tasks.spawn(async move { sweeper.sweep(period).await });
         let warm = self.warm.clone();
         tasks.spawn(async move { warm.keep().await });
+        let direct = self.direct.clone();
+        tasks.spawn(async move { direct.keep().await });
         tasks.spawn(family::keep_ending());
         if let Some(memory) = self.launcher.memory.clone() {
             let tag = self.launcher.tag.clone();

@@ -8,8 +8,9 @@ use uuid::Uuid;
 
 use super::acpx::turn::Turns;
 use super::claude::run::{self, Claude};
-use super::contract::{Conversation, Ending, Outcome, Spec};
+use super::contract::{Conversation, Driver, Ending, Outcome, Spec};
 use super::control::{Emit, Report};
+use super::direct::Direct;
 use super::warm_pool::Pool;
 
 /// What executes. Another kind of agent is another field, and another variant of [`Ready`].
@@ -17,8 +18,10 @@ use super::warm_pool::Pool;
 pub struct Backends {
     /// Runs.
     pub claude: Claude,
-    /// Turns of sessions.
+    /// Turns of sessions by way of acpx.
     pub acpx: Turns,
+    /// Turns of sessions whose agents are spoken to directly.
+    pub direct: Direct,
     /// What they find started already.
     pub warm: Pool,
 }
@@ -29,6 +32,8 @@ pub enum Ready<'a> {
     Claude(&'a Claude, Box<io::Result<run::Ready>>),
     /// By acpx.
     Acpx(&'a Turns, &'a Conversation),
+    /// By an agent that is spoken to directly.
+    Direct(&'a Direct, &'a Conversation),
 }
 
 /// Work that is over for its caller.
@@ -46,7 +51,10 @@ impl Backends {
     pub async fn prepare<'a>(&'a self, uuid: Uuid, spec: &'a Spec) -> Ready<'a> {
         match &spec.session {
             None => Ready::Claude(&self.claude, Box::new(self.claude.prepare(uuid, spec).await)),
-            Some(conversation) => Ready::Acpx(&self.acpx, conversation),
+            Some(conversation) => match conversation.driver {
+                Driver::Acpx => Ready::Acpx(&self.acpx, conversation),
+                Driver::Direct => Ready::Direct(&self.direct, conversation),
+            },
         }
     }
 }
@@ -68,6 +76,7 @@ impl<'a> Ready<'a> {
             Self::Claude(claude, ready) => (Box::pin(claude.work(*ready, spec, emit, cancel, report)), true),
             // The session's processes stay, and only a last second of acpx's is still to come.
             Self::Acpx(acpx, conversation) => (Box::pin(acpx.work(conversation, spec, emit, cancel, report)), false),
+            Self::Direct(direct, conversation) => (Box::pin(direct.work(conversation, spec, emit, cancel, report)), false),
         };
         let (outcome, cleanup) = tokio::select! {
             biased;

@@ -39,6 +39,30 @@ pub struct Conversation {
     pub agent: String,
     /// `approve-all`, `approve-reads` or `deny-all`.
     pub permissions: String,
+    /// What speaks to its agent.
+    pub driver: Driver,
+    /// What the agent calls the session, where it has said so.
+    pub agent_session: Option<String>,
+}
+
+/// What speaks to a session's agent. A session keeps the one that it was created with.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Driver {
+    /// acpx.
+    #[default]
+    Acpx,
+    /// This program.
+    Direct,
+}
+
+impl Driver {
+    /// The word for it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Acpx => "acpx",
+            Self::Direct => "direct",
+        }
+    }
 }
 
 /// A file to attach.
@@ -183,6 +207,9 @@ pub struct Facts {
     pub total_cost_usd: Option<f64>,
     /// Whether it was started for this turn.
     pub began: bool,
+    /// With what its account began then, in US dollars: an agent that ended by itself goes on with what it had.
+    #[serde(default)]
+    pub began_at_usd: f64,
     /// The names of the attached files, in the session's folder.
     pub files: Vec<String>,
 }

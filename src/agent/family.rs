@@ -242,6 +242,13 @@ fn members(tag: &Tag) -> io::Result<Family> {
     Ok(Family { of, groups })
 }
 
+/// Whether a family is down to its first process and that one's own children: nothing goes on that a tool started.
+pub async fn has_no_tools(tag: &Tag, first: u32) -> bool {
+    let (tag, first) = (tag.clone(), first.cast_signed());
+    let look = move || members(&tag).is_ok_and(|family| family.of.iter().all(|process| process.pid == first || process.parent == first));
+    tokio::task::spawn_blocking(look).await.unwrap_or(false)
+}
+
 /// A child of this process, with all below it, that takes much memory.
 #[derive(Debug)]
 pub struct Large {

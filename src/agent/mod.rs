@@ -9,6 +9,7 @@ pub mod claude;
 pub mod completion;
 pub mod contract;
 pub mod control;
+pub mod direct;
 pub mod environment;
 pub mod family;
 pub mod folder;

@@ -146,6 +146,11 @@ impl Waiting {
         self.agent.set_idle(idle);
     }
 
+    /// Its process id; `None` where it is over.
+    pub fn pid(&self) -> Option<u32> {
+        self.agent.child.id()
+    }
+
     /// Whether it is alive and has printed nothing. Warnings on standard error don't count.
     pub fn is_ready(&mut self) -> bool {
         matches!(self.agent.child.try_wait(), Ok(None)) && rustix::io::ioctl_fionread(&self.stdout).is_ok_and(|unread| unread == 0)

@@ -121,14 +121,20 @@ impl<'a> Turn<'a> {
         }
     }
 
+    /// What the agent calls the session, where it was started for this turn.
+    pub fn began(&self) -> Option<&str> {
+        self.messages.session_id().filter(|_| self.messages.agent_began())
+    }
+
     /// What came of it. Its messages are gone then.
-    pub fn outcome(&mut self, ending: Ending, stderr: String) -> Outcome {
+    pub fn outcome(&mut self, ending: Ending, stderr: String, began_at_usd: f64) -> Outcome {
         let messages = std::mem::take(&mut self.messages);
         let (input_tokens, output_tokens) = messages.usage().unzip();
         let facts = Facts {
             agent_session: messages.session_id().map(str::to_owned),
             total_cost_usd: messages.cost_usd(),
             began: messages.agent_began(),
+            began_at_usd,
             files: std::mem::take(&mut self.files),
         };
         let (text, usage) = (messages.text().to_owned(), Usage { input_tokens, output_tokens, cost_usd: None });

@@ -161,10 +161,11 @@ async fn create(
         cwd: app.sessions.cwd(&session_id).display().to_string(),
         session_id,
         app_name: caller.app.clone(),
-        agent,
         model: asked.model,
         permissions: asked.permissions.unwrap_or_else(|| APPROVE_ALL.to_owned()),
         meta: asked.meta.map(|meta| meta.get().to_owned()),
+        driver: app.sessions.driver_of(&agent),
+        agent,
     };
     match app.sessions.create(new, key.clone()).await? {
         Created::Session(session) => Ok(Json((*session).into())),

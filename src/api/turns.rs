@@ -23,7 +23,7 @@ use super::stream::{self, SentEvent};
 use super::submission::{self, SubmitOptions};
 use super::validate::{attachments, check_files, check_prompt, check_timeout};
 use super::view::TurnStatus;
-use crate::agent::contract::{Conversation, Spec};
+use crate::agent::contract::Spec;
 use crate::app::App;
 use crate::ledger::{JobId, JobRow};
 
@@ -77,6 +77,7 @@ async fn turn(
     ValidJson(asked): ValidJson<TurnBody>,
 ) -> Result<Response, ApiError> {
     let session = sessions::find(&app, &caller, id).await?;
+    let conversation = session.conversation();
     let new = session.new;
     let key = options.key(&caller.app, &format!("/sessions/{}/turn", new.session_id), &asked);
     if let Some(id) = submission::claimed(&app, key.as_ref()).await? {
@@ -92,7 +93,7 @@ async fn turn(
         schema: None,
         files: attachments(&app, &caller, asked.files.unwrap_or_default()).await?,
         timeout: Duration::from_secs(asked.timeout_secs.unwrap_or(600).cast_unsigned()),
-        session: Some(Conversation { session_id: new.session_id, agent: new.agent, permissions: new.permissions }),
+        session: Some(conversation),
         completion: None,
     };
     submission::submit(&app, &caller, &options, key, Uuid::nil(), spec).await

@@ -93,6 +93,9 @@ pub struct Flags {
     /// MiB of memory after which a run, or a session, is ended; no bound by default
     #[arg(long, env = "CLAWDFORGE_AGENT_MEMORY_MB", value_name = "MIB", hide_env_values = true)]
     pub(super) agent_memory_mb: Option<String>,
+    /// What speaks to the agents of new sessions: acpx or direct [default: acpx]
+    #[arg(long, env = "CLAWDFORGE_ACP", value_name = "DRIVER", hide_env_values = true)]
+    pub(super) acp: Option<String>,
     /// Other names of models, for apps that insist on theirs: gpt-4o=sonnet,…; none by default
     #[arg(long, env = "CLAWDFORGE_MODEL_MAP", value_name = "NAME=MODEL,…", hide_env_values = true)]
     pub(super) model_map: Option<String>,

@@ -13,6 +13,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::agent::contract::Driver;
 use crate::log::LogFormat;
 use crate::network::Networks;
 use crate::secret::{TokenHash, is_token_name};
@@ -79,6 +80,8 @@ pub struct Settings {
     pub metrics: Networks,
     /// MiB of memory after which a run, or a session, is ended.
     pub agent_memory_mb: Option<u64>,
+    /// What speaks to the agents of new sessions.
+    pub driver: Driver,
     /// Other names of models.
     pub model_map: BTreeMap<String, String>,
     /// How log lines look.
@@ -129,6 +132,11 @@ impl Flags {
             agent_memory_mb: match number("CLAWDFORGE_AGENT_MEMORY_MB", self.agent_memory_mb, 0, 0..=1 << 20)? {
                 0 => None,
                 mib => Some(mib),
+            },
+            driver: match given(self.acp.as_deref()).unwrap_or("acpx") {
+                "acpx" => Driver::Acpx,
+                "direct" => Driver::Direct,
+                other => return Err(BadSetting::new("CLAWDFORGE_ACP", format!("is \"{other}\", which is neither acpx nor direct"))),
             },
             model_map: model_map(&text(self.model_map, ""))?,
             log: match given(self.log.as_deref()).unwrap_or("text") {

@@ -7,7 +7,7 @@ use serde_json::value::RawValue;
 use uuid::Uuid;
 
 use crate::agent::completion::Completion;
-use crate::agent::contract::{Attachment, Conversation, Spec};
+use crate::agent::contract::{Attachment, Spec};
 use crate::ledger::{JobId, Key, Limits, NewJob, WaitingJob};
 
 /// A run or a turn.
@@ -90,11 +90,7 @@ impl Job {
             JobId::Turn { .. } => Uuid::nil(),
         };
         let Kept { system, files, schema, timeout, limits, completion } = serde_json::from_str(&request).ok()?;
-        let session = session.map(|session| Conversation {
-            session_id: session.new.session_id,
-            agent: session.new.agent,
-            permissions: session.new.permissions,
-        });
+        let session = session.map(|session| session.conversation());
         let spec = Spec { prompt, model, system, schema, files, timeout, session, completion };
         Some(Self { uuid, app: app_name, client_ip, spec, limits })
     }

@@ -156,7 +156,7 @@ fn session_before(db: &Connection, id: &JobId, facts: &Facts) -> rusqlite::Resul
         .query_row([session_id], |row| Ok((row.get(0)?, row.get::<_, Option<f64>>(1)?)))
         .optional()?;
     let (turn_count, before) = found.unwrap_or_default();
-    let cost_before = before.filter(|_| !facts.began).unwrap_or(0.0);
+    let cost_before = if facts.began { facts.began_at_usd } else { before.unwrap_or(0.0) };
     let cost_of_turn = facts.total_cost_usd.map(|cost| (cost - cost_before).max(0.0));
     Ok(Some(SessionBefore { turn_count, cost_before, cost_of_turn }))
 }

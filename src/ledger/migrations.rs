@@ -140,6 +140,8 @@ pub(super) const MIGRATIONS: &[&str] = &[
     ) STRICT;
     CREATE INDEX responses_used_at ON responses (used_at);
 ",
+    // What speaks to its agent: acpx, or direct.
+    "ALTER TABLE sessions ADD COLUMN driver TEXT NOT NULL DEFAULT 'acpx';",
 ];
 
 /// Brings the database to the newest version in one transaction.

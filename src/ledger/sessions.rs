@@ -5,6 +5,7 @@ use rusqlite::{Connection, OptionalExtension, Row, params};
 use super::db::Ledger;
 use super::error::Error;
 use super::idempotency::{Key, claim};
+use crate::agent::contract::{Conversation, Driver};
 use crate::clock;
 
 /// What is known of a session before it exists.
@@ -24,6 +25,8 @@ pub struct NewSession {
     pub meta: Option<String>,
     /// The session's folder.
     pub cwd: String,
+    /// What speaks to its agent.
+    pub driver: Driver,
 }
 
 /// A session.
@@ -39,6 +42,16 @@ pub struct Session {
     pub turn_count: i64,
     /// Unix seconds; `None` while it is open.
     pub closed_at: Option<i64>,
+    /// What the agent calls it, where it has said so.
+    pub agent_session: Option<String>,
+}
+
+impl Session {
+    /// The conversation that it is.
+    pub fn conversation(&self) -> Conversation {
+        let NewSession { session_id, agent, permissions, driver, .. } = self.new.clone();
+        Conversation { session_id, agent, permissions, driver, agent_session: self.agent_session.clone() }
+    }
 }
 
 /// What came of the wish for a session.
@@ -53,7 +66,7 @@ pub enum BeginSession {
 }
 
 const COLUMNS: &str = "session_id, app_name, agent, model, permissions, meta, cwd, created_at, last_turn_at, turn_count,
-    closed_at";
+    closed_at, driver, acp_session_id";
 
 impl Ledger {
     /// Records a session that is about to be created, if fewer than `most` are open. Gives the time of its creation.
@@ -71,8 +84,8 @@ impl Ledger {
                 return Ok(BeginSession::Full);
             }
             db.execute(
-                "INSERT INTO sessions (session_id, app_name, agent, model, permissions, meta, cwd, created_at)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
+                "INSERT INTO sessions (session_id, app_name, agent, model, permissions, meta, cwd, created_at, driver)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
                 params![
                     session.session_id,
                     session.app_name,
@@ -81,7 +94,8 @@ impl Ledger {
                     session.permissions,
                     session.meta,
                     session.cwd,
-                    now
+                    now,
+                    session.driver.as_str(),
                 ],
             )?;
             Ok(BeginSession::Begun(now))
@@ -89,11 +103,15 @@ impl Ledger {
         .await
     }
 
-    /// Notes that a session now exists.
-    pub async fn finish_session_create(&self, session_id: &str, acpx_record_id: String) -> Result<(), Error> {
+    /// Notes that a session now exists, and what its driver calls it; where that is the agent's own name for it, that too.
+    pub async fn finish_session_create(&self, session_id: &str, driver: Driver, name: String) -> Result<(), Error> {
         let session_id = session_id.to_owned();
+        let agent_session = (driver == Driver::Direct).then(|| name.clone());
         self.write(move |db| {
-            db.execute("UPDATE sessions SET acpx_record_id = ?2 WHERE session_id = ?1", params![session_id, acpx_record_id])?;
+            db.execute(
+                "UPDATE sessions SET acpx_record_id = ?2, acp_session_id = ?3 WHERE session_id = ?1",
+                params![session_id, name, agent_session],
+            )?;
             event(db, &session_id, "create", clock::now())
         })
         .await
@@ -223,10 +241,12 @@ pub(super) fn session_at(row: &Row<'_>) -> rusqlite::Result<Session> {
             permissions: row.get("permissions")?,
             meta: row.get("meta")?,
             cwd: row.get("cwd")?,
+            driver: if row.get::<_, String>("driver")? == Driver::Direct.as_str() { Driver::Direct } else { Driver::Acpx },
         },
         created_at: row.get("created_at")?,
         last_turn_at: row.get("last_turn_at")?,
         turn_count: row.get("turn_count")?,
         closed_at: row.get("closed_at")?,
+        agent_session: row.get("acp_session_id")?,
     })
 }

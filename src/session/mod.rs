@@ -16,8 +16,9 @@ use tokio_util::task::TaskTracker;
 
 use crate::agent::acpx::command::{self, Acpx, Target};
 use crate::agent::claude::files::obstacle_for;
-use crate::agent::contract::Conversation;
-use crate::agent::family;
+use crate::agent::contract::{Conversation, Driver};
+use crate::agent::direct::Direct;
+use crate::agent::turn::CLAUDE_AGENT;
 use crate::agent::warm_pool::{Pool, WarmKey};
 use crate::blocking::blocking;
 use crate::job::end_tasks;
@@ -90,6 +91,9 @@ struct Shared {
     lanes: Lanes,
     feeds: Feeds,
     acpx: Acpx,
+    direct: Direct,
+    /// What speaks to the agents of new sessions.
+    driver: Driver,
     warm: Pool,
     ledger: Ledger,
     limits: Limits,
@@ -102,14 +106,27 @@ struct Shared {
 
 impl Sessions {
     /// Sessions in the folder of acpx's launcher.
-    pub fn new(lanes: Lanes, acpx: Acpx, warm: Pool, ledger: Ledger, feeds: Feeds, limits: Limits) -> Self {
+    pub fn new(
+        lanes: Lanes,
+        acpx: Acpx,
+        (direct, driver): (Direct, Driver),
+        warm: Pool,
+        ledger: Ledger,
+        feeds: Feeds,
+        limits: Limits,
+    ) -> Self {
         let (tasks, stop, open) = (TaskTracker::new(), CancellationToken::new(), AtomicU32::new(0));
-        Self(Arc::new(Shared { lanes, feeds, acpx, warm, ledger, limits, tasks, stop, open }))
+        Self(Arc::new(Shared { lanes, feeds, acpx, direct, driver, warm, ledger, limits, tasks, stop, open }))
     }
 
     /// How many sessions are open.
     pub fn open(&self) -> u32 {
         self.0.open.load(Ordering::Relaxed)
+    }
+
+    /// What is to speak to an agent of this name. acpx knows others than claude, which nothing here does.
+    pub fn driver_of(&self, agent: &str) -> Driver {
+        if agent == CLAUDE_AGENT { self.0.driver } else { Driver::Acpx }
     }
 
     /// Where the agent of a session of that id works.
@@ -163,8 +180,8 @@ impl Sessions {
 
 impl Shared {
     fn target(&self, new: &NewSession) -> Target {
-        let (session_id, agent, permissions) = (new.session_id.clone(), new.agent.clone(), new.permissions.clone());
-        self.acpx.target(&Conversation { session_id, agent, permissions }, new.model.clone())
+        let NewSession { session_id, agent, permissions, driver, .. } = new.clone();
+        self.acpx.target(&Conversation { session_id, agent, permissions, driver, agent_session: None }, new.model.clone())
     }
 
     async fn create(&self, new: &NewSession, key: Option<Key>, cancel: &CancellationToken) -> Result<Created, Error> {
@@ -177,9 +194,12 @@ impl Shared {
         match self.create_on_disk(new, cancel).await {
             Ok(()) => {
                 tracing::info!(session_id = new.session_id, app = new.app_name, agent = new.agent, model = new.model, "session created");
-                self.warm.used(WarmKey::Turn(self.target(new)));
+                if new.driver == Driver::Acpx {
+                    self.warm.used(WarmKey::Turn(self.target(new)));
+                }
                 let new = new.clone();
-                Ok(Created::Session(Box::new(Session { new, created_at, last_turn_at: None, turn_count: 0, closed_at: None })))
+                let session = Session { new, created_at, last_turn_at: None, turn_count: 0, closed_at: None, agent_session: None };
+                Ok(Created::Session(Box::new(session)))
             }
             Err(error) => {
                 self.forget(new).await;
@@ -196,13 +216,17 @@ impl Shared {
         }
         let dir = self.acpx.dir(&new.session_id);
         blocking(move || dir.make(&environment)).await?;
-        let record_id = self.acpx.create(&self.target(new), cancel).await?;
-        Ok(self.ledger.finish_session_create(&new.session_id, record_id).await?)
+        let target = self.target(new);
+        let name = match new.driver {
+            Driver::Acpx => self.acpx.create(&target, cancel).await?,
+            Driver::Direct => self.direct.create(&target, cancel).await?,
+        };
+        Ok(self.ledger.finish_session_create(&new.session_id, new.driver, name).await?)
     }
 
     /// Takes back what there is of a session that does not come to exist.
     async fn forget(&self, new: &NewSession) {
-        family::end(&self.acpx.tag(&new.session_id)).await;
+        self.direct.end(&self.target(new)).await;
         let dir = self.acpx.dir(&new.session_id);
         if let Err(error) = blocking(move || dir.remove()).await {
             tracing::warn!(session_id = new.session_id, %error, "the folder of a session that was not created is left");
@@ -250,7 +274,11 @@ impl Shared {
         place.close();
         self.count_open().await;
         self.warm.forget_session(session_id);
-        self.acpx.close(&self.target(&session.new)).await;
+        let target = self.target(&session.new);
+        match session.new.driver {
+            Driver::Acpx => self.acpx.close(&target).await,
+            Driver::Direct => self.direct.end(&target).await,
+        }
         let dir = self.acpx.dir(session_id);
         if let Err(error) = blocking(move || dir.forget_owner()).await {
             tracing::warn!(session_id, %error, "a lock or a socket of acpx may be left until the session is deleted");

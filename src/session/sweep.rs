@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use super::{Error, Limits, Sessions, Shared};
-use crate::agent::family;
 use crate::blocking::blocking;
 use crate::clock;
 use crate::ledger::Session;
@@ -38,7 +37,7 @@ impl Shared {
     async fn delete(&self, session: &Session) -> Result<(), Error> {
         let session_id = &session.new.session_id;
         self.warm.forget_session(session_id);
-        family::end(&self.acpx.tag(session_id)).await;
+        self.direct.end(&self.target(&session.new)).await;
         let dir = self.acpx.dir(session_id);
         blocking(move || dir.remove()).await?;
         self.feeds.forget_session(session_id).await?;

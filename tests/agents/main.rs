@@ -4,6 +4,7 @@
 
 mod completions;
 mod demo;
+mod direct;
 #[path = "../api/harness.rs"]
 mod harness;
 mod permissions;

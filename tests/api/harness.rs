@@ -82,6 +82,7 @@ impl Server {
         command
             .env("CLAWDFORGE_LOG", "json")
             .env("CLAWDFORGE_STANDBY", "0")
+            .env("CLAWDFORGE_ACP", std::env::var("CLAWDFORGE_TEST_ACP").unwrap_or_default())
             .env("CLAWDFORGE_ADMIN_TOKEN", ADMIN)
             .env("CLAWDFORGE_DATA_DIR", folder.path().join("data"));
         command.envs(options.settings.iter().cloned());
@@ -194,6 +195,12 @@ impl Server {
         Self::start(options, folder)
     }
 
+    /// The same, with another value of a setting.
+    pub fn restart_with(mut self, variable: &'static str, value: &str) -> Self {
+        self.options = std::mem::take(&mut self.options).set(variable, value);
+        self.restart()
+    }
+
     /// The processes of this server's runs, by what `/proc` shows of their environment.
     pub fn agents(&self) -> Vec<u32> {
         let data = self.data().metadata().unwrap();
@@ -273,6 +280,11 @@ pub fn wait_for<T, E: std::fmt::Display>(mut look: impl FnMut() -> Result<T, E>)
         }
         std::thread::sleep(Duration::from_millis(10));
     }
+}
+
+/// Whether sessions are by way of acpx here.
+pub fn by_acpx() -> bool {
+    std::env::var("CLAWDFORGE_TEST_ACP").as_deref() != Ok("direct")
 }
 
 /// The most memory that the server ever had, in KiB.

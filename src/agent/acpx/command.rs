@@ -70,7 +70,7 @@ pub struct Acpx {
 impl Acpx {
     /// What a turn of this conversation is to reach.
     pub fn target(&self, conversation: &Conversation, model: Option<String>) -> Target {
-        let Conversation { session_id, agent, permissions } = conversation.clone();
+        let Conversation { session_id, agent, permissions, .. } = conversation.clone();
         Target { dir: self.dir(&session_id), name: session_id, agent, model, permissions }
     }
 
@@ -93,20 +93,34 @@ impl Acpx {
         let found = programs::find(&self.program, &self.launcher.environment);
         let program = found.ok_or_else(|| Error::NotInstalled(self.program.clone()))?;
         // Nothing is made in /tmp for a session that is gone: nobody would take it away.
-        if !target.dir.folder().is_dir() {
-            return Err(Error::Failed(format!("the session's folder {} is gone; create another session", target.dir.folder().display())));
-        }
+        Self::check(target)?;
         let sockets = target.dir.sockets();
         make_private(&sockets).map_err(|error| Error::Failed(format!("{} can't be used ({error}); remove it", sockets.display())))?;
-        let mut command = self.launcher.command(&program, target.dir.folder(), &[sockets]);
-        target.dir.furnish(&mut command, &self.launcher.environment);
+        let mut command = self.agents_command(target, &program, &[sockets])?;
         if target.agent != CLAUDE_AGENT {
             // It works where acpx does, and reaches all of the session's folder anyway.
             command.current_dir(target.dir.work());
         }
         let permissions = FLAGS.iter().find(|(name, _)| *name == target.permissions).map_or("--deny-all", |(_, flag)| flag);
         command.args(["--format", "json", "--json-strict", "--non-interactive-permissions", "deny", permissions, &target.agent]);
-        command.args(arguments).envs(VARIABLES.iter().copied());
+        command.args(arguments);
+        Ok(command)
+    }
+
+    /// Whether the session's folder is still there.
+    pub fn check(target: &Target) -> Result<(), Error> {
+        if target.dir.folder().is_dir() {
+            return Ok(());
+        }
+        Err(Error::Failed(format!("the session's folder {} is gone; create another session", target.dir.folder().display())))
+    }
+
+    /// A command in the session's folder, at home there, that can start the session's claude.
+    pub fn agents_command(&self, target: &Target, program: &Path, own: &[PathBuf]) -> Result<Command, Error> {
+        Self::check(target)?;
+        let mut command = self.launcher.command(program, target.dir.folder(), own);
+        target.dir.furnish(&mut command, &self.launcher.environment);
+        command.envs(VARIABLES.iter().copied());
         if let Some(model) = &target.model {
             command.env("ANTHROPIC_MODEL", model);
         }

@@ -21,7 +21,7 @@ use crate::agent::folder::{attach_for_good, unprepared};
 use crate::agent::process::{self, ConverseOptions, End, ExitCause, Finished, Line, Next, Waiting};
 use crate::agent::turn::{Heard, Turn};
 use crate::agent::warm_pool::{Hold, Pool, WarmKey};
-use crate::blocking::blocking;
+use crate::blocking::{aside, blocking};
 
 /// How long `cancel` may take: it only hands a message to the owner.
 const CANCEL_TIMEOUT: Duration = Duration::from_secs(5);
@@ -216,6 +216,8 @@ impl AcpxTurn<'_> {
         if matches!(ending, Ending::Completed(_)) && !self.cancel.is_cancelled() {
             self.turns.warm.used(WarmKey::Turn(self.target.clone()));
         }
-        self.report.say(self.turn.outcome(ending, stderr));
+        // At a turn for which the agent was started, which took more than a second.
+        let kept = self.turn.began().map_or(0.0, |session| aside(usize::MAX, || self.target.dir.kept_cost(session)));
+        self.report.say(self.turn.outcome(ending, stderr, kept));
     }
 }

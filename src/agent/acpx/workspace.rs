@@ -11,15 +11,21 @@ use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt,
 use std::path::{Path, PathBuf};
 
 use rustix::process::geteuid;
+use serde::Deserialize;
 use tokio::process::Command;
 
 use crate::agent::claude::files::config_folder;
 use crate::agent::environment::Environment;
-use crate::agent::folder::{Folder, TEMPORARY, remove_tree};
+use crate::agent::folder::{Folder, TEMPORARY, read_regular, remove_tree};
 use crate::agent::sandbox::{SHARED_TEMPORARY, SOCKETS};
+use crate::blocking::blocking;
 use crate::secret::sha256_hex;
 
 const STATE: &str = ".claude.json";
+/// With what the line of a transcript begins that says what the conversation had cost (seen in claude 2.1.332).
+const COST_STATE: &[u8] = b"{\"type\":\"cost-state\"";
+/// Bytes of a transcript, at most, that are looked through.
+const MOST_OF_A_TRANSCRIPT: u64 = 1 << 30;
 /// claude's settings in such a folder. The mode that asks is named, because the adapter starts in another one where nothing is
 /// (`auto`, since 0.76), in which tools run unasked, or not at all where Anthropic's servers can't be reached.
 const SETTINGS: &str = r#"{"permissions":{"defaultMode":"default","disableAutoMode":"disable","disableBypassPermissionsMode":"disable"}}"#;
@@ -146,8 +152,60 @@ impl SessionDir {
         remove_tree(&self.home().join(".acpx/queues"))
     }
 
+    /// What claude kept at its last end of what the conversation had cost, in US dollars. It goes on with that. 0 where it was killed.
+    pub fn kept_cost(&self, agent_session: &str) -> f64 {
+        #[derive(Deserialize)]
+        struct CostState {
+            #[serde(rename = "totalCostUSD")]
+            total_cost_usd: f64,
+        }
+        let folders = self.config().join("projects").read_dir().into_iter().flatten().flatten();
+        let files = folders.map(|folder| folder.path().join(format!("{agent_session}.jsonl")));
+        let last = |file: PathBuf| {
+            let transcript = read_regular(&file, MOST_OF_A_TRANSCRIPT).ok()?;
+            let mut lines = transcript.rsplit(|byte| *byte == b'\n');
+            let kept = lines.find(|line| line.starts_with(COST_STATE))?;
+            serde_json::from_slice(kept).ok().map(|CostState { total_cost_usd }| total_cost_usd)
+        };
+        // It becomes part of a path.
+        let is_id = agent_session.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
+        files.filter(|_| is_id).find_map(last).filter(|cost| cost.is_finite()).unwrap_or(0.0)
+    }
+
+    /// The same, on a thread that may wait for the disk.
+    pub async fn kept_cost_of(&self, agent_session: String) -> f64 {
+        let dir = self.clone();
+        blocking(move || Ok(dir.kept_cost(&agent_session))).await.unwrap_or(0.0)
+    }
+
     /// Takes the folder away with all that is in it.
     pub fn remove(&self) -> io::Result<()> {
         self.forget_owner().and(remove_tree(&self.0))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_conversation_had_cost_is_what_was_kept_last() {
+        let room = tempfile::tempdir().unwrap();
+        let dir = SessionDir::new(room.path().to_owned());
+        let project = dir.config().join("projects/-work");
+        fs::create_dir_all(&project).unwrap();
+        assert!(dir.kept_cost("s-1").abs() < f64::EPSILON);
+        let lines = [
+            r#"{"type":"cost-state","sessionId":"s-1","totalCostUSD":0.25}"#,
+            r#"{"type":"cost-state","sessionId":"s-1","totalCostUSD":0.5,"new":1}"#,
+            r#"{"type":"user","text":"{\"type\":\"cost-state\",\"totalCostUSD\":9}"}"#,
+            r#"{"type":"cost-st"#,
+        ];
+        fs::write(project.join("s-1.jsonl"), lines.join("\n")).unwrap();
+        fs::write(room.path().join("elsewhere.jsonl"), lines[0]).unwrap();
+        assert!((dir.kept_cost("s-1") - 0.5).abs() < f64::EPSILON);
+        for other in ["s-2", "../../../elsewhere"] {
+            assert!(dir.kept_cost(other).abs() < f64::EPSILON);
+        }
     }
 }

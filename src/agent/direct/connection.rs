@@ -1,0 +1,224 @@
+//! An adapter that is at work, and what is said to it and by it.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tokio::sync::mpsc;
+use tokio::time::{Instant, timeout, timeout_at};
+use tokio_util::sync::CancellationToken;
+
+use super::Direct;
+use crate::agent::acpx::command::{Error, Target};
+use crate::agent::claude::files::obstacle_for;
+use crate::agent::process::{self, ConverseOptions, Line, MAX_LINE, Next};
+use crate::agent::programs;
+
+/// How long an adapter may take to end when its input is closed. What was said last is on disk within 0.1 s.
+const END_GRACE: Duration = Duration::from_secs(2);
+/// The mode in which an agent asks for what isn't plainly safe. It is named each time, because what an adapter starts in changes.
+const MODE: &str = "default";
+
+/// An adapter that is at work. Dropped, its input is closed.
+#[derive(Debug)]
+pub(super) struct Connection {
+    /// The adapter's.
+    pid: u32,
+    say: mpsc::UnboundedSender<Vec<u8>>,
+    heard: mpsc::UnboundedReceiver<Vec<u8>>,
+    /// Ends it whatever it does.
+    cancel: CancellationToken,
+    over: CancellationToken,
+    next_id: i64,
+    session: String,
+    /// What was said on both sides and belongs to no turn yet.
+    said: Vec<Vec<u8>>,
+    /// Whether it had to wait for a turn, and may have died meanwhile.
+    waited: bool,
+}
+
+/// A message, as far as it is looked at.
+pub(super) struct Message {
+    pub(super) id: Value,
+    pub(super) method: Option<String>,
+    pub(super) all: Value,
+}
+
+impl Message {
+    pub(super) fn read(line: &[u8]) -> Self {
+        let all: Value = serde_json::from_slice(line).unwrap_or_default();
+        Self { id: all["id"].clone(), method: all["method"].as_str().map(str::to_owned), all }
+    }
+}
+
+impl Direct {
+    /// Starts an adapter, and a session, or the one that is called so.
+    pub(super) async fn connect(&self, target: &Target, resumes: Option<&str>, deadline: Instant) -> Result<Connection, Error> {
+        let acpx = &self.0.acpx;
+        if let Some(why) = obstacle_for(&acpx.launcher.environment).await {
+            return Err(Error::Failed(why));
+        }
+        let found = programs::find(&self.0.adapter, &acpx.launcher.environment);
+        let program = found.ok_or_else(|| Error::NotInstalled(self.0.adapter.clone()))?;
+        let mut command = acpx.agents_command(target, &program, &[])?;
+        command.current_dir(target.dir.work());
+        let waiting = process::start(&mut command, &acpx.tag(&target.name))
+            .map_err(|error| Error::Failed(format!("{} could not be started ({error})", program.display())))?;
+        let pid = waiting.pid().unwrap_or_default();
+        let ((say, more), (hear, heard)) = (mpsc::unbounded_channel(), mpsc::unbounded_channel());
+        let [cancel, over] = std::array::from_fn(|_| CancellationToken::new());
+        let (tag, ends, ended) = (acpx.tag(&target.name), cancel.clone(), over.clone().drop_guard());
+        self.0.ending.spawn(async move {
+            let options = ConverseOptions {
+                input: Vec::new(),
+                hold_input: true,
+                // It has none: turns have theirs.
+                deadline: Instant::now() + Duration::from_hours(24 * 365 * 10),
+                cancel: &ends,
+                patience: None,
+                more: Some(more),
+            };
+            let read = |line: Line<'_>| match line {
+                Line::Whole(line) if hear.send(line.to_vec()).is_ok() => Next::More,
+                Line::Whole(_) => Next::More,
+                Line::TooLong => Next::Stop,
+            };
+            let finished = process::converse_with(waiting, &tag, options, read).await;
+            tracing::debug!(end = ?finished.end, stderr = finished.stderr, "an adapter ended");
+            drop(ended);
+        });
+        let mut connection =
+            Connection { pid, say, heard, cancel, over, next_id: 0, session: String::new(), said: Vec::new(), waited: false };
+        match connection.begin(target, resumes, deadline).await {
+            Ok(()) => Ok(connection),
+            Err(error) => {
+                connection.end().await;
+                Err(error)
+            }
+        }
+    }
+}
+
+impl Connection {
+    /// What the agent calls the session.
+    pub(super) fn session(&self) -> &str {
+        &self.session
+    }
+
+    /// The adapter's process id.
+    pub(super) fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    /// Whether it is dead.
+    pub(super) fn is_over(&self) -> bool {
+        self.over.is_cancelled()
+    }
+
+    /// Whether it had to wait for a turn, and may have died meanwhile.
+    pub(super) fn has_waited(&self) -> bool {
+        self.waited
+    }
+
+    /// Notes that it waits for a turn.
+    pub(super) fn waits(&mut self) {
+        self.waited = true;
+    }
+
+    /// Closes its input, and ends it where that does not. Returns when nothing of it is left.
+    pub(super) async fn end(self) {
+        let Self { say, heard, cancel, over, .. } = self;
+        drop((say, heard));
+        if timeout(END_GRACE, over.cancelled()).await.is_err() {
+            cancel.cancel();
+            over.cancelled().await;
+        }
+    }
+
+    /// Ends it at once, with all that it started.
+    pub(super) async fn kill(self) {
+        self.cancel.cancel();
+        self.over.cancelled().await;
+    }
+
+    async fn begin(&mut self, target: &Target, resumes: Option<&str>, deadline: Instant) -> Result<(), Error> {
+        let client = json!({"name": "clawdforge", "version": env!("CARGO_PKG_VERSION")});
+        let capabilities = json!({"fs": {"readTextFile": false, "writeTextFile": false}});
+        self.ask("initialize", &json!({"protocolVersion": 1, "clientCapabilities": capabilities, "clientInfo": client}), deadline).await?;
+        let mut place = json!({"cwd": target.dir.work(), "mcpServers": []});
+        match resumes {
+            None => {
+                let made = self.ask("session/new", &place, deadline).await?;
+                let named = made["sessionId"].as_str().ok_or_else(|| Error::Failed("the agent did not name its session".to_owned()))?;
+                named.clone_into(&mut self.session);
+            }
+            Some(session) => {
+                place["sessionId"] = session.into();
+                session.clone_into(&mut self.session);
+                if self.ask("session/resume", &place, deadline).await.is_err() {
+                    self.ask("session/load", &place, deadline).await?;
+                    // It tells all that was said before, which is no part of what comes.
+                    self.said.retain(|line| Message::read(line).method.as_deref() != Some("session/update"));
+                }
+            }
+        }
+        self.ask("session/set_mode", &json!({"sessionId": self.session, "modeId": MODE}), deadline).await.map(drop)
+    }
+
+    /// Sends a message. It is told with the others.
+    pub(super) fn send(&mut self, message: &Value) -> Vec<u8> {
+        let line = message.to_string().into_bytes();
+        // One that is dead is noticed where it is listened to.
+        let _ = self.say.send([&line[..], b"\n"].concat());
+        line
+    }
+
+    /// Begins a request. Gives its id, and the line.
+    pub(super) fn request(&mut self, method: &str, params: &Value) -> (i64, Vec<u8>) {
+        self.next_id += 1;
+        let line = self.send(&json!({"jsonrpc": "2.0", "id": self.next_id, "method": method, "params": params}));
+        (self.next_id, line)
+    }
+
+    /// The next line that it says; `None` when it is dead.
+    pub(super) async fn hear(&mut self) -> Option<Vec<u8>> {
+        self.heard.recv().await
+    }
+
+    /// What was said and belongs to no turn yet.
+    pub(super) fn take_said(&mut self) -> Vec<Vec<u8>> {
+        std::mem::take(&mut self.said)
+    }
+
+    /// Answers a request that nothing here can serve.
+    pub(super) fn refuse(&mut self, id: &Value) -> Vec<u8> {
+        self.send(&json!({"jsonrpc": "2.0", "id": id, "error": {"code": -32601, "message": "Method not found"}}))
+    }
+
+    /// A request, and what came of it.
+    async fn ask(&mut self, method: &str, params: &Value, deadline: Instant) -> Result<Value, Error> {
+        let (id, line) = self.request(method, params);
+        self.said.push(line);
+        loop {
+            let heard = timeout_at(deadline, self.hear()).await;
+            let line = heard.map_err(|_| Error::Failed(format!("the agent did not answer \"{method}\" in time")))?;
+            let line = line.ok_or_else(|| Error::Failed(format!("the agent ended before it answered \"{method}\"")))?;
+            let mut message = Message::read(&line);
+            if self.said.iter().map(Vec::len).sum::<usize>() < MAX_LINE {
+                self.said.push(line);
+            }
+            if message.method.is_some() {
+                if !message.id.is_null() {
+                    let refused = self.refuse(&message.id);
+                    self.said.push(refused);
+                }
+            } else if message.id == id {
+                let error = &message.all["error"];
+                return if error.is_object() {
+                    Err(Error::Failed(format!("{method}: {}", error["message"].as_str().unwrap_or_default())))
+                } else {
+                    Ok(message.all["result"].take())
+                };
+            }
+        }
+    }
+}
