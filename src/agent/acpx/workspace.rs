@@ -25,7 +25,7 @@ const STATE: &str = ".claude.json";
 /// With what the line of a transcript begins that says what the conversation had cost (seen in claude 2.1.332).
 const COST_STATE: &[u8] = b"{\"type\":\"cost-state\"";
 /// Bytes of a transcript, at most, that are looked through.
-const MOST_OF_A_TRANSCRIPT: u64 = 1 << 30;
+const MOST_OF_A_TRANSCRIPT: u64 = 64 << 20;
 /// claude's settings in such a folder. The mode that asks is named, because the adapter starts in another one where nothing is
 /// (`auto`, since 0.76), in which tools run unasked, or not at all where Anthropic's servers can't be reached.
 const SETTINGS: &str = r#"{"permissions":{"defaultMode":"default","disableAutoMode":"disable","disableBypassPermissionsMode":"disable"}}"#;

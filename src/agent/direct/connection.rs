@@ -34,6 +34,8 @@ pub(super) struct Connection {
     said: Vec<Vec<u8>>,
     /// Whether it had to wait for a turn, and may have died meanwhile.
     waited: bool,
+    /// What the conversation had cost when it was started, as far as that goes on to be counted, in US dollars.
+    pub(super) began_at_usd: f64,
 }
 
 /// A message, as far as it is looked at.
@@ -59,6 +61,10 @@ impl Direct {
         }
         let found = programs::find(&self.0.adapter, &acpx.launcher.environment);
         let program = found.ok_or_else(|| Error::NotInstalled(self.0.adapter.clone()))?;
+        let began_at_usd = match resumes {
+            Some(session) => target.dir.kept_cost_of(session.to_owned()).await,
+            None => 0.0,
+        };
         let mut command = acpx.agents_command(target, &program, &[])?;
         command.current_dir(target.dir.work());
         let waiting = process::start(&mut command, &acpx.tag(&target.name))
@@ -87,7 +93,7 @@ impl Direct {
             drop(ended);
         });
         let mut connection =
-            Connection { pid, say, heard, cancel, over, next_id: 0, session: String::new(), said: Vec::new(), waited: false };
+            Connection { pid, say, heard, cancel, over, next_id: 0, session: String::new(), said: Vec::new(), waited: false, began_at_usd };
         match connection.begin(target, resumes, deadline).await {
             Ok(()) => Ok(connection),
             Err(error) => {

@@ -82,10 +82,14 @@ impl Direct {
                 return report.say(turn.outcome(ending, String::new(), 0.0));
             }
         };
-        let connection = match self.prompt(connection, &prompt, (permissions, &tag), &mut turn, cancel).await {
+        let mut began_at_usd = connection.began_at_usd;
+        let prompted = match self.prompt(connection, &prompt, (permissions, &tag), &mut turn, cancel).await {
             // One that died unnoticed while it had no turn has not seen the prompt.
             Prompted::Unheard => match self.connection(target, known_as, &turn, cancel).await {
-                Ok(connection) => self.prompt(connection, &prompt, (permissions, &tag), &mut turn, cancel).await,
+                Ok(connection) => {
+                    began_at_usd = connection.began_at_usd;
+                    self.prompt(connection, &prompt, (permissions, &tag), &mut turn, cancel).await
+                }
                 Err(_) => Prompted::Over,
             },
             prompted => prompted,
@@ -95,14 +99,10 @@ impl Direct {
             (Ending::Failed(_), Some(why)) => Ending::Failed(why),
             (ending, _) => ending,
         };
-        match connection {
+        match prompted {
             Prompted::Ended(connection) => self.keep_idle(target, connection),
             Prompted::Over | Prompted::Unheard => drop(family::end(&self.0.acpx.tag(&target.name)).await),
         }
-        let began_at_usd = match turn.began().map(str::to_owned) {
-            Some(session) => target.dir.kept_cost_of(session).await,
-            None => 0.0,
-        };
         report.say(turn.outcome(ending, String::new(), began_at_usd));
     }
 

@@ -164,7 +164,8 @@ pub async fn translate(request: Request, next: Next) -> Response {
     if !path.starts_with("/v1/") {
         return next.run(request).await;
     }
-    let of_anthropic = path.starts_with("/v1/messages") || request.headers().contains_key("anthropic-version");
+    let either = path.starts_with("/v1/models");
+    let of_anthropic = path.starts_with("/v1/messages") || (either && request.headers().contains_key("anthropic-version"));
     let vendor = if of_anthropic { Vendor::Anthropic } else { Vendor::OpenAi };
     let response = next.run(request).await;
     if response.headers().get(header::CONTENT_TYPE).is_none_or(|kind| kind != "application/problem+json") {
