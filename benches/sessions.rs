@@ -1,7 +1,7 @@
-//! What sessions cost: `cargo bench --bench sessions`.
+//! What sessions cost: `cargo bench --bench sessions`, ten minutes.
 //!
-//! Everything is real but the model. The time of a turn's answer is taken in turn with the moment at which a bare
-//! `acpx prompt` prints its `stopReason` line, and compared at the medians.
+//! Everything is real but the model. By way of acpx and with agents that are spoken to directly, the time of a turn's answer is taken in turn
+//! with the moment at which a bare `acpx prompt` prints its `stopReason` line, and compared at the medians.
 
 #![allow(missing_docs, reason = "a program")]
 
@@ -13,8 +13,10 @@ use std::time::Duration;
 use clawdforge::demo::{self, install, stub::Stub};
 use server::{Server, acpx, bare_turn, create, median, ms, row, start_real, take_turn, time};
 
+const DRIVERS: [&str; 2] = ["acpx", "direct"];
+const FIRST: usize = 5;
 const TURNS: usize = 10;
-const OPEN: usize = 32;
+const OPEN: usize = 24;
 const THROUGH: usize = 100;
 /// acpx ends a second after its answer, and a prompt that comes before waits for that.
 const PAUSE: Duration = Duration::from_secs(2);
@@ -30,42 +32,61 @@ fn main() {
     let environment = demo::environment(&clis, &stub.url(), home.path());
     println!("{:<44} {:>12} {:>12}", "", "measured", "aim");
 
-    let server = start_real(&environment, &clis, &[("CLAWDFORGE_STANDBY", "0"), ("CLAWDFORGE_SESSION_HARD_TTL_SECS", "3600")]);
-    let token = server.mint();
-    let session = create(&server, &token);
+    let start = |driver: &str, hard_ttl: &str| {
+        let settings = [("CLAWDFORGE_ACP", driver), ("CLAWDFORGE_STANDBY", "0"), ("CLAWDFORGE_SESSION_HARD_TTL_SECS", hard_ttl)];
+        let server = start_real(&environment, &clis, &settings);
+        let token = server.mint();
+        (server, token)
+    };
+    let servers = DRIVERS.map(|driver| start(driver, "3600"));
+    let first = servers.each_ref().map(|(server, token)| {
+        // The first of all reads the programs from disk.
+        let times = (0..=FIRST).map(|_| time(|| take_turn(server, token, &create(server, token))));
+        median(times.skip(1).collect())
+    });
+    for (driver, first) in DRIVERS.into_iter().zip(first) {
+        row(&format!("create and first turn, {driver}, median"), &format!("{:.0} ms", ms(first)), "");
+    }
+    row("ratio", &format!("{:.2}", first[1].as_secs_f64() / first[0].as_secs_f64()), "0.30");
+
+    let sessions = servers.each_ref().map(|(server, token)| create(server, token));
     let acpx = |arguments: &[&str]| acpx(&environment, &clis, folder.path(), arguments);
     assert!(acpx(&["sessions", "new", "--name", "bare"]).output().unwrap().status.success());
-    let (mut bare, mut through) = (Vec::new(), Vec::new());
+    let mut times: [Vec<Duration>; 3] = Default::default();
     for turn in 0..=TURNS {
-        let times = [bare_turn(acpx(&["prompt", "-s", "bare", "--file", "-"])), time(|| take_turn(&server, &token, &session))];
+        let mut took = vec![bare_turn(acpx(&["prompt", "-s", "bare", "--file", "-"]))];
+        took.extend(servers.iter().zip(&sessions).map(|((server, token), session)| time(|| take_turn(server, token, session))));
         // The first of each starts the agent.
         if turn > 0 {
-            bare.push(times[0]);
-            through.push(times[1]);
+            times.iter_mut().zip(took).for_each(|(times, took)| times.push(took));
         }
         std::thread::sleep(PAUSE);
     }
     let _ = acpx(&["sessions", "close", "bare"]).output();
-    let (bare, through) = (median(bare), median(through));
+    let [bare, by_acpx, direct] = times.map(median);
     row("bare acpx prompt to its stopReason, median", &format!("{:.0} ms", ms(bare)), "");
-    row("POST /sessions/{id}/turn, median", &format!("{:.0} ms", ms(through)), "");
-    row("ratio", &format!("{:.2}", through.as_secs_f64() / bare.as_secs_f64()), "1.15");
+    for (what, through, aim) in [("by acpx", by_acpx, "1.15"), ("directly", direct, "")] {
+        row(&format!("POST /sessions/{{id}}/turn, {what}, median"), &format!("{:.0} ms", ms(through)), "");
+        row("  of bare", &format!("{:.2}", through.as_secs_f64() / bare.as_secs_f64()), aim);
+    }
 
+    let [(server, token), _] = &servers;
     let before = server.resident_mib();
-    at_once(4, OPEN - 1, || drop(create(&server, &token)));
-    row(&format!("resident, for {OPEN} open sessions"), &format!("{:+.1} MiB", server.resident_mib() - before), "1 MiB");
-    drop(server);
+    at_once(4, OPEN - 1, || drop(create(server, token)));
+    row(&format!("resident, for {OPEN} more open sessions"), &format!("{:+.1} MiB", server.resident_mib() - before), "1 MiB");
+    drop(servers);
 
-    let server = start_real(&environment, &clis, &[("CLAWDFORGE_STANDBY", "0"), ("CLAWDFORGE_SESSION_HARD_TTL_SECS", "0")]);
-    let token = server.mint();
-    at_once(4, 4, || through_its_life(&server, &token));
-    std::thread::sleep(2 * PAUSE);
-    let before = leftovers(&server, home.path());
-    at_once(4, THROUGH, || through_its_life(&server, &token));
-    std::thread::sleep(2 * PAUSE);
-    let after = leftovers(&server, home.path());
-    for ((what, before), (_, after)) in before.into_iter().zip(after) {
-        row(&format!("{what} left by {THROUGH} sessions"), &format!("{:+}", after - before), "0");
+    for driver in DRIVERS {
+        let (server, token) = start(driver, "0");
+        at_once(4, 4, || through_its_life(&server, &token));
+        std::thread::sleep(2 * PAUSE);
+        let before = leftovers(&server, home.path());
+        at_once(4, THROUGH, || through_its_life(&server, &token));
+        std::thread::sleep(2 * PAUSE);
+        let after = leftovers(&server, home.path());
+        for ((what, before), (_, after)) in before.into_iter().zip(after) {
+            row(&format!("{what} left by {THROUGH} sessions, {driver}"), &format!("{:+}", after - before), "0");
+        }
     }
 }
 
