@@ -33,6 +33,12 @@ fn bash(command: &str) -> String {
     stub(&json!({"tool": {"name": "Bash", "input": {"command": command, "description": "test"}}}))
 }
 
+fn kill_agents(server: &Server) {
+    for pid in server.agents() {
+        let _ = rustix::process::kill_process(rustix::process::Pid::from_raw(pid.cast_signed()).unwrap(), Signal::KILL);
+    }
+}
+
 fn events(server: &Server) -> String {
     server.query("SELECT group_concat(event || coalesce(':' || stop_reason, ''), ' ') FROM (SELECT * FROM session_events ORDER BY id)")
 }
@@ -99,9 +105,7 @@ async fn a_tool_call_has_its_result_and_a_file_can_be_attached() {
     assert!(text.contains("[Attached files") && text.contains("/work/note-2.txt"), "{answer:?}");
     assert_eq!(answer.json["files"], json!(["note-2.txt"]));
     // They are there two turns later, and after the agent's end.
-    for pid in server.agents() {
-        let _ = rustix::process::kill_process(rustix::process::Pid::from_raw(pid.cast_signed()).unwrap(), Signal::KILL);
-    }
+    kill_agents(server);
     let later = turn(server, token, &id, &bash("cat note.txt; ls -A")).await;
     let text = later.json["text"].as_str().unwrap();
     assert!(text.contains("the cellar door") && text.contains("note-2.txt") && !text.contains(".attaching"), "{later:?}");
@@ -376,6 +380,9 @@ async fn nothing_is_made_for_a_session_whose_folder_is_gone() {
     let id = create(server, token, &json!({})).await;
     let room = server.data().join("sessions").join(&id);
     let sockets = SessionDir::new(room.clone()).sockets();
+    // One that waits there would make parts of it again.
+    kill_agents(server);
+    until("their end", || server.agents().is_empty()).await;
     std::fs::remove_dir_all(room).unwrap();
     assert_eq!(std::fs::remove_dir(&sockets).is_ok(), by_acpx());
     let told = turn(server, token, &id, "hello").await;
