@@ -1,4 +1,4 @@
-//! What sessions cost: `cargo bench --bench sessions`, ten minutes.
+//! What sessions cost: `cargo bench --bench sessions`, a quarter of an hour.
 //!
 //! Everything is real but the model. By way of acpx and with agents that are spoken to directly, the time of a turn's answer is taken in turn
 //! with the moment at which a bare `acpx prompt` prints its `stopReason` line, and compared at the medians.
