@@ -35,14 +35,25 @@ pub struct Spec {
 pub struct Conversation {
     /// 32 hex digits.
     pub session_id: String,
-    /// One of the configured agents.
-    pub agent: String,
-    /// `approve-all`, `approve-reads` or `deny-all`.
-    pub permissions: String,
+    /// What its agent is started with.
+    pub setup: Setup,
     /// What speaks to its agent.
     pub driver: Driver,
     /// What the agent calls the session, where it has said so.
     pub agent_session: Option<String>,
+}
+
+/// With what a session's agent is started, each time anew.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Setup {
+    /// One of the configured agents.
+    pub agent: String,
+    /// The model of every turn.
+    pub model: Option<String>,
+    /// Added to the agent's own system prompt.
+    pub system: Option<String>,
+    /// `approve-all`, `approve-reads` or `deny-all`.
+    pub permissions: String,
 }
 
 /// What speaks to a session's agent. A session keeps the one that it was created with.

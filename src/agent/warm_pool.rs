@@ -1,7 +1,7 @@
 //! The warm pool: agents that are started before they are needed, so that a caller waits for the model and for nothing else.
 //!
-//! One pool holds `claude` processes for runs and `acpx prompt` processes for turns. It learns from traffic: what was asked
-//! for last is likely next. A process serves one run or turn; its successor is started when that has its answer, and while
+//! One pool holds `claude` processes for runs, `acpx prompt` processes for turns, and whole sessions that nobody has created yet. It
+//! learns from traffic: what was asked for last is likely next. A process serves one run, turn or session; its successor is started when that has its answer, and while
 //! nobody waits for a place or for an agent to start. One that died, printed something, or was started with another program,
 //! sign-in or setting than there is now is thrown away, and the run starts cold.
 
@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, timeout};
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
@@ -20,6 +21,8 @@ use super::acpx::command::{Acpx, Target};
 use super::claude::command::Purpose;
 use super::claude::files::{kept_in_its_state, obstacle_for, read_at_start};
 use super::claude::workspace::{RunDir, RunDirs};
+use super::contract::Setup;
+use super::direct::{Direct, Unclaimed};
 use super::launcher::Launcher;
 use super::process::Waiting;
 use super::programs;
@@ -49,6 +52,8 @@ pub enum WarmKey {
     },
     /// A session's next turn.
     Turn(Target),
+    /// A session whose agent is spoken to directly.
+    Session(Setup),
 }
 
 /// The pool. Clones share it.
@@ -59,8 +64,11 @@ struct Shared {
     most: usize,
     run_dirs: RunDirs,
     acpx: Acpx,
+    direct: Direct,
     state: Mutex<State>,
     wake: Notify,
+    /// Comes when nothing is to be started any more.
+    stop: CancellationToken,
     /// Held while one is being started.
     starting: tokio::sync::Mutex<()>,
     ending: TaskTracker,
@@ -72,15 +80,36 @@ struct State {
     uses: VecDeque<(WarmKey, Instant)>,
     ready: Vec<WarmProcess>,
     holds: usize,
-    finished: bool,
 }
 
 struct WarmProcess {
     want: WarmKey,
-    /// Of a run or a completion.
-    run_dir: Option<RunDir>,
-    process: Waiting,
+    agent: WarmAgent,
     print: Option<Fingerprint>,
+}
+
+enum WarmAgent {
+    Claude(Box<RunDir>, Waiting),
+    Turn(Waiting),
+    Session(Unclaimed),
+}
+
+impl WarmAgent {
+    fn is_ready(&mut self) -> bool {
+        match self {
+            Self::Claude(_, process) | Self::Turn(process) => process.is_ready(),
+            Self::Session(session) => session.is_alive(),
+        }
+    }
+
+    async fn end(self) {
+        match self {
+            Self::Claude(run_dir, process) => run_dir.leave(Some(process)).await,
+            // What else is tagged as the session's is the session's.
+            Self::Turn(process) => process.end().await,
+            Self::Session(session) => session.end().await,
+        }
+    }
 }
 
 /// While there is one, nothing is started ahead: somebody waits for a place, or for an agent to start.
@@ -95,13 +124,15 @@ impl Drop for Hold {
 
 impl Pool {
     /// A pool of at most `most` processes.
-    pub fn new(most: usize, run_dirs: RunDirs, acpx: Acpx) -> Self {
+    pub fn new(most: usize, run_dirs: RunDirs, acpx: Acpx, direct: Direct) -> Self {
         let shared = Shared {
             most,
             run_dirs,
             acpx,
+            direct,
             state: Mutex::default(),
             wake: Notify::new(),
+            stop: CancellationToken::new(),
             starting: tokio::sync::Mutex::default(),
             ending: TaskTracker::new(),
         };
@@ -123,15 +154,30 @@ impl Pool {
         let key = WarmKey::Claude { purpose, model: model.to_owned() };
         let found = self.take(|want| *want == key).await;
         METRICS.standby(purpose.name(), found.is_some());
-        let WarmProcess { run_dir, process, .. } = found?;
-        Some((run_dir?, process))
+        match found?.agent {
+            WarmAgent::Claude(run_dir, process) => Some((*run_dir, process)),
+            WarmAgent::Turn(_) | WarmAgent::Session(_) => None,
+        }
     }
 
     /// An acpx that waits for the prompt of the session's next turn.
     pub async fn take_turn(&self, target: &Target) -> Option<Waiting> {
         let found = self.take(|want| matches!(want, WarmKey::Turn(other) if other == target)).await;
         METRICS.standby("turn", found.is_some());
-        Some(found?.process)
+        match found?.agent {
+            WarmAgent::Turn(process) => Some(process),
+            WarmAgent::Claude(..) | WarmAgent::Session(_) => None,
+        }
+    }
+
+    /// A session that was started with this.
+    pub async fn take_session(&self, setup: &Setup) -> Option<Unclaimed> {
+        let found = self.take(|want| matches!(want, WarmKey::Session(other) if other == setup)).await;
+        METRICS.standby("session", found.is_some());
+        match found?.agent {
+            WarmAgent::Session(session) => Some(session),
+            WarmAgent::Claude(..) | WarmAgent::Turn(_) => None,
+        }
     }
 
     async fn take(&self, is_it: impl Fn(&WarmKey) -> bool) -> Option<WarmProcess> {
@@ -147,7 +193,7 @@ impl Pool {
         }
         loop {
             let mut standby = self.take_ready(&is_it)?;
-            if standby.process.is_ready() && standby.print == self.fingerprint(&standby.want).await {
+            if standby.agent.is_ready() && standby.print == self.fingerprint(&standby.want).await {
                 return Some(standby);
             }
             tracing::info!("a standby was thrown away: it had ended, or its program or sign-in has changed");
@@ -206,7 +252,7 @@ impl Pool {
         let mut missing = expected(&state.uses, self.0.most);
         for mut standby in std::mem::take(&mut state.ready) {
             let wanted = missing.iter().position(|want| *want == standby.want);
-            if !standby.process.is_ready() {
+            if !standby.agent.is_ready() {
                 // What does not last is not started again and again, but after the next use.
                 tracing::info!("a standby was thrown away: it ended by itself, or printed something");
                 state.uses.iter().position(|(want, _)| *want == standby.want).map(|at| state.uses.remove(at));
@@ -219,12 +265,12 @@ impl Pool {
                 self.end(standby);
             }
         }
-        (state.holds == 0 && !state.finished).then(|| missing.into_iter().next()).flatten()
+        (state.holds == 0 && !self.0.stop.is_cancelled()).then(|| missing.into_iter().next()).flatten()
     }
 
     async fn start(&self, want: WarmKey) {
         let _starting = self.0.starting.lock().await;
-        if self.state().finished {
+        if self.0.stop.is_cancelled() {
             return;
         }
         let print = self.fingerprint(&want).await;
@@ -232,7 +278,7 @@ impl Pool {
             WarmKey::Claude { .. } if let Some(why) = obstacle_for(&self.0.run_dirs.launcher.environment).await => Err(why),
             WarmKey::Claude { purpose, model } => match self.0.run_dirs.set_up(Uuid::now_v7(), Vec::new()).await {
                 Ok((run_dir, _)) => match run_dir.start(*purpose, model) {
-                    Ok(process) => Ok((Some(run_dir), process)),
+                    Ok(process) => Ok(WarmAgent::Claude(Box::new(run_dir), process)),
                     Err(error) => {
                         run_dir.clear_away().await;
                         Err(format!("{error:?}"))
@@ -240,14 +286,17 @@ impl Pool {
                 },
                 Err(error) => Err(error.to_string()),
             },
-            WarmKey::Turn(target) => self.0.acpx.start_prompt(target).map(|process| (None, process)).map_err(|error| format!("{error:?}")),
+            WarmKey::Turn(target) => self.0.acpx.start_prompt(target).map(WarmAgent::Turn).map_err(|error| format!("{error:?}")),
+            WarmKey::Session(setup) => self.0.direct.start_ahead(setup, &self.0.stop).await.map(WarmAgent::Session),
         };
         let mut state = self.state();
         match started {
-            Ok((run_dir, process)) => {
-                process.set_idle(true);
-                let still_expected = !state.finished && state.uses.iter().any(|(use_, _)| *use_ == want);
-                let standby = WarmProcess { want, run_dir, process, print };
+            Ok(agent) => {
+                if let WarmAgent::Claude(_, process) | WarmAgent::Turn(process) = &agent {
+                    process.set_idle(true);
+                }
+                let still_expected = !self.0.stop.is_cancelled() && state.uses.iter().any(|(use_, _)| *use_ == want);
+                let standby = WarmProcess { want, agent, print };
                 if still_expected {
                     state.ready.push(standby);
                 } else {
@@ -262,19 +311,12 @@ impl Pool {
     }
 
     fn end(&self, standby: WarmProcess) {
-        let WarmProcess { run_dir, process, .. } = standby;
-        self.0.ending.spawn(async move {
-            match run_dir {
-                Some(run_dir) => run_dir.leave(Some(process)).await,
-                // What else is tagged as the session's is the session's.
-                None => process.end().await,
-            }
-        });
+        self.0.ending.spawn(standby.agent.end());
     }
 
     /// Starts nothing any more, and ends all that there are.
     pub async fn finish(&self) {
-        self.state().finished = true;
+        self.0.stop.cancel();
         let _starting = self.0.starting.lock().await;
         for standby in std::mem::take(&mut self.state().ready) {
             self.end(standby);
@@ -290,14 +332,16 @@ impl Pool {
         let RunDirs { launcher: Launcher { environment, .. }, claude, .. } = &self.0.run_dirs;
         let environment = environment.clone();
         // What the session's own agent read is its own affair.
-        let (program, of_run) = match want {
-            WarmKey::Claude { .. } => (claude.clone(), true),
-            WarmKey::Turn(_) => (self.0.acpx.program.clone(), false),
+        let (programs, is_new) = match want {
+            WarmKey::Claude { .. } => (vec![claude.clone()], true),
+            WarmKey::Turn(_) => (vec![self.0.acpx.program.clone()], false),
+            WarmKey::Session(setup) => (self.0.direct.programs(setup).to_vec(), true),
         };
         let look = move || {
-            let files = if of_run { read_at_start(&environment) } else { Vec::new() };
-            let settings = if of_run { kept_in_its_state(&environment) } else { String::new() };
-            Ok(Fingerprint { files: programs::find(&program, &environment).into_iter().chain(files).map(as_it_is).collect(), settings })
+            let files = if is_new { read_at_start(&environment) } else { Vec::new() };
+            let settings = if is_new { kept_in_its_state(&environment) } else { String::new() };
+            let programs = programs.iter().filter_map(|program| programs::find(program, &environment));
+            Ok(Fingerprint { files: programs.chain(files).map(as_it_is).collect(), settings })
         };
         blocking(look).await.ok()
     }

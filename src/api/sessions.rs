@@ -12,17 +12,20 @@ use tokio::time::sleep;
 use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
-use uuid::Uuid;
 
 use super::auth::Caller;
 use super::body::{ValidJson, Validate};
 use super::error::{ApiError, FieldError, Problem};
 use super::submission::{self, SubmitOptions};
 use super::validate::check_model;
+use crate::agent::contract::{Driver, Setup};
 use crate::agent::turn::{APPROVE_ALL, CLAUDE_AGENT, PERMISSIONS};
 use crate::app::App;
 use crate::ledger::{NewSession, Session};
 use crate::session::Created;
+
+/// The longest system prompt in bytes.
+const MAX_SYSTEM: usize = 64 << 10;
 
 #[derive(Debug, Deserialize, Serialize, ToSchema)]
 struct SessionRequest {
@@ -31,6 +34,9 @@ struct SessionRequest {
     /// The model of every turn. Only claude can be told of one.
     #[schema(pattern = r"^[A-Za-z0-9][A-Za-z0-9._:/@\[\]-]{0,127}$")]
     model: Option<String>,
+    /// Added to the agent's own system prompt, at each of its starts; up to 64 KiB. Not where acpx speaks to the agent.
+    #[schema(max_length = 65_536)]
+    system: Option<String>,
     /// The app's own object, kept as it is.
     #[schema(value_type = Option<BTreeMap<String, Value>>)]
     meta: Option<Box<RawValue>>,
@@ -46,6 +52,9 @@ impl Validate for SessionRequest {
         check_model(self.model.as_deref(), &mut errors);
         if self.meta.as_ref().is_some_and(|meta| !meta.get().starts_with('{')) {
             errors.push(FieldError::new("/meta", "meta must be a JSON object"));
+        }
+        if self.system.as_ref().is_some_and(|system| system.len() > MAX_SYSTEM) {
+            errors.push(FieldError::new("/system", "the system prompt is longer than 64 KiB"));
         }
         if self.permissions.as_ref().is_some_and(|wanted| !PERMISSIONS.contains(&wanted.as_str())) {
             errors.push(FieldError::new("/permissions", "permissions must be approve-all, approve-reads or deny-all"));
@@ -98,15 +107,15 @@ impl From<Session> for SessionState {
         Self {
             meta: meta(&session),
             session_id: session.new.session_id,
-            agent: session.new.agent,
-            model: session.new.model,
+            agent: session.new.setup.agent,
+            model: session.new.setup.model,
             cwd: session.new.cwd,
             created_at: session.created_at,
             last_turn_at: session.last_turn_at,
             turn_count: session.turn_count,
             closed_at: session.closed_at,
             live: session.closed_at.is_none(),
-            permissions: session.new.permissions,
+            permissions: session.new.setup.permissions,
         }
     }
 }
@@ -156,18 +165,14 @@ async fn create(
     }
     let agent = asked.agent.clone().unwrap_or_else(|| CLAUDE_AGENT.to_owned());
     check_agent(&app, &agent, &asked)?;
-    let session_id = Uuid::now_v7().simple().to_string();
-    let new = NewSession {
-        cwd: app.sessions.cwd(&session_id).display().to_string(),
-        session_id,
-        app_name: caller.app.clone(),
-        model: asked.model,
-        permissions: asked.permissions.unwrap_or_else(|| APPROVE_ALL.to_owned()),
-        meta: asked.meta.map(|meta| meta.get().to_owned()),
-        driver: app.sessions.driver_of(&agent),
+    let setup = Setup {
         agent,
+        model: asked.model,
+        system: asked.system.filter(|system| !system.is_empty()),
+        permissions: asked.permissions.unwrap_or_else(|| APPROVE_ALL.to_owned()),
     };
-    match app.sessions.create(new, key.clone()).await? {
+    let meta = asked.meta.map(|meta| meta.get().to_owned());
+    match app.sessions.create(caller.app.clone(), setup, meta, key.clone()).await? {
         Created::Session(session) => Ok(Json((*session).into())),
         Created::KeyTaken => {
             // The same request came twice at once.
@@ -193,6 +198,12 @@ fn check_agent(app: &App, agent: &str, asked: &SessionRequest) -> Result<(), Api
             errors.push(FieldError::new("/model", detail));
         }
     }
+    if asked.system.is_some() && app.sessions.driver_of(agent) == Driver::Acpx {
+        errors.push(FieldError::new(
+            "/system",
+            format!("acpx, which speaks to {agent} here, would forget it; say it in the first turn's prompt"),
+        ));
+    }
     if errors.is_empty() { Ok(()) } else { Err(ApiError::Invalid(errors)) }
 }
 
@@ -215,7 +226,7 @@ async fn created_before(app: &App, caller: &Caller, session_id: &str) -> Result<
 impl From<Session> for SessionCreated {
     fn from(session: Session) -> Self {
         let meta = meta(&session);
-        let NewSession { session_id, agent, model, cwd, .. } = session.new;
+        let NewSession { session_id, setup: Setup { agent, model, .. }, cwd, .. } = session.new;
         Self { ok: true, session_id, agent, model, cwd, created_at: session.created_at, meta }
     }
 }

@@ -88,7 +88,7 @@ async fn turn(
     }
     let spec = Spec {
         prompt: asked.prompt,
-        model: new.model,
+        model: new.setup.model,
         system: None,
         schema: None,
         files: attachments(&app, &caller, asked.files.unwrap_or_default()).await?,

@@ -142,6 +142,8 @@ pub(super) const MIGRATIONS: &[&str] = &[
 ",
     // What speaks to its agent: acpx, or direct.
     "ALTER TABLE sessions ADD COLUMN driver TEXT NOT NULL DEFAULT 'acpx';",
+    // What is added to its agent's system prompt.
+    "ALTER TABLE sessions ADD COLUMN system TEXT;",
 ];
 
 /// Brings the database to the newest version in one transaction.

@@ -5,7 +5,7 @@ use rusqlite::{Connection, OptionalExtension, Row, params};
 use super::db::Ledger;
 use super::error::Error;
 use super::idempotency::{Key, claim};
-use crate::agent::contract::{Conversation, Driver};
+use crate::agent::contract::{Conversation, Driver, Setup};
 use crate::clock;
 
 /// What is known of a session before it exists.
@@ -15,12 +15,8 @@ pub struct NewSession {
     pub session_id: String,
     /// The caller's token name.
     pub app_name: String,
-    /// One of the configured agents.
-    pub agent: String,
-    /// The model that every turn is to use.
-    pub model: Option<String>,
-    /// `approve-all`, `approve-reads` or `deny-all`.
-    pub permissions: String,
+    /// What its agent is started with.
+    pub setup: Setup,
     /// The app's own JSON object.
     pub meta: Option<String>,
     /// The session's folder.
@@ -49,8 +45,8 @@ pub struct Session {
 impl Session {
     /// The conversation that it is.
     pub fn conversation(&self) -> Conversation {
-        let NewSession { session_id, agent, permissions, driver, .. } = self.new.clone();
-        Conversation { session_id, agent, permissions, driver, agent_session: self.agent_session.clone() }
+        let NewSession { session_id, setup, driver, .. } = self.new.clone();
+        Conversation { session_id, setup, driver, agent_session: self.agent_session.clone() }
     }
 }
 
@@ -66,7 +62,7 @@ pub enum BeginSession {
 }
 
 const COLUMNS: &str = "session_id, app_name, agent, model, permissions, meta, cwd, created_at, last_turn_at, turn_count,
-    closed_at, driver, acp_session_id";
+    closed_at, driver, acp_session_id, system";
 
 impl Ledger {
     /// Records a session that is about to be created, if fewer than `most` are open. Gives the time of its creation.
@@ -84,18 +80,19 @@ impl Ledger {
                 return Ok(BeginSession::Full);
             }
             db.execute(
-                "INSERT INTO sessions (session_id, app_name, agent, model, permissions, meta, cwd, created_at, driver)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
+                "INSERT INTO sessions (session_id, app_name, agent, model, permissions, meta, cwd, created_at, driver, system)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
                 params![
                     session.session_id,
                     session.app_name,
-                    session.agent,
-                    session.model,
-                    session.permissions,
+                    session.setup.agent,
+                    session.setup.model,
+                    session.setup.permissions,
                     session.meta,
                     session.cwd,
                     now,
                     session.driver.as_str(),
+                    session.setup.system,
                 ],
             )?;
             Ok(BeginSession::Begun(now))
@@ -236,9 +233,12 @@ pub(super) fn session_at(row: &Row<'_>) -> rusqlite::Result<Session> {
         new: NewSession {
             session_id: row.get("session_id")?,
             app_name: row.get("app_name")?,
-            agent: row.get("agent")?,
-            model: row.get("model")?,
-            permissions: row.get("permissions")?,
+            setup: Setup {
+                agent: row.get("agent")?,
+                model: row.get("model")?,
+                system: row.get("system")?,
+                permissions: row.get("permissions")?,
+            },
             meta: row.get("meta")?,
             cwd: row.get("cwd")?,
             driver: if row.get::<_, String>("driver")? == Driver::Direct.as_str() { Driver::Direct } else { Driver::Acpx },

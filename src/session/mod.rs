@@ -5,7 +5,6 @@ mod recover;
 mod sweep;
 
 use std::ffi::OsString;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -13,11 +12,12 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
+use uuid::Uuid;
 
 use crate::agent::acpx::command::{self, Acpx, Target};
 use crate::agent::claude::files::obstacle_for;
-use crate::agent::contract::{Conversation, Driver};
-use crate::agent::direct::Direct;
+use crate::agent::contract::{Driver, Setup};
+use crate::agent::direct::{Direct, Unclaimed};
 use crate::agent::turn::CLAUDE_AGENT;
 use crate::agent::warm_pool::{Pool, WarmKey};
 use crate::blocking::blocking;
@@ -124,18 +124,14 @@ impl Sessions {
         self.0.open.load(Ordering::Relaxed)
     }
 
-    /// What is to speak to an agent of this name. acpx knows others than claude, which nothing here does.
+    /// What is to speak to an agent of this name.
     pub fn driver_of(&self, agent: &str) -> Driver {
-        if agent == CLAUDE_AGENT { self.0.driver } else { Driver::Acpx }
+        self.0.driver_of(agent)
     }
 
-    /// Where the agent of a session of that id works.
-    pub fn cwd(&self, session_id: &str) -> PathBuf {
-        self.0.acpx.dir(session_id).work()
-    }
-
-    /// Creates a session. One that a caller stopped waiting for is taken away again, unless it has a key.
-    pub async fn create(&self, new: NewSession, key: Option<Key>) -> Result<Created, Error> {
+    /// Creates a session of an app, with the app's own object. One that a caller stopped waiting for is taken away again, unless it has
+    /// a key.
+    pub async fn create(&self, app: String, setup: Setup, meta: Option<String>, key: Option<Key>) -> Result<Created, Error> {
         if self.0.tasks.is_closed() {
             return Err(Error::Stopping);
         }
@@ -145,7 +141,7 @@ impl Sessions {
         let guard = (!stays).then(|| cancel.clone().drop_guard());
         let (answer, answered) = oneshot::channel();
         self.0.tasks.spawn(async move {
-            let created = shared.create(&new, key, &cancel).await;
+            let created = shared.create(app, setup, meta, key, &cancel).await;
             if let Err(Ok(Created::Session(session))) = answer.send(created)
                 && !stays
             {
@@ -179,47 +175,79 @@ impl Sessions {
 }
 
 impl Shared {
-    fn target(&self, new: &NewSession) -> Target {
-        let NewSession { session_id, agent, permissions, driver, .. } = new.clone();
-        self.acpx.target(&Conversation { session_id, agent, permissions, driver, agent_session: None }, new.model.clone())
+    /// acpx knows others than claude, which nothing here does.
+    fn driver_of(&self, agent: &str) -> Driver {
+        if agent == CLAUDE_AGENT { self.driver } else { Driver::Acpx }
     }
 
-    async fn create(&self, new: &NewSession, key: Option<Key>, cancel: &CancellationToken) -> Result<Created, Error> {
-        let created_at = match self.ledger.begin_session(new.clone(), key, self.limits.most_open).await? {
-            BeginSession::Begun(at) => at,
-            BeginSession::Full => return Err(Error::Full),
-            BeginSession::KeyTaken => return Ok(Created::KeyTaken),
+    fn target(&self, new: &NewSession) -> Target {
+        self.acpx.target(&new.session_id, &new.setup)
+    }
+
+    async fn create(
+        &self,
+        app_name: String,
+        setup: Setup,
+        meta: Option<String>,
+        key: Option<Key>,
+        cancel: &CancellationToken,
+    ) -> Result<Created, Error> {
+        let driver = self.driver_of(&setup.agent);
+        let may_be_full = usize::try_from(self.open.load(Ordering::Relaxed)).is_ok_and(|open| open >= self.limits.most_open);
+        let ahead = if driver == Driver::Direct && !may_be_full { self.warm.take_session(&setup).await } else { None };
+        let session_id = ahead.as_ref().map_or_else(|| Uuid::now_v7().simple().to_string(), |ahead| ahead.session_id().to_owned());
+        let cwd = self.acpx.dir(&session_id).work().display().to_string();
+        let new = NewSession { session_id, app_name, setup, meta, cwd, driver };
+        let created_at = match self.ledger.begin_session(new.clone(), key, self.limits.most_open).await {
+            Ok(BeginSession::Begun(at)) => at,
+            begun => {
+                if let Some(ahead) = ahead {
+                    ahead.end().await;
+                }
+                return match begun? {
+                    BeginSession::KeyTaken => Ok(Created::KeyTaken),
+                    BeginSession::Full | BeginSession::Begun(_) => Err(Error::Full),
+                };
+            }
         };
         self.count_open().await;
-        match self.create_on_disk(new, cancel).await {
+        match self.create_on_disk(&new, ahead, cancel).await {
             Ok(()) => {
-                tracing::info!(session_id = new.session_id, app = new.app_name, agent = new.agent, model = new.model, "session created");
-                if new.driver == Driver::Acpx {
-                    self.warm.used(WarmKey::Turn(self.target(new)));
-                }
-                let new = new.clone();
+                tracing::info!(
+                    session_id = new.session_id,
+                    app = new.app_name,
+                    agent = new.setup.agent,
+                    model = new.setup.model,
+                    "session created"
+                );
+                self.warm.used(match driver {
+                    Driver::Acpx => WarmKey::Turn(self.target(&new)),
+                    Driver::Direct => WarmKey::Session(new.setup.clone()),
+                });
                 let session = Session { new, created_at, last_turn_at: None, turn_count: 0, closed_at: None, agent_session: None };
                 Ok(Created::Session(Box::new(session)))
             }
             Err(error) => {
-                self.forget(new).await;
+                self.forget(&new).await;
                 Err(error)
             }
         }
     }
 
-    async fn create_on_disk(&self, new: &NewSession, cancel: &CancellationToken) -> Result<(), Error> {
+    async fn create_on_disk(&self, new: &NewSession, ahead: Option<Unclaimed>, cancel: &CancellationToken) -> Result<(), Error> {
         let _hold = self.warm.hold();
         let environment = self.acpx.launcher.environment.clone();
         if let Some(why) = obstacle_for(&environment).await {
             return Err(Error::Failed(why));
         }
-        let dir = self.acpx.dir(&new.session_id);
-        blocking(move || dir.make(&environment)).await?;
+        if ahead.is_none() {
+            let dir = self.acpx.dir(&new.session_id);
+            blocking(move || dir.make(&environment)).await?;
+        }
         let target = self.target(new);
         let name = match new.driver {
             Driver::Acpx => self.acpx.create(&target, cancel).await?,
-            Driver::Direct => self.direct.create(&target, cancel).await?,
+            Driver::Direct => self.direct.create(&target, ahead, cancel).await?,
         };
         Ok(self.ledger.finish_session_create(&new.session_id, new.driver, name).await?)
     }

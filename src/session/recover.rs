@@ -12,6 +12,11 @@ impl Sessions {
         for session in self.0.ledger.half_created_sessions().await? {
             self.0.forget(&session.new).await;
         }
+        self.each_folder(
+            "the folder of a session that was started ahead is left",
+            |dir| if dir.is_unclaimed() { dir.remove() } else { Ok(()) },
+        )
+        .await;
         self.each_folder("a session's folder may not be up to date", move |dir| {
             // A file of a turn that was being copied.
             let cleared = if interrupted { clear(&dir.work(), |name| !name.starts_with(ATTACHING)).map(drop) } else { Ok(()) };

@@ -1,6 +1,7 @@
 //! Sessions whose agent is spoken to directly. What they have in common with those by way of acpx stands in `sessions.rs`, which runs
 //! with either: `CLAWDFORGE_TEST_ACP=direct`.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use reqwest::StatusCode;
@@ -78,6 +79,68 @@ async fn whichever_process_dies_the_next_turn_goes_on() {
         until("its death", || !server.agents().contains(&agents[which])).await;
         assert!(asked(server, token, &id).await.contains("The word is sorb."));
     }
+}
+
+#[tokio::test]
+async fn a_system_prompt_is_told_at_each_start() {
+    let Some(forge) = Forge::start_with(direct()).await else { return };
+    let Forge { server, token, home: _home, _stub } = forge;
+    let body = json!({"model": "haiku", "system": "Speak of quinces only."});
+    let id = server.post("/sessions", &token, &body).await.json["session_id"].as_str().unwrap().to_owned();
+    let system = async |server: &Server| {
+        let answer = turn(server, &token, &id, "stub: {\"echo\": true}").await;
+        let request: Value = serde_json::from_str(answer.json["text"].as_str().unwrap()).unwrap();
+        request["system"].to_string()
+    };
+    assert!(system(&server).await.contains("Speak of quinces only."));
+    server.signal(Signal::TERM);
+    let server = server.restart();
+    assert!(system(&server).await.contains("Speak of quinces only."));
+    server.post("/sessions", &token, &json!({"system": "x".repeat(65_537)})).await.problem(422);
+}
+
+#[tokio::test]
+async fn sessions_of_the_kind_that_was_asked_for_last_are_started_ahead() {
+    let Some(forge) = Forge::start_with(direct().set("CLAWDFORGE_STANDBY", 1)).await else { return };
+    let Forge { server, token, home: _home, _stub } = forge;
+    let folders = |server: &Server| {
+        let names = server.data().join("sessions").read_dir().unwrap().flatten().map(|entry| entry.file_name().into_string().unwrap());
+        names.collect::<BTreeSet<_>>()
+    };
+    let mut own = BTreeSet::from([create(&server, &token).await]);
+    let (taken, agents) = loop {
+        assert!(own.len() < 8, "none was taken");
+        until("a session ahead", || folders(&server).len() == own.len() + 1 && server.agents().len() == 2 * own.len() + 2).await;
+        // From when on it waits can't be seen.
+        tokio::time::sleep(Duration::from_millis(300) * u32::try_from(own.len()).unwrap()).await;
+        let (before, agents) = (folders(&server), server.agents());
+        let created = create(&server, &token).await;
+        own.insert(created.clone());
+        if before.contains(&created) {
+            break (created, agents);
+        }
+    };
+    assert_eq!(server.get("/healthz", "").await.json["open_sessions"], own.len());
+    turn(&server, &token, &taken, "The word is sorb.").await;
+    assert!(asked(&server, &token, &taken).await.contains("The word is sorb."));
+    assert!(agents.iter().all(|pid| server.agents().contains(pid)), "no agent was started for it");
+    let pwd = turn(&server, &token, &taken, r#"stub: {"tool": {"name": "Bash", "input": {"command": "pwd"}}}"#).await;
+    assert_eq!(pwd.json["text"].as_str().unwrap().trim(), server.data().join("sessions").join(&taken).join("work").to_str().unwrap());
+
+    // One of another kind is not served by it, and changes what is expected.
+    until("another ahead", || folders(&server).len() == own.len() + 1).await;
+    let ahead = folders(&server).difference(&own).next().unwrap().clone();
+    let other = server.post("/sessions", &token, &json!({"model": "haiku", "system": "Be brief."})).await;
+    own.insert(other.json["session_id"].as_str().unwrap().to_owned());
+    assert!(!own.contains(&ahead), "{other:?}");
+    until("its end, with its folder", || !folders(&server).contains(&ahead)).await;
+    until("one of the other kind", || folders(&server).len() == own.len() + 1).await;
+
+    // After a crash nothing is left of it, and everything of the others.
+    server.signal(Signal::KILL);
+    let server = server.restart();
+    assert_eq!(folders(&server), own);
+    assert!(asked(&server, &token, &taken).await.contains("The word is sorb."));
 }
 
 #[tokio::test]

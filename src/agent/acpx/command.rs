@@ -13,7 +13,7 @@ use super::workspace::{SessionDir, make_private};
 use crate::agent::acp::{Messages, TurnEnd};
 use crate::agent::children::Started;
 use crate::agent::claude::command::VARIABLES;
-use crate::agent::contract::Conversation;
+use crate::agent::contract::Setup;
 use crate::agent::family;
 use crate::agent::launcher::Launcher;
 use crate::agent::process::{self, ConverseOptions, End, ExitCause, Line, Next, Waiting};
@@ -37,12 +37,8 @@ pub struct Target {
     pub name: String,
     /// Its folders.
     pub dir: SessionDir,
-    /// One of the configured agents.
-    pub agent: String,
-    /// The model of every turn.
-    pub model: Option<String>,
-    /// One of [`PERMISSIONS`](crate::agent::turn::PERMISSIONS).
-    pub permissions: String,
+    /// What its agent is started with.
+    pub setup: Setup,
 }
 
 /// Why a step did not come about.
@@ -68,10 +64,9 @@ pub struct Acpx {
 }
 
 impl Acpx {
-    /// What a turn of this conversation is to reach.
-    pub fn target(&self, conversation: &Conversation, model: Option<String>) -> Target {
-        let Conversation { session_id, agent, permissions, .. } = conversation.clone();
-        Target { dir: self.dir(&session_id), name: session_id, agent, model, permissions }
+    /// The session of that id.
+    pub fn target(&self, session_id: &str, setup: &Setup) -> Target {
+        Target { name: session_id.to_owned(), dir: self.dir(session_id), setup: setup.clone() }
     }
 
     /// The folder of a session of that id.
@@ -97,12 +92,12 @@ impl Acpx {
         let sockets = target.dir.sockets();
         make_private(&sockets).map_err(|error| Error::Failed(format!("{} can't be used ({error}); remove it", sockets.display())))?;
         let mut command = self.agents_command(target, &program, &[sockets])?;
-        if target.agent != CLAUDE_AGENT {
+        if target.setup.agent != CLAUDE_AGENT {
             // It works where acpx does, and reaches all of the session's folder anyway.
             command.current_dir(target.dir.work());
         }
-        let permissions = FLAGS.iter().find(|(name, _)| *name == target.permissions).map_or("--deny-all", |(_, flag)| flag);
-        command.args(["--format", "json", "--json-strict", "--non-interactive-permissions", "deny", permissions, &target.agent]);
+        let permissions = FLAGS.iter().find(|(name, _)| *name == target.setup.permissions).map_or("--deny-all", |(_, flag)| flag);
+        command.args(["--format", "json", "--json-strict", "--non-interactive-permissions", "deny", permissions, &target.setup.agent]);
         command.args(arguments);
         Ok(command)
     }
@@ -121,7 +116,7 @@ impl Acpx {
         let mut command = self.launcher.command(program, target.dir.folder(), own);
         target.dir.furnish(&mut command, &self.launcher.environment);
         command.envs(VARIABLES.iter().copied());
-        if let Some(model) = &target.model {
+        if let Some(model) = &target.setup.model {
             command.env("ANTHROPIC_MODEL", model);
         }
         // The adapter would else look for a copy of its own, which installations leave out.
@@ -132,7 +127,7 @@ impl Acpx {
                 command.env("CLAUDE_CODE_EXECUTABLE", &self.claude).env(CLAUDE.variable, self.how_to_start(&claude, target)?);
             }
             // The adapter would start a copy of its own, outside the sandbox.
-            None if target.agent == CLAUDE_AGENT => {
+            None if target.setup.agent == CLAUDE_AGENT => {
                 let named = named.display();
                 return Err(Error::Failed(format!("the claude CLI is not installed (looked for \"{named}\")")));
             }

@@ -49,7 +49,7 @@ impl Turns {
     /// Has the session's agent take the turn. Reports when acpx says that it ended, or when there is nothing more to wait for;
     /// returns when the `acpx prompt` has ended, which may be a second later. The session's processes stay.
     pub async fn work(&self, conversation: &Conversation, spec: &Spec, emit: Emit<'_>, cancel: &CancellationToken, mut report: Report) {
-        let target = self.acpx.target(conversation, spec.model.clone());
+        let target = self.acpx.target(&conversation.session_id, &conversation.setup);
         // A defect must not cost more than its own session's processes.
         if AssertUnwindSafe(self.take(&target, spec, emit, cancel, &mut report)).catch_unwind().await.is_err() {
             family::end(&self.acpx.tag(&target.name)).await;
@@ -69,7 +69,7 @@ impl Turns {
         let paths: Vec<_> = files.iter().map(|name| folder.join(name)).collect();
         // As content blocks: acpx trims a bare text, and takes one that looks like blocks for blocks.
         let input = json!([{"type": "text", "text": prompt_text(&spec.prompt, &paths)}]).to_string().into_bytes();
-        let turn = Turn::new((&target.agent, &target.permissions), emit, cancel, (started, spec.timeout), files, input.len());
+        let turn = Turn::new((&target.setup.agent, &target.setup.permissions), emit, cancel, (started, spec.timeout), files, input.len());
         let mut turn = AcpxTurn { turns: self, target, cancel, report, hold: Some(hold), turn };
         let finished = self.prompt(input, &mut turn).await;
         turn.finish(finished).await;

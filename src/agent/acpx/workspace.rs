@@ -21,6 +21,8 @@ use crate::agent::sandbox::{SHARED_TEMPORARY, SOCKETS};
 use crate::blocking::blocking;
 use crate::secret::sha256_hex;
 
+/// A file that says that nobody has asked for the session yet.
+const UNCLAIMED: &str = "unclaimed";
 const STATE: &str = ".claude.json";
 /// With what the line of a transcript begins that says what the conversation had cost (seen in claude 2.1.332).
 const COST_STATE: &[u8] = b"{\"type\":\"cost-state\"";
@@ -99,6 +101,21 @@ impl SessionDir {
         }
         symlink(state, self.config().join(STATE))?;
         fs::write(self.config().join("settings.json"), SETTINGS)
+    }
+
+    /// Notes that nobody has asked for the session yet: a start takes such a folder away.
+    pub fn set_unclaimed(&self) -> io::Result<()> {
+        fs::write(self.0.join(UNCLAIMED), "")
+    }
+
+    /// Notes that the session belongs to somebody.
+    pub fn claim(&self) -> io::Result<()> {
+        fs::remove_file(self.0.join(UNCLAIMED))
+    }
+
+    /// Whether nobody has asked for the session.
+    pub fn is_unclaimed(&self) -> bool {
+        self.0.join(UNCLAIMED).exists()
     }
 
     /// Brings what an earlier release made up to date.

@@ -151,6 +151,10 @@ impl Connection {
         let capabilities = json!({"fs": {"readTextFile": false, "writeTextFile": false}});
         self.ask("initialize", &json!({"protocolVersion": 1, "clientCapabilities": capabilities, "clientInfo": client}), deadline).await?;
         let mut place = json!({"cwd": target.dir.work(), "mcpServers": []});
+        // The agent keeps it no longer than it lives.
+        if let Some(system) = &target.setup.system {
+            place["_meta"] = json!({"systemPrompt": {"append": system}});
+        }
         match resumes {
             None => {
                 let made = self.ask("session/new", &place, deadline).await?;

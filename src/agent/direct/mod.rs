@@ -15,9 +15,12 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use uuid::Uuid;
 
 use super::acpx::command::{Acpx, Error, Target};
+use super::contract::Setup;
 use super::family;
+use crate::blocking::blocking;
 use connection::Connection;
 
 /// How long an agent stays without a turn.
@@ -40,6 +43,31 @@ struct Shared {
     ending: TaskTracker,
 }
 
+/// A session that was started ahead of need, and has neither a row nor an owner.
+pub struct Unclaimed {
+    direct: Direct,
+    target: Target,
+    connection: Connection,
+}
+
+impl Unclaimed {
+    /// The id that it has to have.
+    pub fn session_id(&self) -> &str {
+        &self.target.name
+    }
+
+    /// Whether its agent waits.
+    pub fn is_alive(&self) -> bool {
+        !self.connection.is_over()
+    }
+
+    /// Ends it, with its folder.
+    pub async fn end(self) {
+        self.connection.end().await;
+        self.direct.clear_away(&self.target).await;
+    }
+}
+
 impl Direct {
     /// Agents by this adapter, in the folders of acpx's launcher.
     pub fn new(acpx: Acpx, adapter: OsString) -> Self {
@@ -50,16 +78,60 @@ impl Direct {
         self.0.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Creates the session. Gives what its agent calls it.
-    pub async fn create(&self, target: &Target, cancel: &CancellationToken) -> Result<String, Error> {
-        let connection = tokio::select! {
-            biased;
-            connection = self.connect(target, None, Instant::now() + BEGIN) => connection?,
-            () = cancel.cancelled() => return Err(Error::Failed("it was not waited for".to_owned())),
+    /// Creates the session, or takes over one that was started ahead, with its folder. Gives what its agent calls it.
+    pub async fn create(&self, target: &Target, ahead: Option<Unclaimed>, cancel: &CancellationToken) -> Result<String, Error> {
+        let connection = match ahead {
+            Some(Unclaimed { target: Target { dir, .. }, connection, .. }) => {
+                blocking(move || dir.claim()).await.map_err(|error| Error::Failed(error.to_string()))?;
+                connection
+            }
+            None => self.begin(target, cancel).await?,
         };
         let name = connection.session().to_owned();
         self.keep_idle(target, connection);
         Ok(name)
+    }
+
+    async fn begin(&self, target: &Target, cancel: &CancellationToken) -> Result<Connection, Error> {
+        tokio::select! {
+            biased;
+            connection = self.connect(target, None, Instant::now() + BEGIN) => connection,
+            () = cancel.cancelled() => Err(Error::Failed("it was not waited for".to_owned())),
+        }
+    }
+
+    /// Starts a session that nobody has asked for yet, in a folder of its own. An error is in words.
+    pub async fn start_ahead(&self, setup: &Setup, cancel: &CancellationToken) -> Result<Unclaimed, String> {
+        let target = self.0.acpx.target(&Uuid::now_v7().simple().to_string(), setup);
+        let (dir, environment) = (target.dir.clone(), self.0.acpx.launcher.environment.clone());
+        let made = blocking(move || dir.make(&environment).and_then(|()| dir.set_unclaimed()))
+            .await
+            .map_err(|error| Error::Failed(error.to_string()));
+        let begun = match made {
+            Ok(()) => self.begin(&target, cancel).await,
+            Err(error) => Err(error),
+        };
+        match begun {
+            Ok(connection) => Ok(Unclaimed { direct: self.clone(), target, connection }),
+            Err(error) => {
+                self.clear_away(&target).await;
+                Err(format!("{error:?}"))
+            }
+        }
+    }
+
+    /// The programs of such a session.
+    pub fn programs(&self, _: &Setup) -> [OsString; 2] {
+        [self.0.adapter.clone(), self.0.acpx.claude_program.clone()]
+    }
+
+    /// Ends all that there is of a session that nobody asked for.
+    async fn clear_away(&self, target: &Target) {
+        family::end(&self.0.acpx.tag(&target.name)).await;
+        let dir = target.dir.clone();
+        if let Err(error) = blocking(move || dir.remove()).await {
+            tracing::warn!(path = %target.dir.folder().display(), %error, "the folder of a session that was started ahead is left until the next start");
+        }
     }
 
     /// Ends the agent of a session, and all that it started.

@@ -39,7 +39,7 @@ enum Prompted {
 impl Direct {
     /// Has the session's agent take the turn. Reports when it has ended; returns when nothing of it goes on. The agent stays.
     pub async fn work(&self, conversation: &Conversation, spec: &Spec, emit: Emit<'_>, cancel: &CancellationToken, mut report: Report) {
-        let target = self.0.acpx.target(conversation, spec.model.clone());
+        let target = self.0.acpx.target(&conversation.session_id, &conversation.setup);
         // A defect must not cost more than its own session's processes.
         let take = self.take(&target, conversation.agent_session.as_deref(), spec, emit, cancel, &mut report);
         if AssertUnwindSafe(take).catch_unwind().await.is_err() {
@@ -68,8 +68,8 @@ impl Direct {
         };
         let paths: Vec<_> = files.iter().map(|name| folder.join(name)).collect();
         let prompt = prompt_text(&spec.prompt, &paths);
-        let permissions = target.permissions.as_str();
-        let mut turn = Turn::new((&target.agent, permissions), emit, cancel, (started, spec.timeout), files, prompt.len());
+        let permissions = target.setup.permissions.as_str();
+        let mut turn = Turn::new((&target.setup.agent, permissions), emit, cancel, (started, spec.timeout), files, prompt.len());
         let tag = self.0.acpx.tag(&target.name);
         let connection = match self.connection(target, known_as, &turn, cancel).await {
             Ok(connection) => connection,
