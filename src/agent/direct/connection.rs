@@ -1,5 +1,7 @@
 //! An adapter that is at work, and what is said to it and by it.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -15,6 +17,8 @@ use crate::agent::programs;
 
 /// How long an adapter may take to end when its input is closed. What was said last is on disk within 0.1 s.
 const END_GRACE: Duration = Duration::from_secs(2);
+/// Bytes that it may say while nobody listens. It has nothing to say between turns.
+const MAX_UNHEARD: usize = 2 * MAX_LINE;
 /// The mode in which an agent asks for what isn't plainly safe. It is named each time, because what an adapter starts in changes.
 const MODE: &str = "default";
 
@@ -25,6 +29,8 @@ pub(super) struct Connection {
     pid: u32,
     say: mpsc::UnboundedSender<Vec<u8>>,
     heard: mpsc::UnboundedReceiver<Vec<u8>>,
+    /// Bytes of what it said and nobody has listened to yet.
+    unheard: Arc<AtomicUsize>,
     /// Ends it whatever it does.
     cancel: CancellationToken,
     over: CancellationToken,
@@ -73,6 +79,8 @@ impl Direct {
         let ((say, more), (hear, heard)) = (mpsc::unbounded_channel(), mpsc::unbounded_channel());
         let [cancel, over] = std::array::from_fn(|_| CancellationToken::new());
         let (tag, ends, ended) = (acpx.tag(&target.name), cancel.clone(), over.clone().drop_guard());
+        let unheard = Arc::new(AtomicUsize::new(0));
+        let said = unheard.clone();
         self.0.ending.spawn(async move {
             let options = ConverseOptions {
                 input: Vec::new(),
@@ -84,16 +92,29 @@ impl Direct {
                 more: Some(more),
             };
             let read = |line: Line<'_>| match line {
-                Line::Whole(line) if hear.send(line.to_vec()).is_ok() => Next::More,
-                Line::Whole(_) => Next::More,
-                Line::TooLong => Next::Stop,
+                Line::Whole(line) if said.fetch_add(line.len(), Ordering::Relaxed) <= MAX_UNHEARD => {
+                    let _ = hear.send(line.to_vec());
+                    Next::More
+                }
+                Line::Whole(_) | Line::TooLong => Next::Stop,
             };
             let finished = process::converse_with(waiting, &tag, options, read).await;
             tracing::debug!(end = ?finished.end, stderr = finished.stderr, "an adapter ended");
             drop(ended);
         });
-        let mut connection =
-            Connection { pid, say, heard, cancel, over, next_id: 0, session: String::new(), said: Vec::new(), waited: false, began_at_usd };
+        let mut connection = Connection {
+            pid,
+            say,
+            heard,
+            unheard,
+            cancel,
+            over,
+            next_id: 0,
+            session: String::new(),
+            said: Vec::new(),
+            waited: false,
+            began_at_usd,
+        };
         match connection.begin(target, resumes, deadline).await {
             Ok(()) => Ok(connection),
             Err(error) => {
@@ -191,12 +212,31 @@ impl Connection {
 
     /// The next line that it says; `None` when it is dead.
     pub(super) async fn hear(&mut self) -> Option<Vec<u8>> {
-        self.heard.recv().await
+        let line = self.heard.recv().await?;
+        self.unheard.fetch_sub(line.len(), Ordering::Relaxed);
+        Some(line)
     }
 
-    /// What was said and belongs to no turn yet.
+    /// What was said and belongs to no turn yet, also while nobody listened.
     pub(super) fn take_said(&mut self) -> Vec<Vec<u8>> {
+        while let Ok(line) = self.heard.try_recv() {
+            self.unheard.fetch_sub(line.len(), Ordering::Relaxed);
+            self.note(line);
+        }
         std::mem::take(&mut self.said)
+    }
+
+    /// Keeps a line for the next turn, and refuses what it asks.
+    fn note(&mut self, line: Vec<u8>) -> Message {
+        let message = Message::read(&line);
+        if self.said.iter().map(Vec::len).sum::<usize>() < MAX_LINE {
+            self.said.push(line);
+        }
+        if message.method.is_some() && !message.id.is_null() {
+            let refused = self.refuse(&message.id);
+            self.said.push(refused);
+        }
+        message
     }
 
     /// Answers a request that nothing here can serve.
@@ -212,16 +252,8 @@ impl Connection {
             let heard = timeout_at(deadline, self.hear()).await;
             let line = heard.map_err(|_| Error::Failed(format!("the agent did not answer \"{method}\" in time")))?;
             let line = line.ok_or_else(|| Error::Failed(format!("the agent ended before it answered \"{method}\"")))?;
-            let mut message = Message::read(&line);
-            if self.said.iter().map(Vec::len).sum::<usize>() < MAX_LINE {
-                self.said.push(line);
-            }
-            if message.method.is_some() {
-                if !message.id.is_null() {
-                    let refused = self.refuse(&message.id);
-                    self.said.push(refused);
-                }
-            } else if message.id == id {
+            let mut message = self.note(line);
+            if message.method.is_none() && message.id == id {
                 let error = &message.all["error"];
                 return if error.is_object() {
                     Err(Error::Failed(format!("{method}: {}", error["message"].as_str().unwrap_or_default())))

@@ -1,0 +1,81 @@
+//! Sessions that are spoken to directly, where the adapter misbehaves.
+
+use std::time::{Duration, Instant};
+
+use reqwest::{Method, StatusCode};
+use rustix::process::Signal;
+use serde_json::{Value, json};
+
+use crate::harness::{Answer, Options, Server, until};
+
+/// With a stand-in for the adapter.
+fn options(behaviour: &str) -> Options {
+    let path = format!("{}/tests/stand-in/adapter:{}", env!("CARGO_MANIFEST_DIR"), std::env::var("PATH").unwrap());
+    Options::stand_in().set("CLAWDFORGE_ACP", "direct").set("PATH", path).set("STAND_IN", behaviour)
+}
+
+async fn create(server: &Server, token: &str) -> String {
+    let answer = server.post("/sessions", token, &json!({})).await;
+    assert_eq!(answer.status, StatusCode::OK, "{answer:?}");
+    answer.json["session_id"].as_str().unwrap().to_owned()
+}
+
+async fn turn(server: &Server, token: &str, id: &str, body: Value) -> Answer {
+    server.post(&format!("/sessions/{id}/turn"), token, &body).await
+}
+
+fn nothing_is_left(server: &Server) -> bool {
+    server.agents().is_empty()
+        && server.query::<i64>("SELECT count(*) FROM sessions") == 0
+        && server.data().join("sessions").read_dir().unwrap().count() == 0
+}
+
+#[tokio::test]
+async fn an_adapter_that_dies_at_its_start_is_a_clear_error_and_leaves_nothing() {
+    let server = options("die").start();
+    let token = server.mint("app").await;
+    let answer = server.post("/sessions", &token, &json!({})).await;
+    assert!(answer.problem(502).contains("the agent ended before it answered \"initialize\""), "{answer:?}");
+    assert!(nothing_is_left(&server));
+}
+
+#[tokio::test]
+async fn an_adapter_that_hangs_keeps_neither_a_client_that_left_nor_a_stop() {
+    let mut server = options("hang").set("CLAWDFORGE_STANDBY", 1).set("CLAWDFORGE_DRAIN_SECS", 0).start();
+    let token = server.mint("app").await;
+    let creating = server.request(Method::POST, "/sessions", &token).json(&json!({})).timeout(Duration::from_secs(1));
+    creating.send().await.unwrap_err();
+    until("its end", || nothing_is_left(&server)).await;
+
+    let (begun, body) = (Instant::now(), json!({}));
+    let (answer, ()) = tokio::join!(server.post("/sessions", &token, &body), async {
+        until("the adapter", || !server.agents().is_empty()).await;
+        server.signal(Signal::TERM);
+    });
+    assert!(!answer.status.is_success(), "{answer:?}");
+    assert!(server.ended().success() && begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
+    assert_eq!(server.agents(), [0; 0]);
+}
+
+#[tokio::test]
+async fn an_adapter_that_floods_between_turns_is_ended_and_the_next_turn_goes_on() {
+    let server = options("flood").start();
+    let token = server.mint("app").await;
+    let id = create(&server, &token).await;
+    for _ in 0..2 {
+        let answer = turn(&server, &token, &id, json!({"prompt": "Hello."})).await;
+        assert_eq!((answer.status, &answer.json["text"]), (StatusCode::OK, &json!("refused 0")), "{answer:?}");
+        until("its end", || server.agents().is_empty()).await;
+    }
+}
+
+#[tokio::test]
+async fn what_is_asked_between_turns_is_refused_before_the_next_one() {
+    let server = options("speak").start();
+    let token = server.mint("app").await;
+    let id = create(&server, &token).await;
+    let text = async || turn(&server, &token, &id, json!({"prompt": "Hello."})).await.json["text"].clone();
+    assert_eq!(text().await, "refused 0");
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert_eq!(text().await, "refused -32601");
+}
