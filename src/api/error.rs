@@ -195,7 +195,7 @@ impl ApiError {
             }
             Self::AcpxMissing(program) => {
                 let detail = format!(
-                    "The acpx CLI is not installed on the server (looked for \"{}\"); install it with \"npm install -g acpx @agentclientprotocol/claude-agent-acp\", or set CLAWDFORGE_ACPX_BIN.",
+                    "What speaks to the session's agent is not installed on the server (looked for \"{}\"); install it with \"npm install -g acpx @agentclientprotocol/claude-agent-acp\", or set CLAWDFORGE_ACPX_BIN.",
                     program.display()
                 );
                 return (StatusCode::SERVICE_UNAVAILABLE, detail);

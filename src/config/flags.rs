@@ -93,7 +93,7 @@ pub struct Flags {
     /// MiB of memory after which a run, or a session, is ended; no bound by default
     #[arg(long, env = "CLAWDFORGE_AGENT_MEMORY_MB", value_name = "MIB", hide_env_values = true)]
     pub(super) agent_memory_mb: Option<String>,
-    /// What speaks to the agents of new sessions: acpx or direct [default: acpx]
+    /// What speaks to the agents of new sessions: this program (direct) or acpx [default: direct]
     #[arg(long, env = "CLAWDFORGE_ACP", value_name = "DRIVER", hide_env_values = true)]
     pub(super) acp: Option<String>,
     /// Other names of models, for apps that insist on theirs: gpt-4o=sonnet,…; none by default

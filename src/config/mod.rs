@@ -133,7 +133,7 @@ impl Flags {
                 0 => None,
                 mib => Some(mib),
             },
-            driver: match given(self.acp.as_deref()).unwrap_or("acpx") {
+            driver: match given(self.acp.as_deref()).unwrap_or("direct") {
                 "acpx" => Driver::Acpx,
                 "direct" => Driver::Direct,
                 other => return Err(BadSetting::new("CLAWDFORGE_ACP", format!("is \"{other}\", which is neither acpx nor direct"))),

@@ -1,5 +1,5 @@
 //! Sessions whose agent is spoken to directly. What they have in common with those by way of acpx stands in `sessions.rs`, which runs
-//! with either: `CLAWDFORGE_TEST_ACP=direct`.
+//! with either: `CLAWDFORGE_TEST_ACP=acpx`.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};

@@ -34,6 +34,12 @@ impl Options {
         Self::default().set("CLAWDFORGE_CLAUDE_BIN", stand_in.display())
     }
 
+    /// One whose sessions are by the stand-in of acpx, too.
+    pub fn acpx_stand_in() -> Self {
+        let stand_in = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/stand-in/acpx");
+        Self::stand_in().set("CLAWDFORGE_ACP", "acpx").set("CLAWDFORGE_ACPX_BIN", stand_in.display())
+    }
+
     pub fn set(mut self, variable: &'static str, value: impl ToString) -> Self {
         self.settings.push((variable, value.to_string()));
         self
@@ -284,7 +290,7 @@ pub fn wait_for<T, E: std::fmt::Display>(mut look: impl FnMut() -> Result<T, E>)
 
 /// Whether sessions are by way of acpx here.
 pub fn by_acpx() -> bool {
-    std::env::var("CLAWDFORGE_TEST_ACP").as_deref() != Ok("direct")
+    std::env::var("CLAWDFORGE_TEST_ACP").as_deref() == Ok("acpx")
 }
 
 /// The most memory that the server ever had, in KiB.

@@ -12,7 +12,7 @@ use tokio::net::TcpStream;
 use crate::harness::{ADMIN, Answer, Options, Server, until};
 
 fn options() -> Options {
-    Options::stand_in().set("CLAWDFORGE_ACPX_BIN", concat!(env!("CARGO_MANIFEST_DIR"), "/tests/stand-in/acpx"))
+    Options::acpx_stand_in()
 }
 
 /// Mints a token of an app with limits.

@@ -8,8 +8,7 @@ use serde_json::{Value, json};
 use crate::harness::{Answer, Options, Server, until};
 
 fn options(behaviour: &str) -> Options {
-    let acpx = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/stand-in/acpx");
-    Options::stand_in().set("CLAWDFORGE_ACPX_BIN", acpx).set("STAND_IN", behaviour)
+    Options::acpx_stand_in().set("STAND_IN", behaviour)
 }
 
 async fn create(server: &Server, token: &str) -> String {
@@ -23,14 +22,18 @@ async fn turn(server: &Server, token: &str, id: &str, body: Value) -> Answer {
 }
 
 #[tokio::test]
-async fn without_acpx_there_are_no_sessions_and_no_traces() {
-    let server = Options::stand_in().set("CLAWDFORGE_ACPX_BIN", "no-such-acpx").start();
-    let token = server.mint("app").await;
-    let answer = server.post("/sessions", &token, &json!({})).await;
-    assert!(answer.problem(503).contains("npm install -g acpx"));
-    assert_eq!(answer.header("retry-after"), "5");
-    assert_eq!(server.query::<i64>("SELECT count(*) FROM sessions"), 0);
-    assert_eq!(server.data().join("sessions").read_dir().unwrap().count(), 0);
+async fn without_what_speaks_to_an_agent_there_are_no_sessions_and_no_traces() {
+    for (driver, looked_for) in [("acpx", "no-such-acpx"), ("direct", "claude-agent-acp")] {
+        let options = Options::stand_in().set("CLAWDFORGE_ACP", driver).set("CLAWDFORGE_ACPX_BIN", "no-such-acpx");
+        let server = options.set("PATH", "/usr/bin:/bin").start();
+        let token = server.mint("app").await;
+        let answer = server.post("/sessions", &token, &json!({})).await;
+        let detail = answer.problem(503);
+        assert!(detail.contains("npm install -g acpx") && detail.contains(looked_for), "{detail}");
+        assert_eq!(answer.header("retry-after"), "5");
+        assert_eq!(server.query::<i64>("SELECT count(*) FROM sessions"), 0);
+        assert_eq!(server.data().join("sessions").read_dir().unwrap().count(), 0);
+    }
 }
 
 #[tokio::test]

@@ -126,8 +126,7 @@ async fn a_log_that_nobody_reads_any_more_stops_nothing_and_a_hangup_does() {
 
 #[tokio::test]
 async fn a_start_that_fails_in_the_middle_ends_what_it_has_started() {
-    let acpx = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/stand-in/acpx");
-    let options = Options::stand_in().set("CLAWDFORGE_ACPX_BIN", acpx).set("CLAWDFORGE_MAX_RUNS", 1).set("CLAWDFORGE_DRAIN_SECS", 0);
+    let options = Options::acpx_stand_in().set("CLAWDFORGE_MAX_RUNS", 1).set("CLAWDFORGE_DRAIN_SECS", 0);
     // Room for all that one app has in the background.
     let server = options.set("CLAWDFORGE_MAX_QUEUED_RUNS", 200).start();
     let (token, limited) =
