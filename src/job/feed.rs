@@ -382,7 +382,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_large_line_is_whole_and_and_leaves_no_file() {
+    async fn a_large_line_is_whole_and_leaves_no_file() {
         let (folder, feeds) = feeds();
         let feed = feeds.begin(&id(), live()).await.unwrap();
         let large = "x".repeat(3 << 20);

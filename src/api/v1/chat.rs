@@ -6,7 +6,7 @@ use std::sync::Arc;
 use axum::extract::State;
 use axum::response::Response;
 use serde::Deserialize;
-use serde_json::value::{RawValue, to_raw_value};
+use serde_json::value::RawValue;
 use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -17,6 +17,7 @@ use super::chat_messages::{ChatMessage, add};
 use super::conversation::Conversation;
 use super::fields::{NoEffect, TextOr, Unavailable, at_least_one, only, without_effect};
 use super::messages::thinking;
+use super::parameters;
 use super::refusal::{Refusal, Vendor};
 use super::tools::{self, Choice, Function, tool};
 use super::{Asked, Envelope, complete, spec};
@@ -153,9 +154,6 @@ impl Validate for ChatRequest {
     }
 }
 
-/// What goes into the system prompt where a JSON object is asked for without a schema.
-pub(super) const JSON_OBJECT: &str = "Answer with a single JSON object and nothing else: no words around it, no Markdown fence.";
-
 impl ChatRequest {
     fn no_effect(&self) -> Vec<&'static str> {
         without_effect(&[
@@ -179,17 +177,13 @@ impl ChatRequest {
         for (at, message) in self.messages.into_iter().enumerate() {
             add(&mut conversation, &format!("messages.{at}"), message, &mut legacy_call)?;
         }
-        let mut format = None;
-        match self.response_format {
-            None => {}
-            Some(ResponseFormat { r#type, json_schema }) => match (r#type.as_str(), json_schema.and_then(|format| format.schema)) {
-                ("text", _) => {}
-                ("json_object", _) => conversation.system(JSON_OBJECT),
-                ("json_schema", Some(schema)) => format = Some(json_format(&schema)),
-                ("json_schema", None) => return Err(Refusal::wrong("response_format.json_schema.schema", "a schema is needed")),
-                (other, _) => return Err(Refusal::wrong("response_format.type", format!("\"{other}\" can't be had here"))),
-            },
-        }
+        let format = match self.response_format {
+            None => None,
+            Some(ResponseFormat { r#type, json_schema }) => {
+                let params = ["response_format.type", "response_format.json_schema.schema"];
+                parameters::format(params, &r#type, json_schema.and_then(|format| format.schema), &mut conversation)?
+            }
+        };
         let whole = conversation.finish()?;
         let mut offered = Vec::new();
         for (at, ChatTool { r#type, function }) in self.tools.unwrap_or_default().into_iter().enumerate() {
@@ -203,7 +197,7 @@ impl ChatRequest {
         }
         let choice = self.tool_choice.or(self.function_call);
         let tool_choice = tools::choice("tool_choice", choice, self.parallel_tool_calls, !offered.is_empty())?;
-        let (effort, mut thinks) = effort("reasoning_effort", self.reasoning_effort.as_deref())?;
+        let (effort, mut thinks) = parameters::effort("reasoning_effort", self.reasoning_effort.as_deref())?;
         if let Some(asked) = self.thinking {
             thinks = thinking(asked)?;
         }
@@ -229,25 +223,6 @@ impl ChatRequest {
     }
 }
 
-/// A format that answers have to fit, as the Messages API has it.
-pub(super) fn json_format(schema: &RawValue) -> Box<RawValue> {
-    #[derive(serde::Serialize)]
-    struct Format<'a> {
-        r#type: &'static str,
-        schema: &'a RawValue,
-    }
-    to_raw_value(&Format { r#type: "json_schema", schema }).expect("a format is JSON")
-}
-
-/// How much the model is to put into it, and whether it thinks first.
-pub(super) fn effort(param: &str, effort: Option<&str>) -> Result<(Option<String>, Thinking), Refusal> {
-    match effort {
-        None | Some("none" | "minimal") => Ok((None, Thinking::Off)),
-        Some(effort @ ("low" | "medium" | "high" | "xhigh" | "max")) => Ok((Some(effort.to_owned()), Thinking::On)),
-        Some(other) => Err(Refusal::wrong(param, format!("\"{other}\" is none of none, minimal, low, medium, high, xhigh and max"))),
-    }
-}
-
 /// Ask the model (OpenAI's chat completions)
 ///
 /// The model sees what is sent: no tools, settings or files of an agent's.
@@ -268,7 +243,7 @@ async fn create(
     let is_object = asked.response_format.as_ref().is_some_and(|format| format.r#type == "json_object");
     let usage = asked.stream_options.as_ref().is_some_and(|options| options.include_usage);
     match aside(bytes.len(), || asked.read(&app)) {
-        Err(refusal) => Ok(refusal.into_response(Vendor::OpenAi, &format!("req_{}", uuid.simple()))),
+        Err(refusal) => Ok(refusal.into_response(Vendor::OpenAi, uuid.simple())),
         Ok(spec) => {
             let asked =
                 Asked { vendor: Vendor::OpenAi, uuid, spec, stream, no_effect, kept: None, speech: Chat::new(calls, is_object, usage) };

@@ -117,8 +117,6 @@ impl Speech for Chat {
         body.to_string().into_bytes()
     }
 
-    fn begin(&mut self, _: &mut Vec<u8>) {}
-
     fn event(&mut self, _: &str, event: &RawValue, out: &mut Vec<u8>) {
         let Some(event) = StreamEvent::read(event) else { return };
         match event {

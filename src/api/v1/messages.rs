@@ -250,7 +250,7 @@ async fn create(
         Some(_) => aside(bytes.len(), || asked.read(&app)),
     };
     match spec {
-        Err(refusal) => Ok(refusal.into_response(Vendor::Anthropic, &format!("req_{}", uuid.simple()))),
+        Err(refusal) => Ok(refusal.into_response(Vendor::Anthropic, uuid.simple())),
         Ok(spec) => {
             let asked = Asked { vendor: Vendor::Anthropic, uuid, spec, stream, no_effect, kept: None, speech: Messages::default() };
             complete(&app, &envelope, "/v1/messages", &bytes, asked).await
@@ -279,7 +279,7 @@ async fn count_tokens(
     SentJson { value: asked, bytes }: SentJson<MessagesRequest>,
 ) -> Result<Response, ApiError> {
     match aside(bytes.len(), || asked.read(&app)) {
-        Err(refusal) => Ok(refusal.into_response(Vendor::Anthropic, &format!("req_{}", Uuid::now_v7().simple()))),
+        Err(refusal) => Ok(refusal.into_response(Vendor::Anthropic, Uuid::now_v7().simple())),
         Ok(spec) => Ok(Json(TokenCount { input_tokens: estimate(&spec), estimated: true }).into_response()),
     }
 }

@@ -4,7 +4,7 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 
 use super::Speech;
-use super::refusal::{Refusal, Vendor};
+use super::refusal::{self, Refusal, Vendor};
 use crate::agent::completion::{Block, ModelMessage, Tokens};
 use crate::agent::contract::{Ending, Outcome};
 
@@ -60,8 +60,6 @@ impl Speech for Messages {
         serde_json::to_vec(&body).expect("a message is JSON")
     }
 
-    fn begin(&mut self, _: &mut Vec<u8>) {}
-
     fn event(&mut self, kind: &str, event: &RawValue, out: &mut Vec<u8>) {
         let kind = kind.split('.').next().unwrap_or_default();
         // Older releases of the CLI leave it out; it is said when all is settled.
@@ -75,7 +73,7 @@ impl Speech for Messages {
     }
 
     fn fail(&mut self, refusal: &Refusal, out: &mut Vec<u8>) {
-        let body = refusal.body(Vendor::Anthropic, &format!("req_{}", self.run_id));
+        let body = refusal.body(Vendor::Anthropic, &refusal::request_id(&self.run_id));
         frame("error", &body.to_string(), out);
     }
 

@@ -12,6 +12,7 @@ mod fields;
 mod messages;
 mod messages_answer;
 mod models;
+mod parameters;
 pub mod refusal;
 mod response_answer;
 mod response_input;
@@ -60,8 +61,8 @@ pub(super) trait Speech: Send + 'static {
     fn run(&mut self, run_id: &str);
     /// The body of a plain answer.
     fn whole(&mut self, outcome: &Outcome) -> Vec<u8>;
-    /// What stands at the beginning of a stream.
-    fn begin(&mut self, out: &mut Vec<u8>);
+    /// What stands at the beginning of a stream; nothing, where the model's own events begin it.
+    fn begin(&mut self, _: &mut Vec<u8>) {}
     /// An event of the model's stream, with its kind.
     fn event(&mut self, kind: &str, event: &RawValue, out: &mut Vec<u8>);
     /// The end of a stream.
@@ -86,25 +87,22 @@ struct Asked<S> {
     speech: S,
 }
 
-/// How often a client's library has sent the request before, where it tells.
-struct Attempt(Option<u32>);
-
 /// What all requests for completions come with.
 struct Envelope {
     caller: Caller,
     options: SubmitOptions,
-    attempt: Attempt,
+    /// How often a client's library has sent the request before, where it tells.
+    attempt: Option<u32>,
 }
 
 impl FromRequestParts<Arc<App>> for Envelope {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self, ApiError> {
-        let attempt = parts.headers.get(RETRY_COUNT).and_then(|count| count.to_str().ok()?.parse().ok());
         Ok(Self {
             caller: Caller::from_request_parts(parts, app).await?,
             options: SubmitOptions::from_request_parts(parts, app).await?,
-            attempt: Attempt(attempt),
+            attempt: parts.headers.get(RETRY_COUNT).and_then(|count| count.to_str().ok()?.parse().ok()),
         })
     }
 }
@@ -134,14 +132,14 @@ fn run_name(uuid: Uuid) -> String {
 async fn complete<S: Speech>(app: &App, envelope: &Envelope, path: &str, sent: &Bytes, asked: Asked<S>) -> Result<Response, ApiError> {
     let Asked { vendor, uuid, spec, stream, no_effect, kept, speech } = asked;
     let Envelope { caller, options, attempt } = envelope;
-    let fingerprint = (options.key.is_some() || attempt.0.is_some()).then(|| submission::fingerprint(path, sent));
+    let fingerprint = (options.key.is_some() || attempt.is_some()).then(|| submission::fingerprint(path, sent));
     let keyed = |key: String| Key { app_name: caller.app.clone(), key, fingerprint: fingerprint.clone().unwrap_or_default() };
     let key = options.key.clone().map(keyed);
-    let joining = attempt.0.and(fingerprint.as_ref()).map(|fingerprint| format!("{}\n{fingerprint}", caller.app));
+    let joining = attempt.and(fingerprint.as_ref()).map(|fingerprint| format!("{}\n{fingerprint}", caller.app));
 
     let mut answer = if let Some(id) = submission::claimed(app, key.as_ref()).await? {
         replay(app, caller, vendor, &id, stream, speech).await?
-    } else if let Some(share) = joining.as_ref().filter(|_| attempt.0 > Some(0)).and_then(|key| app.jobs.join(key)) {
+    } else if let Some(share) = joining.as_ref().filter(|_| *attempt > Some(0)).and_then(|key| app.jobs.join(key)) {
         respond(app, vendor, share, stream, speech).await?
     } else {
         if let Some(kept) = kept {
@@ -183,7 +181,7 @@ async fn respond<S: Speech>(app: &App, vendor: Vendor, share: Share, stream: boo
     if let Some(end) = share.job().live.begun().await
         && let Err(refusal) = Refusal::of(&end)
     {
-        return Ok(named(&id, refusal.into_response(vendor, &request_id(&id))));
+        return Ok(named(&id, refusal.into_response(vendor, &id)));
     }
     streamed(app, &id, speech, Some(share)).await?.ok_or(ApiError::Stopping)
 }
@@ -203,7 +201,7 @@ async fn replay<S: Speech>(app: &App, caller: &Caller, vendor: Vendor, id: &JobI
 /// What came of a job, as a plain answer.
 fn plain(vendor: Vendor, id: &JobId, end: &End, mut speech: impl Speech) -> Response {
     let response = match Refusal::of(end) {
-        Err(refusal) => return named(id, refusal.into_response(vendor, &request_id(id))),
+        Err(refusal) => return named(id, refusal.into_response(vendor, id)),
         Ok(outcome) => {
             speech.run(&id.to_string());
             let body = aside(outcome.text.len(), || speech.whole(outcome));
@@ -262,12 +260,8 @@ fn say(speech: &mut impl Speech, item: Item, out: &mut Vec<u8>) -> bool {
     false
 }
 
-fn request_id(id: &JobId) -> String {
-    format!("req_{id}")
-}
-
 fn named(id: &JobId, mut response: Response) -> Response {
-    refusal::name(response.headers_mut(), &request_id(id));
+    refusal::name(response.headers_mut(), &refusal::request_id(id));
     if let Ok(run_id) = HeaderValue::from_str(&id.to_string()) {
         response.headers_mut().insert(RUN_ID, run_id);
     }

@@ -66,7 +66,7 @@ async fn one(State(app): State<Arc<App>>, _caller: Caller, id: Result<Path<Strin
             code: Some("model_not_found"),
             ..Refusal::new(StatusCode::NOT_FOUND, format!("There is no model \"{id}\" in the list."))
         }
-        .into_response(vendor, &format!("req_{}", Uuid::now_v7().simple())),
+        .into_response(vendor, Uuid::now_v7().simple()),
     }
 }
 

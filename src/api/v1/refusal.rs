@@ -1,5 +1,7 @@
 //! What refusals look like in the words of each vendor, so that its libraries raise the errors that their users catch.
 
+use std::fmt::Display;
+
 use axum::body::{Body, to_bytes};
 use axum::extract::Request;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
@@ -112,7 +114,9 @@ impl Refusal {
         }
     }
 
-    pub(super) fn into_response(self, vendor: Vendor, request_id: &str) -> Response {
+    /// As an answer to a request of that id.
+    pub(super) fn into_response(self, vendor: Vendor, id: impl Display) -> Response {
+        let request_id = &request_id(id);
         let status = match vendor {
             // No library of theirs knows it.
             Vendor::OpenAi if self.status.as_u16() == 529 => StatusCode::SERVICE_UNAVAILABLE,
@@ -150,6 +154,11 @@ fn kind(vendor: Vendor, status: StatusCode) -> &'static str {
     }
 }
 
+/// What a request is called, in the form of either vendor's.
+pub(super) fn request_id(id: impl Display) -> String {
+    format!("req_{id}")
+}
+
 /// Names a request by the headers that libraries look for.
 pub(super) fn name(headers: &mut HeaderMap, request_id: &str) {
     if let Ok(id) = HeaderValue::from_str(request_id) {
@@ -175,7 +184,7 @@ pub async fn translate(request: Request, next: Next) -> Response {
     let problem = to_bytes(body, MAX_PROBLEM).await.unwrap_or_default();
     let refusal = problem_of(parts.status, &problem);
     let spent = refusal.status == StatusCode::TOO_MANY_REQUESTS;
-    let mut translated = refusal.into_response(vendor, &format!("req_{}", Uuid::now_v7().simple()));
+    let mut translated = refusal.into_response(vendor, Uuid::now_v7().simple());
     let headers = translated.headers_mut();
     for (name, value) in &parts.headers {
         if !matches!(*name, header::CONTENT_TYPE | header::CONTENT_LENGTH) {
@@ -213,5 +222,39 @@ fn problem_of(status: StatusCode, problem: &[u8]) -> Refusal {
             Refusal { param: Some(param).filter(|param| !param.is_empty()), code, ..Refusal::new(status, detail) }
         }
         None => Refusal { code, ..Refusal::new(status, detail) },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_ending_is_the_status_that_libraries_act_upon() {
+        let failed = |api_status| Outcome { api_status, ..Outcome::of(Ending::Failed("no".to_owned())) };
+        for (outcome, status, for_openai) in [
+            // The server's own sign-in, not the caller's.
+            (failed(Some(401)), 502, 502),
+            (failed(Some(403)), 502, 502),
+            (failed(Some(429)), 429, 429),
+            (failed(Some(529)), 529, 503),
+            (failed(Some(400)), 400, 400),
+            (failed(Some(500)), 502, 502),
+            (failed(None), 502, 502),
+            (Outcome::of(Ending::TimedOut("late".to_owned())), 504, 504),
+            (Outcome::of(Ending::Cancelled), 409, 409),
+            (Outcome::of(Ending::Interrupted), 503, 503),
+            (Outcome::of(Ending::NotInstalled("claude".to_owned())), 503, 503),
+            (Outcome::of(Ending::Unprepared(Unprepared::DiskFull)), 503, 503),
+        ] {
+            let refusal = || Refusal::of_outcome(&outcome).unwrap();
+            assert_eq!(refusal().into_response(Vendor::Anthropic, 1).status().as_u16(), status, "{outcome:?}");
+            let response = refusal().into_response(Vendor::OpenAi, 1);
+            assert_eq!(response.status().as_u16(), for_openai, "{outcome:?}");
+            // What the model may have begun costs again.
+            let began = !matches!(outcome.ending, Ending::Unprepared(_));
+            assert_eq!(response.headers().get(X_SHOULD_RETRY).is_some_and(|retry| retry == "false"), began, "{outcome:?}");
+        }
+        assert!(Refusal::of_outcome(&Outcome::of(Ending::Completed("end_turn".to_owned()))).is_none());
     }
 }

@@ -6,9 +6,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
-use super::chat::{JSON_OBJECT, effort, json_format};
 use super::conversation::{self, Conversation};
 use super::fields::{NoEffect, TextOr, Unavailable, at_least_one, only, without_effect};
+use super::parameters;
 use super::refusal::Refusal;
 use super::tools::{self, Choice, Function, tool};
 use crate::agent::completion::{Parameters, Role};
@@ -157,16 +157,12 @@ impl ResponseRequest {
 
     /// How the model is to answer. What it has to be told of that goes into the system prompt.
     pub(super) fn parameters(&mut self, conversation: &mut Conversation) -> Result<Parameters, Refusal> {
-        let mut format = None;
-        if let Some(Format { r#type, schema }) = self.text.take().and_then(|text| text.format) {
-            match (r#type.as_str(), schema) {
-                ("text", _) => {}
-                ("json_object", _) => conversation.system(JSON_OBJECT),
-                ("json_schema", Some(schema)) => format = Some(json_format(&schema)),
-                ("json_schema", None) => return Err(Refusal::wrong("text.format.schema", "a schema is needed")),
-                (other, _) => return Err(Refusal::wrong("text.format.type", format!("\"{other}\" can't be had here"))),
+        let format = match self.text.take().and_then(|text| text.format) {
+            None => None,
+            Some(Format { r#type, schema }) => {
+                parameters::format(["text.format.type", "text.format.schema"], &r#type, schema, conversation)?
             }
-        }
+        };
         let mut offered = Vec::new();
         for (at, ResponseTool { r#type, name, description, parameters, strict }) in self.tools.take().into_iter().flatten().enumerate() {
             if r#type != "function" {
@@ -177,7 +173,7 @@ impl ResponseRequest {
         }
         let tool_choice = tools::choice("tool_choice", self.tool_choice.take(), self.parallel_tool_calls, !offered.is_empty())?;
         let asked = self.reasoning.take().and_then(|reasoning| reasoning.effort);
-        let (effort, mut thinking) = effort("reasoning.effort", asked.as_deref())?;
+        let (effort, mut thinking) = parameters::effort("reasoning.effort", asked.as_deref())?;
         if tools::is_forced(tool_choice.as_deref()) {
             thinking = crate::agent::completion::Thinking::Off;
         }

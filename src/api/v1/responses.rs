@@ -208,7 +208,7 @@ async fn create(
     let uuid = Uuid::now_v7();
     match read(&app, &envelope.caller, uuid, asked, &bytes).await {
         Ok(asked) => complete(&app, &envelope, "/v1/responses", &bytes, asked).await,
-        Err(Refused::Here(refusal)) => Ok(refusal.into_response(Vendor::OpenAi, &format!("req_{}", uuid.simple()))),
+        Err(Refused::Here(refusal)) => Ok(refusal.into_response(Vendor::OpenAi, uuid.simple())),
         Err(Refused::Elsewhere(error)) => Err(error),
     }
 }
@@ -222,7 +222,7 @@ async fn find(app: &App, caller: &Caller, id: Result<Path<String>, PathRejection
 
 fn refuse(refused: Refused) -> Result<HttpResponse, ApiError> {
     match refused {
-        Refused::Here(refusal) => Ok(refusal.into_response(Vendor::OpenAi, &format!("req_{}", Uuid::now_v7().simple()))),
+        Refused::Here(refusal) => Ok(refusal.into_response(Vendor::OpenAi, Uuid::now_v7().simple())),
         Refused::Elsewhere(error) => Err(error),
     }
 }
@@ -253,7 +253,7 @@ async fn see(State(app): State<Arc<App>>, caller: Caller, id: Result<Path<String
         Some(Err(refusal)) => told.failed(&refusal),
     };
     let mut answer = Json(body).into_response();
-    refusal::name(answer.headers_mut(), &format!("req_{}", Uuid::now_v7().simple()));
+    refusal::name(answer.headers_mut(), &refusal::request_id(Uuid::now_v7().simple()));
     Ok(answer)
 }
 
