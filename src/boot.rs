@@ -57,7 +57,7 @@ pub async fn set_up(settings: Settings, environment: Environment) -> anyhow::Res
     let feeds = Feeds::new(folder(&data_dir, "feeds")?);
     let acpx = acpx(&settings, &data_dir, &launcher)?;
     let run_dirs = RunDirs::new(launcher.clone(), settings.claude_bin.clone());
-    let direct = Direct::new(acpx.clone(), programs::adapter(&settings.acpx_bin, &launcher.environment));
+    let direct = Direct::new(acpx.clone(), programs::adapter(&settings.acpx_bin, &launcher.environment), settings.agent_idle);
     let warm = Pool::new(settings.standby, run_dirs.clone(), acpx.clone(), direct.clone());
     let lanes = Lanes::default();
     let claude = Claude::new(run_dirs.clone(), warm.clone(), KnownModels::default());

@@ -80,6 +80,8 @@ pub struct Settings {
     pub metrics: Networks,
     /// MiB of memory after which a run, or a session, is ended.
     pub agent_memory_mb: Option<u64>,
+    /// How long a session's agent stays without a turn.
+    pub agent_idle: Duration,
     /// What speaks to the agents of new sessions.
     pub driver: Driver,
     /// Other names of models.
@@ -133,6 +135,7 @@ impl Flags {
                 0 => None,
                 mib => Some(mib),
             },
+            agent_idle: Duration::from_secs(number("CLAWDFORGE_AGENT_IDLE_SECS", self.agent_idle_secs, 300, 1..=86_400)?),
             driver: match given(self.acp.as_deref()).unwrap_or("direct") {
                 "acpx" => Driver::Acpx,
                 "direct" => Driver::Direct,

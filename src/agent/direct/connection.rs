@@ -17,6 +17,8 @@ use crate::agent::programs;
 
 /// How long an adapter may take to end when its input is closed. What was said last is on disk within 0.1 s.
 const END_GRACE: Duration = Duration::from_secs(2);
+/// By which an agent says that it does not know a session.
+const NOT_FOUND: i64 = -32002;
 /// Bytes that it may say while nobody listens. It has nothing to say between turns.
 const MAX_UNHEARD: usize = 2 * MAX_LINE;
 /// The mode in which an agent asks for what isn't plainly safe. It is named each time, because what an adapter starts in changes.
@@ -176,23 +178,39 @@ impl Connection {
         if let Some(system) = &target.setup.system {
             place["_meta"] = json!({"systemPrompt": {"append": system}});
         }
-        match resumes {
-            None => {
-                let made = self.ask("session/new", &place, deadline).await?;
-                let named = made["sessionId"].as_str().ok_or_else(|| Error::Failed("the agent did not name its session".to_owned()))?;
-                named.clone_into(&mut self.session);
-            }
-            Some(session) => {
-                place["sessionId"] = session.into();
-                session.clone_into(&mut self.session);
-                if self.ask("session/resume", &place, deadline).await.is_err() {
-                    self.ask("session/load", &place, deadline).await?;
-                    // It tells all that was said before, which is no part of what comes.
-                    self.said.retain(|line| Message::read(line).method.as_deref() != Some("session/update"));
-                }
-            }
+        let resumed = match resumes {
+            Some(session) => self.take_up(session, place.clone(), deadline).await?,
+            None => false,
+        };
+        if !resumed {
+            let made = self.ask("session/new", &place, deadline).await?;
+            let named = made["sessionId"].as_str().ok_or_else(|| Error::Failed("the agent did not name its session".to_owned()))?;
+            named.clone_into(&mut self.session);
         }
         self.ask("session/set_mode", &json!({"sessionId": self.session, "modeId": MODE}), deadline).await.map(drop)
+    }
+
+    /// Takes up a conversation. False where the agent has none of that name: it was never begun, or is lost.
+    async fn take_up(&mut self, session: &str, mut place: Value, deadline: Instant) -> Result<bool, Error> {
+        place["sessionId"] = session.into();
+        session.clone_into(&mut self.session);
+        let resumed = match self.answer_to("session/resume", &place, deadline).await? {
+            Err(refused) if refused["code"] != NOT_FOUND => {
+                let loaded = self.answer_to("session/load", &place, deadline).await?;
+                // It tells all that was said before, which is no part of what comes.
+                self.said.retain(|line| Message::read(line).method.as_deref() != Some("session/update"));
+                loaded
+            }
+            resumed => resumed,
+        };
+        match resumed {
+            Ok(_) => Ok(true),
+            Err(refused) if refused["code"] == NOT_FOUND => {
+                tracing::warn!(session, "the agent does not know its conversation, and begins another");
+                Ok(false)
+            }
+            Err(refused) => Err(failure("session/load", &refused)),
+        }
     }
 
     /// Sends a message. It is told with the others.
@@ -244,8 +262,13 @@ impl Connection {
         self.send(&json!({"jsonrpc": "2.0", "id": id, "error": {"code": -32601, "message": "Method not found"}}))
     }
 
-    /// A request, and what came of it.
+    /// A request that must not fail, and what came of it.
     async fn ask(&mut self, method: &str, params: &Value, deadline: Instant) -> Result<Value, Error> {
+        self.answer_to(method, params, deadline).await?.map_err(|refused| failure(method, &refused))
+    }
+
+    /// A request, and the result or the error that came of it.
+    async fn answer_to(&mut self, method: &str, params: &Value, deadline: Instant) -> Result<Result<Value, Value>, Error> {
         let (id, line) = self.request(method, params);
         self.said.push(line);
         loop {
@@ -254,13 +277,13 @@ impl Connection {
             let line = line.ok_or_else(|| Error::Failed(format!("the agent ended before it answered \"{method}\"")))?;
             let mut message = self.note(line);
             if message.method.is_none() && message.id == id {
-                let error = &message.all["error"];
-                return if error.is_object() {
-                    Err(Error::Failed(format!("{method}: {}", error["message"].as_str().unwrap_or_default())))
-                } else {
-                    Ok(message.all["result"].take())
-                };
+                let error = message.all["error"].take();
+                return Ok(if error.is_object() { Err(error) } else { Ok(message.all["result"].take()) });
             }
         }
     }
+}
+
+fn failure(method: &str, error: &Value) -> Error {
+    Error::Failed(format!("{method}: {}", error["message"].as_str().unwrap_or_default()))
 }

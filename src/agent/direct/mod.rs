@@ -1,6 +1,6 @@
 //! Sessions whose agent is spoken to directly, by the Agent Client Protocol over its input and output.
 //!
-//! An adapter is a process of its own for each session, which stays for the next turn. One that has had none for five minutes is ended, and
+//! An adapter is a process of its own for each session, which stays for the next turn. One that has had none for a while is ended, and
 //! the next turn starts another, which resumes the conversation from disk; so it is after a crash. Between the server and the agent
 //! there is nothing else.
 
@@ -23,8 +23,6 @@ use super::family;
 use crate::blocking::blocking;
 use connection::Connection;
 
-/// How long an agent stays without a turn.
-const IDLE: Duration = Duration::from_mins(5);
 /// How often those that stay are looked after.
 const LOOK: Duration = Duration::from_secs(5);
 /// How long an agent may take to begin, or to take up a conversation.
@@ -40,6 +38,8 @@ struct Shared {
     /// The adapter: a path, or a name on PATH.
     adapter: OsString,
     idle: Mutex<HashMap<String, (Connection, Instant)>>,
+    /// How long an agent stays without a turn.
+    stays: Duration,
     ending: TaskTracker,
 }
 
@@ -69,9 +69,9 @@ impl Unclaimed {
 }
 
 impl Direct {
-    /// Agents by this adapter, in the folders of acpx's launcher.
-    pub fn new(acpx: Acpx, adapter: OsString) -> Self {
-        Self(Arc::new(Shared { acpx, adapter, idle: Mutex::default(), ending: TaskTracker::new() }))
+    /// Agents by this adapter, in the folders of acpx's launcher, that stay for so long without a turn.
+    pub fn new(acpx: Acpx, adapter: OsString, stays: Duration) -> Self {
+        Self(Arc::new(Shared { acpx, adapter, idle: Mutex::default(), stays, ending: TaskTracker::new() }))
     }
 
     fn idle(&self) -> MutexGuard<'_, HashMap<String, (Connection, Instant)>> {
@@ -151,8 +151,10 @@ impl Direct {
     /// Ends agents that had no turn for long, or are dead, for ever.
     pub async fn keep(&self) {
         loop {
-            sleep(LOOK).await;
-            let old: Vec<_> = self.idle().extract_if(|_, (connection, since)| since.elapsed() > IDLE || connection.is_over()).collect();
+            sleep(LOOK.min(self.0.stays)).await;
+            let is_old =
+                |_: &String, (connection, since): &mut (Connection, Instant)| since.elapsed() > self.0.stays || connection.is_over();
+            let old: Vec<_> = self.idle().extract_if(is_old).collect();
             for (_, (connection, _)) in old {
                 self.0.ending.spawn(connection.end());
             }
