@@ -41,6 +41,18 @@ const CLAUDE: Bundle = bundle!("claude", &[]);
 const ACPX: Bundle = bundle!("acpx", &["--omit=optional"]);
 const NODE: Bundle = bundle!("node", &[]);
 
+/// The other agents, each with the folder of its programs.
+const AGENTS: [(Bundle, &str); 4] = [
+    (bundle!("codex", &[]), "node_modules/.bin"),
+    // Optional: a keyring, and terminals that ask in place of the agent.
+    (bundle!("gemini", &["--omit=optional"]), "node_modules/.bin"),
+    // The programs alone, as its package's script would choose them.
+    (bundle!("opencode", &[]), if ARM { "node_modules/opencode-linux-arm64/bin" } else { "node_modules/opencode-linux-x64-baseline/bin" }),
+    // Optional: sounds, pictures, a clipboard, a terminal.
+    (bundle!("qwen", &["--omit=optional"]), "node_modules/.bin"),
+];
+const ARM: bool = cfg!(target_arch = "aarch64");
+
 /// The CLIs, ready to be started.
 #[derive(Clone, Debug)]
 pub struct Clis {
@@ -66,9 +78,6 @@ pub fn default_cache() -> PathBuf {
 /// Finds or installs the CLIs. `say` gets a line for each step that takes time.
 pub fn clis(cache: &Path, say: &dyn Fn(&str)) -> anyhow::Result<Clis> {
     private_folder(cache)?;
-    // One installer at a time; it is let go of with the file.
-    let lock = fs::File::create(cache.join("lock"))?;
-    lock.lock()?;
     let mut folders = Vec::new();
     let provide = |folders: &mut Vec<PathBuf>, program: &str, least: &[u32], bundle: &Bundle, bin: &str| {
         if let Some(found) = on_path(program, least) {
@@ -78,13 +87,28 @@ pub fn clis(cache: &Path, say: &dyn Fn(&str)) -> anyhow::Result<Clis> {
         folders.extend(found.parent().map(Path::to_owned));
         Ok(found)
     };
-    let arch = if cfg!(target_arch = "aarch64") { "arm64" } else { "x64" };
+    let arch = if ARM { "arm64" } else { "x64" };
     provide(&mut folders, "node", NODE_MIN, &NODE, &format!("node_modules/node-linux-{arch}/bin/node"))?;
     let claude = provide(&mut folders, "claude", &pinned(&CLAUDE, "@anthropic-ai/claude-code")?, &CLAUDE, "node_modules/.bin/claude")?;
     let acpx = provide(&mut folders, "acpx", &pinned(&ACPX, "acpx")?, &ACPX, "node_modules/.bin/acpx")?;
-    let own = std::env::var_os("PATH").unwrap_or_default();
-    let path = std::env::join_paths(folders.into_iter().chain(std::env::split_paths(&own)))?;
+    let path = before(folders, &std::env::var_os("PATH").unwrap_or_default())?;
     Ok(Clis { claude, acpx, path })
+}
+
+impl Clis {
+    /// The same with another agent: its pinned version, installed now if it was not, stands first on the PATH.
+    pub fn with_agent(mut self, name: &str, cache: &Path, say: &dyn Fn(&str)) -> anyhow::Result<Self> {
+        let (bundle, programs) =
+            AGENTS.iter().find(|(bundle, _)| bundle.name == name).with_context(|| format!("there is no pinned install of {name}"))?;
+        private_folder(cache)?;
+        self.path = before([installed(cache, bundle, say)?.join(programs)], &self.path)?;
+        Ok(self)
+    }
+}
+
+/// A PATH with some folders before the rest.
+fn before(folders: impl IntoIterator<Item = PathBuf>, path: &OsStr) -> anyhow::Result<OsString> {
+    Ok(std::env::join_paths(folders.into_iter().chain(std::env::split_paths(path)))?)
 }
 
 /// Where a bundle is, installed now if it was not.
@@ -92,13 +116,16 @@ fn installed(cache: &Path, bundle: &Bundle, say: &dyn Fn(&str)) -> anyhow::Resul
     use sha2::{Digest, Sha256};
     let id: String = Sha256::digest(bundle.lockfile).iter().take(4).map(|byte| format!("{byte:02x}")).collect();
     let folder = cache.join(format!("{}-{id}", bundle.name));
+    // One installer of a bundle at a time; it is let go of with the file.
+    let lock = fs::File::create(cache.join(format!("{}.lock", bundle.name)))?;
+    lock.lock()?;
     if folder.is_dir() {
         return Ok(folder);
     }
     say(&format!("Installing {} with npm into {} …", described(bundle)?, cache.display()));
     // Renamed when it is complete: what was interrupted is never taken for installed.
     let partial = cache.join(format!("{}.partial", bundle.name));
-    let npm_cache = cache.join("npm-cache");
+    let npm_cache = cache.join(format!("{}.npm-cache", bundle.name));
     crate::agent::folder::remove_tree(&partial)?;
     fs::create_dir(&partial)?;
     fs::write(partial.join("package.json"), bundle.manifest)?;
@@ -178,7 +205,7 @@ mod tests {
 
     #[test]
     fn every_bundle_is_pinned_to_one_version() {
-        for bundle in [&CLAUDE, &ACPX, &NODE] {
+        for bundle in [&CLAUDE, &ACPX, &NODE].into_iter().chain(AGENTS.iter().map(|(bundle, _)| bundle)) {
             for (name, version) in dependencies(bundle).unwrap() {
                 assert_eq!(numbers(&version).len(), 3, "{name} {version}");
             }
