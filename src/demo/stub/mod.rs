@@ -11,6 +11,8 @@ mod directive;
 mod gemini;
 mod messages;
 mod responses;
+#[cfg(test)]
+mod tests;
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};

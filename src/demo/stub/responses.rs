@@ -42,10 +42,20 @@ fn output_text(text: &str) -> Value {
     json!({"type": "output_text", "text": text, "annotations": []})
 }
 
+/// What kind of tool a request declares under a name: beside the conversation or in it, alone or in a namespace.
+fn kind<'a>(declaring: &'a Value, name: &str) -> Option<&'a str> {
+    let told = list(&declaring["input"]).iter().filter_map(|item| kind(item, name)).next_back();
+    told.or_else(|| {
+        list(&declaring["tools"]).iter().find_map(|tool| match tool["type"].as_str()? {
+            "namespace" => kind(tool, name),
+            kind => (tool["name"] == name).then_some(kind),
+        })
+    })
+}
+
 /// A call in the form that the request's own declaration of the tool asks for.
 fn call(request: &Value, id: &str, name: &str, input: &Value) -> Value {
-    let declared = list(&request["tools"]).iter().find(|tool| tool["name"] == name).map(|tool| &tool["type"]);
-    match declared.and_then(Value::as_str) {
+    match kind(request, name) {
         Some("custom") => {
             let input = input.as_str().map_or_else(|| input.to_string(), str::to_owned);
             json!({"type": "custom_tool_call", "id": unique("ctc"), "call_id": id, "name": name, "input": input, "status": "completed"})
