@@ -1,15 +1,20 @@
 //! What sessions cost: `cargo bench --bench sessions`, a quarter of an hour.
 //!
 //! Everything is real but the model. By way of acpx and with agents that are spoken to directly, the time of a turn's answer is taken in turn
-//! with the moment at which a bare `acpx prompt` prints its `stopReason` line, and compared at the medians.
+//! with the moment at which a bare `acpx prompt` prints its `stopReason` line, and at which the adapter does, spoken to by nothing but this
+//! program, and compared at the medians.
 
 #![allow(missing_docs, reason = "a program")]
 
 mod server;
 
+use std::io::{BufRead, BufReader, Lines, Write};
 use std::path::Path;
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::Duration;
 
+use clawdforge::agent::environment::Environment;
+use clawdforge::agent::programs;
 use clawdforge::demo::{self, install, stub::Stub};
 use server::{Server, acpx, bare_turn, create, median, ms, row, start_real, take_turn, time};
 
@@ -17,7 +22,7 @@ const DRIVERS: [&str; 2] = ["acpx", "direct"];
 const FIRST: usize = 5;
 const TURNS: usize = 10;
 const OPEN: usize = 24;
-const THROUGH: usize = 100;
+const THROUGH: usize = 200;
 /// acpx ends a second after its answer, and a prompt that comes before waits for that.
 const PAUSE: Duration = Duration::from_secs(2);
 
@@ -32,13 +37,13 @@ fn main() {
     let environment = demo::environment(&clis, &stub.url(), home.path());
     println!("{:<44} {:>12} {:>12}", "", "measured", "aim");
 
-    let start = |driver: &str, hard_ttl: &str| {
-        let settings = [("CLAWDFORGE_ACP", driver), ("CLAWDFORGE_STANDBY", "0"), ("CLAWDFORGE_SESSION_HARD_TTL_SECS", hard_ttl)];
+    let start = |driver: &str, hard_ttl: &str, standby: &str| {
+        let settings = [("CLAWDFORGE_ACP", driver), ("CLAWDFORGE_STANDBY", standby), ("CLAWDFORGE_SESSION_HARD_TTL_SECS", hard_ttl)];
         let server = start_real(&environment, &clis, &settings);
         let token = server.mint();
         (server, token)
     };
-    let servers = DRIVERS.map(|driver| start(driver, "3600"));
+    let servers = DRIVERS.map(|driver| start(driver, "3600", "0"));
     let first = servers.each_ref().map(|(server, token)| {
         // The first of all reads the programs from disk.
         let times = (0..=FIRST).map(|_| time(|| take_turn(server, token, &create(server, token))));
@@ -47,14 +52,25 @@ fn main() {
     for (driver, first) in DRIVERS.into_iter().zip(first) {
         row(&format!("create and first turn, {driver}, median"), &format!("{:.0} ms", ms(first)), "");
     }
-    row("ratio", &format!("{:.2}", first[1].as_secs_f64() / first[0].as_secs_f64()), "0.30");
+    row("  of acpx", &format!("{:.2}", first[1].as_secs_f64() / first[0].as_secs_f64()), "0.30");
+    let (server, token) = start("direct", "3600", "1");
+    let times = (0..=FIRST).map(|_| {
+        let time = time(|| take_turn(&server, &token, &create(&server, &token)));
+        std::thread::sleep(4 * PAUSE);
+        time
+    });
+    let pooled = median(times.skip(1).collect());
+    row("  the same, where one was started ahead", &format!("{:.0} ms", ms(pooled)), "");
+    row("  of acpx", &format!("{:.2}", pooled.as_secs_f64() / first[0].as_secs_f64()), "0.10");
+    drop(server);
 
     let sessions = servers.each_ref().map(|(server, token)| create(server, token));
     let acpx = |arguments: &[&str]| acpx(&environment, &clis, folder.path(), arguments);
     assert!(acpx(&["sessions", "new", "--name", "bare"]).output().unwrap().status.success());
-    let mut times: [Vec<Duration>; 3] = Default::default();
+    let mut adapter = Adapter::start(&environment, &clis, folder.path());
+    let mut times: [Vec<Duration>; 4] = Default::default();
     for turn in 0..=TURNS {
-        let mut took = vec![bare_turn(acpx(&["prompt", "-s", "bare", "--file", "-"]))];
+        let mut took = vec![bare_turn(acpx(&["prompt", "-s", "bare", "--file", "-"])), time(|| adapter.turn())];
         took.extend(servers.iter().zip(&sessions).map(|((server, token), session)| time(|| take_turn(server, token, session))));
         // The first of each starts the agent.
         if turn > 0 {
@@ -63,12 +79,17 @@ fn main() {
         std::thread::sleep(PAUSE);
     }
     let _ = acpx(&["sessions", "close", "bare"]).output();
-    let [bare, by_acpx, direct] = times.map(median);
+    drop(adapter);
+    let [bare, adapter, by_acpx, direct] = times.map(median);
     row("bare acpx prompt to its stopReason, median", &format!("{:.0} ms", ms(bare)), "");
+    row("the adapter alone to its stopReason, median", &format!("{:.0} ms", ms(adapter)), "");
     for (what, through, aim) in [("by acpx", by_acpx, "1.15"), ("directly", direct, "")] {
         row(&format!("POST /sessions/{{id}}/turn, {what}, median"), &format!("{:.0} ms", ms(through)), "");
         row("  of bare", &format!("{:.2}", through.as_secs_f64() / bare.as_secs_f64()), aim);
     }
+
+    row("  directly, more than the adapter alone", &format!("{:+.0} ms", ms(direct) - ms(adapter)), "20 ms");
+    row("private memory of a direct session", &format!("{:.0} MiB", private_mib_of_a_child(servers[1].0.pid())), "180 MiB");
 
     let [(server, token), _] = &servers;
     let before = server.resident_mib();
@@ -77,7 +98,7 @@ fn main() {
     drop(servers);
 
     for driver in DRIVERS {
-        let (server, token) = start(driver, "0");
+        let (server, token) = start(driver, "0", "0");
         at_once(4, 4, || through_its_life(&server, &token));
         std::thread::sleep(2 * PAUSE);
         let before = leftovers(&server, home.path());
@@ -88,6 +109,70 @@ fn main() {
             row(&format!("{what} left by {THROUGH} sessions, {driver}"), &format!("{:+}", after - before), "0");
         }
     }
+}
+
+/// The adapter, spoken to by hand.
+struct Adapter {
+    child: Child,
+    input: Option<ChildStdin>,
+    lines: Lines<BufReader<ChildStdout>>,
+    id: usize,
+    session: String,
+}
+
+impl Adapter {
+    fn start(environment: &Environment, clis: &install::Clis, folder: &Path) -> Self {
+        let mut command = Command::new(programs::adapter(clis.acpx.as_os_str(), environment));
+        command.env_clear().envs(environment.iter()).env("CLAUDE_CODE_ENABLE_PROMPT_SUGGESTION", "false").current_dir(folder);
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+        let (input, lines) = (child.stdin.take(), BufReader::new(child.stdout.take().unwrap()).lines());
+        let mut adapter = Self { child, input, lines, id: 0, session: String::new() };
+        adapter.ask("initialize", r#"{"protocolVersion":1,"clientCapabilities":{}}"#);
+        let made = adapter.ask("session/new", &format!(r#"{{"cwd":"{}","mcpServers":[]}}"#, folder.display()));
+        made.split("\"sessionId\":\"").nth(1).and_then(|rest| rest.split('"').next()).unwrap().clone_into(&mut adapter.session);
+        adapter.turn();
+        adapter
+    }
+
+    fn turn(&mut self) {
+        let params = format!(r#"{{"sessionId":"{}","prompt":[{{"type":"text","text":"Hello."}}]}}"#, self.session);
+        assert!(self.ask("session/prompt", &params).contains("\"stopReason\""));
+    }
+
+    fn ask(&mut self, method: &str, params: &str) -> String {
+        self.id += 1;
+        let id = self.id;
+        writeln!(self.input.as_mut().unwrap(), r#"{{"jsonrpc":"2.0","id":{id},"method":"{method}","params":{params}}}"#).unwrap();
+        let answers = format!("\"id\":{id},");
+        self.lines.find_map(|line| line.ok().filter(|line| line.contains(&answers) && line.contains("\"result\""))).unwrap()
+    }
+}
+
+impl Drop for Adapter {
+    fn drop(&mut self) {
+        // At the end of its input it ends by itself, with its claude.
+        drop(self.input.take());
+        let _ = self.child.wait();
+    }
+}
+
+/// What each child of a process has to itself on average, with all that it started.
+fn private_mib_of_a_child(pid: u32) -> f64 {
+    let of: Vec<_> = children(pid).into_iter().map(private_mib).collect();
+    of.iter().sum::<f64>() / f64::from(u32::try_from(of.len().max(1)).unwrap())
+}
+
+fn private_mib(pid: u32) -> f64 {
+    let smaps = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap_or_default();
+    let private = smaps.lines().filter(|line| line.starts_with("Private_"));
+    let kib = private.filter_map(|line| line.split_whitespace().nth(1)?.parse::<f64>().ok()).sum::<f64>();
+    kib / 1024.0 + children(pid).into_iter().map(private_mib).sum::<f64>()
+}
+
+fn children(pid: u32) -> Vec<u32> {
+    let tasks = Path::new(&format!("/proc/{pid}/task")).read_dir().into_iter().flatten().flatten();
+    let lists = tasks.filter_map(|task| std::fs::read_to_string(task.path().join("children")).ok());
+    lists.flat_map(|list| list.split_whitespace().map(|pid| pid.parse().unwrap()).collect::<Vec<_>>()).collect()
 }
 
 fn through_its_life(server: &Server, token: &str) {
@@ -112,15 +197,8 @@ fn at_once(threads: usize, times: usize, work: impl Fn() + Sync) {
 
 fn leftovers(server: &Server, home: &Path) -> Vec<(&'static str, i64)> {
     let count = |folder: &Path| folder.read_dir().map_or(0, |entries| i64::try_from(entries.count()).unwrap());
-    let children: i64 = Path::new(&format!("/proc/{}/task", server.pid()))
-        .read_dir()
-        .unwrap()
-        .flatten()
-        .filter_map(|task| std::fs::read_to_string(task.path().join("children")).ok())
-        .map(|list| i64::try_from(list.split_whitespace().count()).unwrap())
-        .sum();
     vec![
-        ("processes", children),
+        ("processes", i64::try_from(children(server.pid()).len()).unwrap()),
         // Not readable for an ordinary user: then both counts are nought.
         ("descriptors", count(Path::new(&format!("/proc/{}/fd", server.pid())))),
         ("files", files_in(home) + files_in(&server.folder.path().join("data/sessions"))),
