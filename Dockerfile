@@ -27,6 +27,11 @@ WORKDIR /opt/acpx
 COPY npm/acpx .
 # What is optional here is a second copy of the claude binary.
 RUN npm install --no-save --ignore-scripts --no-audit --no-fund --omit=optional
+# The agents that are in beside claude: some of codex, gemini, opencode, qwen, by commas or spaces.
+ARG AGENTS=claude
+WORKDIR /opt/agents
+COPY npm .
+RUN ./agents.sh "$AGENTS"
 
 FROM node:22-bookworm-slim
 # hadolint ignore=DL3008
@@ -39,14 +44,18 @@ RUN if [ "$UID" = 0 ]; then echo "CLAWDFORGE_UID is 0: agents must not be root; 
     && userdel --remove node \
     && groupadd --non-unique --gid "$GID" clawdforge \
     && useradd --no-log-init --uid "$UID" --gid "$GID" --create-home --shell /bin/bash clawdforge \
-    && install -d -m 0700 -o "$UID" -g "$GID" /data /home/clawdforge/.claude
+    && for folder in .claude .codex .gemini .local .qwen; do \
+        install -d -m 0700 -o "$UID" -g "$GID" "/home/clawdforge/$folder"; \
+    done \
+    && install -d -m 0700 -o "$UID" -g "$GID" /data
 COPY --from=clis /opt/claude /opt/claude
 COPY --from=clis /opt/acpx /opt/acpx
+COPY --from=clis /opt/agents /opt/agents
 COPY --from=server /build/target/release/clawdforge /usr/local/bin/clawdforge
 
 # All of claude's own files in one folder, ~/.claude.json too. The versions are pinned, so nothing updates itself; and what
 # is no answer stays at home, where it would pile up whenever it can't be sent.
-ENV PATH=/opt/claude/node_modules/.bin:/opt/acpx/node_modules/.bin:$PATH \
+ENV PATH=/opt/claude/node_modules/.bin:/opt/acpx/node_modules/.bin:/opt/agents/bin:$PATH \
     HOME=/home/clawdforge \
     CLAUDE_CONFIG_DIR=/home/clawdforge/.claude \
     DISABLE_AUTOUPDATER=1 \
@@ -55,7 +64,7 @@ ENV PATH=/opt/claude/node_modules/.bin:/opt/acpx/node_modules/.bin:$PATH \
     CLAWDFORGE_DATA_DIR=/data
 USER $UID:$GID
 WORKDIR /home/clawdforge
-VOLUME ["/data", "/home/clawdforge/.claude"]
+VOLUME ["/data", "/home/clawdforge/.claude", "/home/clawdforge/.codex", "/home/clawdforge/.gemini", "/home/clawdforge/.local", "/home/clawdforge/.qwen"]
 EXPOSE 8800
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=30s --timeout=10s --start-period=10s --retries=3 CMD ["clawdforge", "healthcheck"]

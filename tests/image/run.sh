@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Builds the image from a clean clone of HEAD and tries it as an operator would: the real service under Docker Compose, the
 # real CLIs, and the model stub in a container beside it. Needs a Docker engine that has, or can fetch, the base images.
-# Takes some six minutes. Leaves no container, volume, network or image of its own.
+# Takes some eight minutes. Leaves no container, volume, network or image of its own.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -10,7 +10,7 @@ project=clawdforge-test-$$
 export COMPOSE_PROJECT_NAME=$project COMPOSE_PROGRESS=plain
 # Nothing of the caller's own settings.
 for variable in $(compgen -e); do
-    case $variable in CLAWDFORGE_* | ANTHROPIC_* | CLAUDE_* | COMPOSE_FILE) unset "$variable" ;; esac
+    case $variable in CLAWDFORGE_* | ANTHROPIC_* | CLAUDE_* | CODEX_* | GEMINI_* | GOOGLE_* | OPENAI_* | OPENCODE_* | COMPOSE_FILE) unset "$variable" ;; esac
 done
 
 checked=()
@@ -283,6 +283,26 @@ json /run '{"prompt": "Say hello."}'
 ok "a folder of the host's user serves as it is, whose id the image is built with"
 dc down --volumes --timeout 5 >"$work/down" 2>&1
 docker run --rm --volume "$work:/work" --user 0 --entrypoint rm "$project" -r /work/data
+
+echo "== another agent"
+cp "$work/plain.yml" "$work/override.yml"
+settings ANTHROPIC_API_KEY=key CLAWDFORGE_AGENTS=claude,gemini GEMINI_API_KEY=key GOOGLE_GEMINI_BASE_URL=http://model:9000
+up --build
+token=$(inside clawdforge token create app 2>"$work/told")
+json /sessions '{"agent": "gemini"}'
+session=$(value session_id)
+turn 'My name is Mio.'
+remembers "gemini is in an image that is to have it"
+if inside sh -c 'command -v codex'; then die "codex is in an image that is not to have it"; fi
+inside sh -c 'touch ~/.gemini/x ~/.codex/x ~/.local/x ~/.qwen/x' || die "an agent's own folder can't be written"
+dc up -d --force-recreate clawdforge >"$work/up" 2>&1
+up
+inside sh -c 'rm ~/.gemini/x ~/.codex/x ~/.local/x ~/.qwen/x' || die "an agent's own folder is lost with the container"
+ok "each agent's own folder outlives the container"
+dc down --volumes --timeout 5 >"$work/down" 2>&1
+if dc build --build-arg AGENTS=claude,nobody clawdforge >"$work/build" 2>&1; then die "an unknown agent is built"; fi
+grep -q 'there is no agent "nobody"' "$work/build" || die "an unknown agent: $(tail -5 "$work/build")"
+ok "an agent that there is none of stops the build with one sentence"
 
 printf '\nAll %d checks passed:\n' ${#checked[@]}
 printf '  - %s\n' "${checked[@]}"
