@@ -13,6 +13,8 @@ pub(super) const API: Api = Api { conversation, whole, events, error };
 fn conversation(request: &Value) -> Vec<Message> {
     list(&request["messages"])
         .iter()
+        // What the agent says of itself in between.
+        .filter(|message| message["role"] != "system")
         .map(|message| {
             let blocks = list(&message["content"]);
             Message {
