@@ -13,7 +13,7 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 use tokio::process::Command;
 use tokio::sync::Semaphore;
-use tokio::time::{Instant, timeout};
+use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::agent::process::{self, ConverseOptions, Line, Next};
@@ -123,7 +123,7 @@ impl Schemas {
         input.push(b'\n');
         let cancel = CancellationToken::new();
         let talk =
-            ConverseOptions { input, hold_input: false, deadline: Instant::now() + WITHIN, cancel: &cancel, patience: None, more: None };
+            ConverseOptions { input, hold_input: false, time_up: Box::pin(sleep(WITHIN)), cancel: &cancel, patience: None, more: None };
         // Of its own: the end of one family must not be that of another.
         let tag = self.tag.run(&format!("schema-{}", uuid::Uuid::new_v4().simple()));
         process::converse(&mut command, &tag, talk, read).await.map_err(|error| Wrong::Unchecked(error.to_string()))?;

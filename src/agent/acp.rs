@@ -20,9 +20,19 @@ pub struct TypedMessage {
 }
 
 impl TypedMessage {
+    /// A message with these keys added to it. `None` where it is not a JSON object.
+    pub fn of(line: &[u8], added: Map<String, Value>) -> Option<Self> {
+        Some(Self { message: serde_json::from_slice(line).ok()?, added })
+    }
+
     /// The `type` that was added.
     pub fn kind(&self) -> &str {
         self.added.get("type").and_then(Value::as_str).unwrap_or("protocol")
+    }
+
+    /// Adds what clients read.
+    pub fn add(&mut self, added: Map<String, Value>) {
+        self.added.extend(added);
     }
 
     /// As it is handed on.
@@ -118,6 +128,11 @@ impl Messages {
         self.messages.len()
     }
 
+    /// The last message, to be added to.
+    pub fn last_mut(&mut self) -> Option<&mut TypedMessage> {
+        self.messages.last_mut()
+    }
+
     /// The last message.
     pub fn last(&self) -> Option<&TypedMessage> {
         self.messages.last()
@@ -180,7 +195,7 @@ impl Messages {
             Some(method) if from_agent(method) && !message["id"].is_null() => self.asked.push(message["id"].clone()),
             _ => {}
         }
-        if method == Some("session/request_permission") {
+        if matches!(method, Some("session/request_permission" | "elicitation/create")) {
             return (kind("permission_request"), None);
         }
         if method.is_some() {

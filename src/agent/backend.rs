@@ -3,13 +3,12 @@
 use std::io;
 
 use futures_util::future::{BoxFuture, ready};
-use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::acpx::turn::Turns;
 use super::claude::run::{self, Claude};
 use super::contract::{Conversation, Driver, Ending, Outcome, Spec};
-use super::control::{Emit, Report};
+use super::control::{Control, Report};
 use super::direct::Direct;
 use super::warm_pool::Pool;
 
@@ -69,14 +68,14 @@ impl<'a> Ready<'a> {
         }
     }
 
-    /// Has it done, until its time is up or `cancel` comes. What the agent says goes to `emit`.
-    pub async fn execute(self, spec: &'a Spec, emit: Emit<'a>, cancel: &'a CancellationToken) -> Executed<'a> {
+    /// Has it done, until its time is up or it is cancelled.
+    pub async fn execute(self, spec: &'a Spec, control: Control<'a>) -> Executed<'a> {
         let (report, mut reported) = Report::new();
         let (mut working, keeps_place): (BoxFuture<'a, ()>, _) = match self {
-            Self::Claude(claude, ready) => (Box::pin(claude.work(*ready, spec, emit, cancel, report)), true),
+            Self::Claude(claude, ready) => (Box::pin(claude.work(*ready, spec, control, report)), true),
             // The session's processes stay, and only a last second of acpx's is still to come.
-            Self::Acpx(acpx, conversation) => (Box::pin(acpx.work(conversation, spec, emit, cancel, report)), false),
-            Self::Direct(direct, conversation) => (Box::pin(direct.work(conversation, spec, emit, cancel, report)), false),
+            Self::Acpx(acpx, conversation) => (Box::pin(acpx.work(conversation, spec, control, report)), false),
+            Self::Direct(direct, conversation) => (Box::pin(direct.work(conversation, spec, control, report)), false),
         };
         let (outcome, cleanup) = tokio::select! {
             biased;

@@ -8,6 +8,7 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 
 use super::completion::{Completion, ModelMessage};
+use super::questions::{Ask, By};
 
 /// What an agent is to do.
 #[derive(Clone, Debug)]
@@ -28,6 +29,8 @@ pub struct Spec {
     pub session: Option<Conversation>,
     /// What the model is asked instead of the prompt, without an agent's tools.
     pub completion: Option<Completion>,
+    /// How the agent of a run asks before it acts, if it does. A session's setup says it of its own.
+    pub ask: Option<Ask>,
 }
 
 /// The session that a turn is of.
@@ -52,8 +55,10 @@ pub struct Setup {
     pub model: Option<String>,
     /// Added to the agent's own system prompt.
     pub system: Option<String>,
-    /// `approve-all`, `approve-reads` or `deny-all`.
+    /// `approve-all`, `approve-reads`, `deny-all` or `ask`.
     pub permissions: String,
+    /// How it asks, if it does.
+    pub ask: Option<Ask>,
 }
 
 /// What speaks to a session's agent. A session keeps the one that it was created with.
@@ -142,6 +147,20 @@ pub enum Event {
         /// The event, whole.
         event: Box<RawValue>,
     },
+    /// It asks before it acts: the message whole, with what was added.
+    PermissionRequest {
+        /// The message.
+        message: Box<RawValue>,
+    },
+    /// What it asked is answered.
+    PermissionResolved {
+        /// Which question.
+        permission_id: String,
+        /// With which option, if with any.
+        option_id: Option<String>,
+        /// By whom.
+        by: By,
+    },
     /// A message of the Agent Client Protocol, whole.
     Acp {
         /// The `type` that was added to it.
@@ -181,6 +200,17 @@ pub enum Ending {
     NotInstalled(String),
     /// It did not begin: what it needs could not be put in place.
     Unprepared(Unprepared),
+}
+
+impl Ending {
+    /// Where it failed: the reason that is known better, if there is one.
+    #[must_use]
+    pub fn or_failed(self, known: Option<String>) -> Self {
+        match (self, known) {
+            (Self::Failed(_), Some(why)) => Self::Failed(why),
+            (ending, _) => ending,
+        }
+    }
 }
 
 /// Why what an agent needs could not be put in place.

@@ -1,11 +1,24 @@
 //! What goes between an agent at work and whoever has it work.
 
 use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
 
 use super::contract::{Event, Outcome};
+use super::questions::Questions;
 
 /// Takes what an agent says, as it comes.
 pub type Emit<'a> = &'a (dyn Fn(Event) + Send + Sync);
+
+/// What goes on between an agent at work and whoever has it work.
+#[derive(Clone, Copy)]
+pub struct Control<'a> {
+    /// Takes what it says.
+    pub emit: Emit<'a>,
+    /// Comes when nobody wants the answer any more.
+    pub cancel: &'a CancellationToken,
+    /// What it asks before it acts.
+    pub questions: &'a Questions,
+}
 
 /// Says how the work ended, as soon as that is known. What the agent does from then on changes it no more.
 #[derive(Debug)]

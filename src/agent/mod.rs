@@ -18,6 +18,7 @@ pub mod memory;
 mod proc;
 pub mod process;
 pub mod programs;
+pub mod questions;
 pub mod sandbox;
 pub mod stream_event;
 pub mod tag;

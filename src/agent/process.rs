@@ -7,11 +7,12 @@ use std::io;
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
+use futures_util::future::BoxFuture;
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::process::{ChildStderr, ChildStdin, ChildStdout, Command};
 use tokio::sync::mpsc;
-use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::children::{self, Started};
@@ -111,8 +112,8 @@ pub struct ConverseOptions<'a> {
     pub input: Vec<u8>,
     /// Whether its input stays open until it has answered.
     pub hold_input: bool,
-    /// When its time is up.
-    pub deadline: Instant,
+    /// Comes when its time is up.
+    pub time_up: BoxFuture<'a, ()>,
     /// When nobody wants its answer any more.
     pub cancel: &'a CancellationToken,
     /// How long it may say nothing at all; `None` for as long as it likes.
@@ -208,7 +209,7 @@ pub async fn converse_and(
     mut read: impl FnMut(Line<'_>) -> Next,
     wind_down: impl AsyncFnOnce(&mut Started, &ExitCause),
 ) -> Finished {
-    let ConverseOptions { input, hold_input, deadline, cancel, patience, mut more } = talk;
+    let ConverseOptions { input, hold_input, mut time_up, cancel, patience, mut more } = talk;
     let Waiting { mut agent, mut stdin, stdout, stderr } = waiting;
     agent.set_idle(false);
     let [spoke, answered, stop, closed, over] = std::array::from_fn(|_| CancellationToken::new());
@@ -266,7 +267,7 @@ pub async fn converse_and(
             () = async { answered.cancelled().await; sleep(LINGER).await } => End::Lingered,
             () = async { closed.cancelled().await; sleep(LINGER).await } => End::Lingered,
             () = cancel.cancelled() => End::Cancelled,
-            () = sleep_until(deadline) => End::TimedOut,
+            () = &mut time_up => End::TimedOut,
             () = silence => End::Silent,
         };
         // What it wrote last may still be on its way through the pipe.

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{PoisonError, RwLock};
 use std::time::Duration;
 
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
 use super::environment::Environment;
@@ -74,14 +74,14 @@ pub async fn version(program: &Path, launcher: &Launcher) -> Option<String> {
     let mut command = launcher.command(program, &launcher.folder, &[]);
     // Of its own: the end of one family must not be that of another.
     let tag = launcher.tag.run(&format!("version of {}", program.display()));
-    let deadline = Instant::now() + VERSION_TIMEOUT;
+    let time_up = Box::pin(sleep(VERSION_TIMEOUT));
     let read = |line: Line<'_>| {
         let Line::Whole(line) = line else { return Next::Stop };
         version = version.take().or_else(|| version_in(&String::from_utf8_lossy(line)));
         if version.is_some() { Next::Answered } else { Next::More }
     };
     let talk =
-        ConverseOptions { input: Vec::new(), hold_input: false, deadline, cancel: &CancellationToken::new(), patience: None, more: None };
+        ConverseOptions { input: Vec::new(), hold_input: false, time_up, cancel: &CancellationToken::new(), patience: None, more: None };
     process::converse(command.arg("--version"), &tag, talk, read).await.ok().and(version)
 }
 
@@ -163,7 +163,7 @@ impl Cli {
                 self.note(found.is_some(), version);
                 asked = Some((found, Instant::now()));
             }
-            tokio::time::sleep(LOOK_EVERY).await;
+            sleep(LOOK_EVERY).await;
         }
     }
 }

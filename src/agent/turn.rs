@@ -2,12 +2,14 @@
 
 use std::time::Duration;
 
+use serde::Deserialize;
+use serde_json::Value;
 use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
 
 use super::acp::{Messages, TurnEnd, TypedMessage};
-use super::contract::{Ending, Event, Facts, Outcome, Usage};
-use super::control::Emit;
+use super::contract::{Ending, Event, Facts, Outcome, Setup, Usage};
+use super::control::Control;
+use super::questions::{Ask, Choice, Question};
 use crate::blocking::aside;
 
 /// The agent that is claude.
@@ -15,7 +17,11 @@ pub const CLAUDE_AGENT: &str = "claude";
 /// The permission by which every tool runs.
 pub const APPROVE_ALL: &str = "approve-all";
 /// The permissions that a session may be created with.
-pub const PERMISSIONS: [&str; 3] = [APPROVE_ALL, "approve-reads", "deny-all"];
+pub const PERMISSIONS: [&str; 4] = [APPROVE_ALL, "approve-reads", "deny-all", ASK];
+/// The permission by which whoever has the agent work is asked.
+pub const ASK: &str = "ask";
+/// The method by which an agent asks what it wants to know.
+pub const ELICITATION: &str = "elicitation/create";
 
 /// Bytes of a turn's messages that are kept: they all stand in its answer.
 const MAX_TURN: usize = 16 << 20;
@@ -25,11 +31,35 @@ fn keeps(permissions: &str, mode: &str) -> bool {
     matches!(mode, "default" | "plan") || (permissions == APPROVE_ALL && matches!(mode, "acceptEdits" | "bypassPermissions"))
 }
 
+/// The type of a message by which an agent asks before it acts.
+pub const QUESTION: &str = "permission_request";
+
+/// What an agent asks by a message of the protocol. What it wants to know is answered or not; what it wants to do has options of its own.
+fn question(message: &str, ask: Ask) -> Option<Question> {
+    #[derive(Deserialize)]
+    struct Asked {
+        id: Value,
+        method: String,
+        params: Params,
+    }
+    #[derive(Deserialize)]
+    struct Params {
+        #[serde(default)]
+        options: Vec<Choice>,
+    }
+    let Asked { id, method, params: Params { options } } = serde_json::from_str(message).ok()?;
+    let is_elicitation = method == ELICITATION;
+    let options = if is_elicitation { Choice::of_a_wish_to_know() } else { options };
+    Some(Question { is_elicitation, ..Question::new(id, options, ask) })
+}
+
 /// What a message means for whoever reads it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Heard {
     /// There are more to come.
     More,
+    /// The same; it is a question, and whoever is asked answers it.
+    Asked,
     /// The turn has ended.
     Ended,
     /// The turn is not to go on.
@@ -38,10 +68,8 @@ pub enum Heard {
 
 /// A turn that goes on.
 pub struct Turn<'a> {
-    agent: &'a str,
-    permissions: &'a str,
-    emit: Emit<'a>,
-    cancel: &'a CancellationToken,
+    setup: &'a Setup,
+    control: Control<'a>,
     started: Instant,
     timeout: Duration,
     /// The names of its files in the session's folder.
@@ -55,26 +83,31 @@ pub struct Turn<'a> {
 
 impl<'a> Turn<'a> {
     /// A turn that begins now. Its prompt, of so many bytes, comes back among the messages.
-    pub fn new(
-        (agent, permissions): (&'a str, &'a str),
-        emit: Emit<'a>,
-        cancel: &'a CancellationToken,
-        (started, timeout): (Instant, Duration),
-        files: Vec<String>,
-        prompt: usize,
-    ) -> Self {
+    pub fn new(setup: &'a Setup, control: Control<'a>, (started, timeout): (Instant, Duration), files: Vec<String>, prompt: usize) -> Self {
         let (messages, most) = (Messages::default(), MAX_TURN + prompt);
-        Self { agent, permissions, emit, cancel, started, timeout, files, messages, end: None, bytes: 0, most }
+        Self { setup, control, started, timeout, files, messages, end: None, bytes: 0, most }
     }
 
-    /// When its time is up.
+    /// When its time is up, but for the time for which its clock stands.
     pub fn deadline(&self) -> Instant {
         self.started + self.timeout
     }
 
+    fn is_late(&self) -> bool {
+        self.control.questions.deadline(self.deadline()).is_some_and(|deadline| Instant::now() >= deadline)
+    }
+
+    /// Waits until nobody wants it any more, or its time is up.
+    pub async fn unwanted(&self) {
+        tokio::select! {
+            () = self.control.cancel.cancelled() => {}
+            () = self.control.questions.time_up(self.deadline()) => {}
+        }
+    }
+
     /// Whether nobody wants it any more, or its time is up.
     pub fn is_unwanted(&self) -> bool {
-        self.cancel.is_cancelled() || Instant::now() >= self.deadline()
+        self.control.cancel.is_cancelled() || self.is_late()
     }
 
     /// Whether it has ended.
@@ -90,27 +123,45 @@ impl<'a> Turn<'a> {
         }
         let count = self.messages.count();
         let end = aside(line.len(), || self.messages.line(line));
+        let asked = self.messages.count() > count && self.ask();
         if let Some(message) = self.messages.last().filter(|_| self.messages.count() > count) {
-            (self.emit)(Event::Acp { kind: message.kind().to_owned(), message: message.raw() });
+            (self.control.emit)(Event::Acp { kind: message.kind().to_owned(), message: message.raw() });
         }
-        if let Some(mode) = self.messages.mode_at_work().filter(|mode| self.agent == CLAUDE_AGENT && !keeps(self.permissions, mode)) {
+        if let Some(mode) =
+            self.messages.mode_at_work().filter(|mode| self.setup.agent == CLAUDE_AGENT && !keeps(&self.setup.permissions, mode))
+        {
             self.end = Some(TurnEnd::Failed(format!(
                 "the agent worked in its mode \"{mode}\", where the session's permissions ({}) do not hold, and was ended; ask the operator to look for \"defaultMode\" in claude's managed settings",
-                self.permissions
+                self.setup.permissions
             )));
             return Heard::Stop;
         }
         self.end = end;
-        if self.has_ended() { Heard::Ended } else { Heard::More }
+        match &self.end {
+            Some(_) => Heard::Ended,
+            None if asked => Heard::Asked,
+            None => Heard::More,
+        }
+    }
+
+    /// Has the message answered by whoever may, where it is a question and somebody is to be asked. Whether it is.
+    fn ask(&mut self) -> bool {
+        let Some(ask) = self.setup.ask.filter(|_| !self.is_unwanted()) else { return false };
+        let Some(message) = self.messages.last_mut().filter(|message| message.kind() == QUESTION) else { return false };
+        let Some(mut question) = question(message.raw().get(), ask) else { return false };
+        message.add(question.added());
+        question.message = message.raw();
+        self.control.questions.ask(question);
+        true
     }
 
     /// How it ended; `why` where no message says so.
     pub fn ending(&self, why: impl FnOnce(Option<&str>) -> String) -> Ending {
         let early = || {
-            if Instant::now() >= self.deadline() {
+            if self.is_late() {
                 Some(Ending::TimedOut(format!("the turn did not end within {} s", self.timeout.as_secs())))
             } else {
-                self.cancel.is_cancelled().then_some(Ending::Cancelled)
+                self.control.cancel.is_cancelled().then_some(Ending::Cancelled)
             }
         };
         match self.end.clone() {

@@ -82,6 +82,10 @@ pub enum ApiError {
     Gone,
     /// It was cancelled before it began.
     Cancelled,
+    /// The agent's question has another answer already.
+    AnsweredOtherwise,
+    /// The agent's question is over.
+    QuestionOver,
     /// As many sessions are open as may be.
     SessionsFull,
     /// acpx did not do its part.
@@ -186,6 +190,10 @@ impl ApiError {
             Self::TooSlow => (StatusCode::REQUEST_TIMEOUT, "Send the body faster; it stalled for too long."),
             Self::Cancelled => (StatusCode::CONFLICT, "The turn was cancelled before it began; send it again if it is still wanted."),
             Self::Gone => (StatusCode::GONE, "The session is closed; create another one."),
+            Self::AnsweredOtherwise => (StatusCode::CONFLICT, "The question was answered otherwise before, and that answer holds."),
+            Self::QuestionOver => {
+                (StatusCode::GONE, "The question is over: nobody answered it in time, or the agent does not wait for it any more.")
+            }
             Self::SessionsFull => (StatusCode::SERVICE_UNAVAILABLE, "As many sessions are open as may be; close one, or try again later."),
             Self::Acpx(error) => {
                 return (

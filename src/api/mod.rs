@@ -9,6 +9,7 @@ mod files;
 mod health;
 mod history;
 pub mod metrics;
+mod permissions;
 mod render;
 mod reply;
 mod runs;
@@ -54,6 +55,7 @@ fn described() -> OpenApiRouter<Arc<App>> {
         files::routes(),
         sessions::routes(),
         turns::routes(),
+        permissions::routes(),
         tokens::routes(),
         v1::routes(),
     ];

@@ -21,9 +21,10 @@ use super::error::{ApiError, FieldError, Problem};
 use super::render::{RunFailure, RunReply};
 use super::stream::{self, SentEvent};
 use super::submission::{self, SubmitOptions};
-use super::validate::{attachments, check_files, check_model, check_prompt, check_timeout};
+use super::validate::{ask, attachments, check_files, check_model, check_permission_timeout, check_prompt, check_timeout};
 use super::view::RunState;
 use crate::agent::contract::Spec;
+use crate::agent::turn::ASK;
 use crate::app::App;
 use crate::ledger::{JobId, JobRow};
 
@@ -49,6 +50,15 @@ struct RunRequest {
     #[serde(default, deserialize_with = "whole_number")]
     #[schema(minimum = 5, maximum = 600)]
     timeout_secs: Option<i64>,
+    /// `ask`: what the agent may do is asked of the app (`/runs/{id}/permissions`), where the run is streamed or in the background. Without
+    /// it, what isn't plainly safe is denied.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(pattern = "^ask$")]
+    permissions: Option<String>,
+    /// After how many seconds a question is refused that nobody answered; 300 by default.
+    #[serde(default, deserialize_with = "whole_number", skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 10, maximum = 3600)]
+    permission_timeout_secs: Option<i64>,
 }
 
 impl Validate for RunRequest {
@@ -58,6 +68,13 @@ impl Validate for RunRequest {
         check_model(self.model.as_deref(), &mut errors);
         check_files(self.files.as_deref(), &mut errors);
         check_timeout(self.timeout_secs, 600, &mut errors);
+        if self.permissions.as_ref().is_some_and(|permissions| permissions != ASK) {
+            errors.push(FieldError::new(
+                "/permissions",
+                "the permissions of a run can only be ask; leave them out to have the agent's tools denied what isn't plainly safe",
+            ));
+        }
+        check_permission_timeout(self.permission_timeout_secs, self.permissions.as_deref(), &mut errors);
         errors
     }
 }
@@ -92,6 +109,10 @@ async fn run(
     if let Some(schema) = &asked.schema {
         app.jobs.check_schema(&caller.app, schema).await?;
     }
+    if asked.permissions.is_some() && !options.is_early() {
+        let detail = "nobody could answer while the request waits; have the events come (Accept: text/event-stream), or the run go on in the background (Prefer: respond-async)";
+        return Err(ApiError::Invalid(vec![FieldError::new("/permissions", detail)]));
+    }
     let spec = Spec {
         prompt: asked.prompt,
         model: Some(asked.model.unwrap_or_else(|| "sonnet".to_owned())),
@@ -101,6 +122,7 @@ async fn run(
         timeout: Duration::from_secs(asked.timeout_secs.unwrap_or(120).cast_unsigned()),
         session: None,
         completion: None,
+        ask: asked.permissions.map(|_| ask(asked.permission_timeout_secs, false)),
     };
     submission::submit(&app, &caller, &options, key, Uuid::now_v7(), spec).await
 }
@@ -159,7 +181,7 @@ async fn cancel(
 }
 
 /// The caller's own run; another's does not exist.
-async fn find(app: &App, caller: &Caller, id: Result<Path<String>, PathRejection>) -> Result<JobRow, ApiError> {
+pub(super) async fn find(app: &App, caller: &Caller, id: Result<Path<String>, PathRejection>) -> Result<JobRow, ApiError> {
     let Path(id) = id.map_err(|_| ApiError::NotFound)?;
     app.ledger.job(&caller.app, &JobId::Run(id)).await?.ok_or(ApiError::NotFound)
 }

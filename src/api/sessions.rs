@@ -14,12 +14,12 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::auth::Caller;
-use super::body::{ValidJson, Validate};
+use super::body::{ValidJson, Validate, whole_number};
 use super::error::{ApiError, FieldError, Problem};
 use super::submission::{self, SubmitOptions};
-use super::validate::check_model;
+use super::validate::{ask, check_model, check_permission_timeout};
 use crate::agent::contract::{Driver, Setup};
-use crate::agent::turn::{APPROVE_ALL, CLAUDE_AGENT, PERMISSIONS};
+use crate::agent::turn::{APPROVE_ALL, ASK, CLAUDE_AGENT, PERMISSIONS};
 use crate::app::App;
 use crate::ledger::{NewSession, Session};
 use crate::session::Created;
@@ -35,15 +35,23 @@ struct SessionRequest {
     #[schema(pattern = r"^[A-Za-z0-9][A-Za-z0-9._:/@\[\]-]{0,127}$")]
     model: Option<String>,
     /// Added to the agent's own system prompt, at each of its starts; up to 64 KiB. Not where acpx speaks to the agent.
+    #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(max_length = 65_536)]
     system: Option<String>,
     /// The app's own object, kept as it is.
     #[schema(value_type = Option<BTreeMap<String, Value>>)]
     meta: Option<Box<RawValue>>,
-    /// What the agent may do without being asked: `approve-all` (the default), `approve-reads` or `deny-all`. Others than claude
-    /// can only have the first.
-    #[schema(pattern = "^(approve-all|approve-reads|deny-all)$")]
+    /// What the agent may do: `approve-all` (the default), `approve-reads`, `deny-all`, or `ask`: then what it wants to do is asked of the
+    /// app (`/sessions/{id}/permissions`). Others than claude can only have the first.
+    #[schema(pattern = "^(approve-all|approve-reads|deny-all|ask)$")]
     permissions: Option<String>,
+    /// After how many seconds a question is refused that nobody answered; 300 by default.
+    #[serde(default, deserialize_with = "whole_number", skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 10, maximum = 3600)]
+    permission_timeout_secs: Option<i64>,
+    /// Whether a question may be answered for always, which allows more than its label says.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    allow_always: Option<bool>,
 }
 
 impl Validate for SessionRequest {
@@ -57,7 +65,11 @@ impl Validate for SessionRequest {
             errors.push(FieldError::new("/system", "the system prompt is longer than 64 KiB"));
         }
         if self.permissions.as_ref().is_some_and(|wanted| !PERMISSIONS.contains(&wanted.as_str())) {
-            errors.push(FieldError::new("/permissions", "permissions must be approve-all, approve-reads or deny-all"));
+            errors.push(FieldError::new("/permissions", "permissions must be approve-all, approve-reads, deny-all or ask"));
+        }
+        check_permission_timeout(self.permission_timeout_secs, self.permissions.as_deref(), &mut errors);
+        if self.allow_always.is_some() && self.permissions.as_deref() != Some(ASK) {
+            errors.push(FieldError::new("/allow_always", "nothing is asked; set permissions to ask"));
         }
         errors
     }
@@ -169,6 +181,11 @@ async fn create(
         agent,
         model: asked.model,
         system: asked.system.filter(|system| !system.is_empty()),
+        ask: asked
+            .permissions
+            .as_ref()
+            .filter(|permissions| *permissions == ASK)
+            .map(|_| ask(asked.permission_timeout_secs, asked.allow_always.unwrap_or(false))),
         permissions: asked.permissions.unwrap_or_else(|| APPROVE_ALL.to_owned()),
     };
     let meta = asked.meta.map(|meta| meta.get().to_owned());
@@ -197,6 +214,12 @@ fn check_agent(app: &App, agent: &str, asked: &SessionRequest) -> Result<(), Api
             let detail = format!("{agent} would not be told of the model; leave it out, and choose it in the agent's own settings");
             errors.push(FieldError::new("/model", detail));
         }
+    }
+    if asked.permissions.as_deref() == Some(ASK) && app.sessions.driver_of(agent) == Driver::Acpx {
+        let detail = format!(
+            "acpx, which speaks to {agent} here, can ask nobody; choose other permissions, or have the operator set CLAWDFORGE_ACP to direct"
+        );
+        errors.push(FieldError::new("/permissions", detail));
     }
     if asked.system.is_some() && app.sessions.driver_of(agent) == Driver::Acpx {
         errors.push(FieldError::new(

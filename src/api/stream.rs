@@ -106,6 +106,10 @@ fn event_frame(id: u64, event: &Event) -> Vec<u8> {
             None => return Vec::new(),
         },
         Event::Acp { kind, message } => (acp_name(kind), message.get().to_owned()),
+        Event::PermissionRequest { message } => ("permission_request", message.get().to_owned()),
+        Event::PermissionResolved { permission_id, option_id, by } => {
+            ("permission_resolved", json!({"permission_id": permission_id, "option_id": option_id, "by": by}).to_string())
+        }
         Event::Text { content } => ("text", json!({"content": content}).to_string()),
         Event::Thinking { content } => ("thinking", json!({"content": content}).to_string()),
         Event::ToolCall { args, id, name } => ("tool_call", json!({"args": args, "id": id, "name": name}).to_string()),

@@ -90,7 +90,7 @@ impl SubmitOptions {
     }
 
     /// Whether the answer is not waited for.
-    fn is_early(&self) -> bool {
+    pub(super) fn is_early(&self) -> bool {
         self.background || self.stream
     }
 }

@@ -95,6 +95,7 @@ async fn turn(
         timeout: Duration::from_secs(asked.timeout_secs.unwrap_or(600).cast_unsigned()),
         session: Some(conversation),
         completion: None,
+        ask: None,
     };
     submission::submit(&app, &caller, &options, key, Uuid::nil(), spec).await
 }

@@ -1,8 +1,12 @@
 //! What requests for runs, turns and sessions have in common, checked.
 
+use std::time::Duration;
+
 use super::auth::Caller;
 use super::error::{ApiError, FieldError};
 use crate::agent::contract::Attachment;
+use crate::agent::questions::Ask;
+use crate::agent::turn::ASK;
 use crate::app::App;
 use crate::config::is_model;
 
@@ -34,6 +38,20 @@ pub(super) fn check_files(files: Option<&[String]>, errors: &mut Vec<FieldError>
 pub(super) fn check_timeout(secs: Option<i64>, most: i64, errors: &mut Vec<FieldError>) {
     if secs.is_some_and(|secs| !(5..=most).contains(&secs)) {
         errors.push(FieldError::new("/timeout_secs", format!("the timeout must be from 5 to {most} seconds")));
+    }
+}
+
+/// How an agent is to ask.
+pub(super) fn ask(timeout_secs: Option<i64>, allow_always: bool) -> Ask {
+    Ask { timeout: Duration::from_secs(timeout_secs.unwrap_or(300).cast_unsigned()), allow_always }
+}
+
+pub(super) fn check_permission_timeout(secs: Option<i64>, permissions: Option<&str>, errors: &mut Vec<FieldError>) {
+    if secs.is_some_and(|secs| !(10..=3600).contains(&secs)) {
+        errors.push(FieldError::new("/permission_timeout_secs", "the timeout of a question must be from 10 to 3600 seconds"));
+    }
+    if secs.is_some() && permissions != Some(ASK) {
+        errors.push(FieldError::new("/permission_timeout_secs", "nothing is asked; set permissions to ask"));
     }
 }
 

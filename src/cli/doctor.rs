@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 use tokio::net::TcpListener;
-use tokio::time::Instant;
+use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use super::healthcheck;
@@ -150,9 +150,9 @@ async fn examine_sign_in(claude: &Path, launcher: &Launcher) -> Finding {
         Next::More
     };
     let mut command = launcher.command(claude, &launcher.folder, &[]);
-    let deadline = Instant::now() + Duration::from_secs(15);
+    let time_up = Box::pin(sleep(Duration::from_secs(15)));
     let talk =
-        ConverseOptions { input: Vec::new(), hold_input: false, deadline, cancel: &CancellationToken::new(), patience: None, more: None };
+        ConverseOptions { input: Vec::new(), hold_input: false, time_up, cancel: &CancellationToken::new(), patience: None, more: None };
     let tag = launcher.tag.run("doctor");
     let _ = process::converse(command.args(["auth", "status"]), &tag, talk, read).await;
     match serde_json::from_slice::<AuthStatus>(&printed) {

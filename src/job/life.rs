@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use futures_util::future::{BoxFuture, pending};
+use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::DropGuard;
 
@@ -18,6 +19,8 @@ use super::rejection::Rejection;
 use super::spec::Job;
 use crate::agent::backend::Executed;
 use crate::agent::contract::{Ending, Event, Outcome};
+use crate::agent::control::{Control, Emit};
+use crate::agent::questions::{Change, Question, Settled};
 use crate::agent::warm_pool::Hold;
 use crate::metrics::{GoingOn, METRICS};
 
@@ -169,7 +172,16 @@ impl Life {
                 feed.tell(&event);
             }
         };
-        let Executed { outcome, cleanup, keeps_place } = ready.execute(&job.spec, &emit, &self.live.cancel).await;
+        let questions = &self.live.questions;
+        let changes = questions.record();
+        let control = Control { emit: &emit, cancel: &self.live.cancel, questions };
+        let executing = async {
+            let executed = ready.execute(&job.spec, control).await;
+            questions.end();
+            executed
+        };
+        let (executed, ()) = tokio::join!(executing, self.record(changes, &emit));
+        let Executed { outcome, cleanup, keeps_place } = executed;
         let nothing = || Box::pin(std::future::ready(())) as BoxFuture<'_, ()>;
         let (before, beside) = if keeps_place { (cleanup, nothing()) } else { (nothing(), cleanup) };
         let settling = async {
@@ -185,6 +197,24 @@ impl Life {
             drop((turn, lane, over));
         };
         tokio::join!(settling, beside);
+    }
+
+    /// Tells and writes what becomes of the agent's questions, until nothing more does.
+    async fn record(&self, mut changes: mpsc::UnboundedReceiver<Change>, emit: Emit<'_>) {
+        while let Some(change) = changes.recv().await {
+            let Some(Row { id, .. }) = &self.row else { continue };
+            let written = match change {
+                Change::Asked(question) => self.context.ledger.ask_permission(id, &self.job.app, question).await,
+                Change::Settled(settled) => {
+                    let Settled { question: Question { permission_id, .. }, answer, by } = settled.clone();
+                    emit(Event::PermissionResolved { permission_id, option_id: answer.option_id, by });
+                    self.context.ledger.settle_permission(settled).await
+                }
+            };
+            if let Err(error) = written {
+                tracing::warn!(%id, %error, "a question of an agent, or its answer, was not written to the ledger");
+            }
+        }
     }
 
     /// Writes that it starts now.

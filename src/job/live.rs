@@ -6,6 +6,7 @@ use tokio::sync::watch;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::feed_format::End;
+use crate::agent::questions::Questions;
 
 /// A job that waits or goes on. Clones are the same one.
 #[derive(Clone, Debug)]
@@ -14,6 +15,8 @@ pub struct Live {
     end: watch::Sender<Option<Arc<End>>>,
     /// Comes when nobody wants it any more.
     pub(super) cancel: CancellationToken,
+    /// What its agent asks before it acts.
+    pub(super) questions: Questions,
     over: CancellationToken,
 }
 
@@ -29,7 +32,13 @@ pub(super) struct Told {
 
 impl Live {
     pub(super) fn new(cancel: CancellationToken) -> Self {
-        Self { told: watch::Sender::default(), end: watch::Sender::default(), cancel, over: CancellationToken::new() }
+        Self {
+            told: watch::Sender::default(),
+            end: watch::Sender::default(),
+            cancel,
+            questions: Questions::default(),
+            over: CancellationToken::new(),
+        }
     }
 
     pub(super) fn end(&self, end: Arc<End>) {
@@ -61,6 +70,11 @@ impl Live {
         }
         let has_begun = self.told.borrow().events > u64::from(self.told.borrow().ended);
         self.ended().filter(|_| !has_begun)
+    }
+
+    /// What its agent asks before it acts.
+    pub fn questions(&self) -> &Questions {
+        &self.questions
     }
 
     /// Cancels it. When this returns it is over, with its processes and its row.

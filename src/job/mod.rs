@@ -23,6 +23,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
 use crate::agent::backend::Backends;
+use crate::agent::questions::Questions;
 use crate::ledger::{JobId, JobRow, Ledger, Queued};
 use crate::schema::{Schemas, Wrong};
 use context::{Context, Written};
@@ -97,6 +98,16 @@ impl Jobs {
         // Of its own: a client that leaves in the middle must not leave a row behind that nobody ends.
         let accepting = context.tasks.spawn(accept(context.clone(), job, durability, live, admitted, guard));
         accepting.await.unwrap_or(Err(Rejection::Defect))
+    }
+
+    /// What the agent asks that is at work for this job, if one is.
+    pub fn questions_of(&self, id: &JobId) -> Vec<Questions> {
+        self.0.feeds.live(id).map(|live| live.questions().clone()).into_iter().collect()
+    }
+
+    /// What the agents ask of the turns of a session that wait or go on.
+    pub fn questions_of_session(&self, session_id: &str) -> Vec<Questions> {
+        self.0.lanes.turns(session_id).iter().map(|live| live.questions().clone()).collect()
     }
 
     /// Cancels a job, unless it is over. When this returns it is, with its processes; one that waits for the next start of the

@@ -8,6 +8,7 @@ use uuid::Uuid;
 
 use crate::agent::completion::Completion;
 use crate::agent::contract::{Attachment, Spec};
+use crate::agent::questions::Ask;
 use crate::ledger::{JobId, Key, Limits, NewJob, WaitingJob};
 
 /// A run or a turn.
@@ -49,6 +50,8 @@ struct Kept {
     limits: Limits,
     #[serde(default)]
     completion: Option<Completion>,
+    #[serde(default)]
+    ask: Option<Ask>,
 }
 
 impl Job {
@@ -76,9 +79,9 @@ impl Job {
 
     /// What is kept of it beside its row.
     pub(super) fn kept(&self) -> String {
-        let Spec { system, files, schema, timeout, completion, .. } = &self.spec;
+        let Spec { system, files, schema, timeout, completion, ask, .. } = &self.spec;
         let (system, files, schema, completion) = (system.clone(), files.clone(), schema.clone(), completion.clone());
-        let kept = Kept { system, files, schema, timeout: *timeout, limits: self.limits, completion };
+        let kept = Kept { system, files, schema, timeout: *timeout, limits: self.limits, completion, ask: *ask };
         serde_json::to_string(&kept).expect("a job is JSON")
     }
 
@@ -89,9 +92,9 @@ impl Job {
             JobId::Run(run_id) => Uuid::try_parse(run_id).ok()?,
             JobId::Turn { .. } => Uuid::nil(),
         };
-        let Kept { system, files, schema, timeout, limits, completion } = serde_json::from_str(&request).ok()?;
+        let Kept { system, files, schema, timeout, limits, completion, ask } = serde_json::from_str(&request).ok()?;
         let session = session.map(|session| session.conversation());
-        let spec = Spec { prompt, model, system, schema, files, timeout, session, completion };
+        let spec = Spec { prompt, model, system, schema, files, timeout, session, completion, ask };
         Some(Self { uuid, app: app_name, client_ip, spec, limits })
     }
 }

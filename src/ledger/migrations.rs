@@ -144,6 +144,15 @@ pub(super) const MIGRATIONS: &[&str] = &[
     "ALTER TABLE sessions ADD COLUMN driver TEXT NOT NULL DEFAULT 'acpx';",
     // What is added to its agent's system prompt.
     "ALTER TABLE sessions ADD COLUMN system TEXT;",
+    // What its agent asks before it acts, and who answers; of runs too, whose id is the `session_id` then.
+    "
+    ALTER TABLE sessions ADD COLUMN permission_timeout_secs INTEGER;
+    ALTER TABLE sessions ADD COLUMN allow_always INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE session_events ADD COLUMN permission_id TEXT;
+    ALTER TABLE session_events ADD COLUMN option_id TEXT;
+    ALTER TABLE session_events ADD COLUMN answered_by TEXT;
+    CREATE UNIQUE INDEX session_events_permission ON session_events (permission_id) WHERE permission_id IS NOT NULL;
+",
 ];
 
 /// Brings the database to the newest version in one transaction.

@@ -51,6 +51,10 @@ impl Ledger {
                  WHERE session_id IN (SELECT session_id FROM session_events WHERE event = 'turn' AND finished_at IS NULL)",
                 [now],
             )?;
+            db.execute(
+                "UPDATE session_events SET finished_at = ?1, answered_by = 'cancel' WHERE event = 'permission' AND finished_at IS NULL",
+                [now],
+            )?;
             let settle = |table: &str, what: &str, starts: &str, id: &str| {
                 format!(
                     "UPDATE {table} SET finished_at = ?1, ok = 0, stop_reason = 'interrupted', request = NULL,

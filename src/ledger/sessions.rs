@@ -1,11 +1,14 @@
 //! The table `sessions`, and the steps of sessions in `session_events` that are no turns.
 
+use std::time::Duration;
+
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use super::db::Ledger;
 use super::error::Error;
 use super::idempotency::{Key, claim};
 use crate::agent::contract::{Conversation, Driver, Setup};
+use crate::agent::questions::Ask;
 use crate::clock;
 
 /// What is known of a session before it exists.
@@ -62,7 +65,7 @@ pub enum BeginSession {
 }
 
 const COLUMNS: &str = "session_id, app_name, agent, model, permissions, meta, cwd, created_at, last_turn_at, turn_count,
-    closed_at, driver, acp_session_id, system";
+    closed_at, driver, acp_session_id, system, permission_timeout_secs, allow_always";
 
 impl Ledger {
     /// Records a session that is about to be created, if fewer than `most` are open. Gives the time of its creation.
@@ -80,8 +83,9 @@ impl Ledger {
                 return Ok(BeginSession::Full);
             }
             db.execute(
-                "INSERT INTO sessions (session_id, app_name, agent, model, permissions, meta, cwd, created_at, driver, system)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
+                "INSERT INTO sessions (session_id, app_name, agent, model, permissions, meta, cwd, created_at, driver, system,
+                     permission_timeout_secs, allow_always)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)",
                 params![
                     session.session_id,
                     session.app_name,
@@ -93,6 +97,8 @@ impl Ledger {
                     now,
                     session.driver.as_str(),
                     session.setup.system,
+                    session.setup.ask.map(|ask| ask.timeout.as_secs().cast_signed()),
+                    session.setup.ask.is_some_and(|ask| ask.allow_always),
                 ],
             )?;
             Ok(BeginSession::Begun(now))
@@ -227,6 +233,11 @@ fn event(db: &Connection, session_id: &str, event: &str, now: i64) -> rusqlite::
     .map(drop)
 }
 
+fn ask_at(row: &Row<'_>) -> rusqlite::Result<Option<Ask>> {
+    let (secs, allow_always) = (row.get::<_, Option<i64>>("permission_timeout_secs")?, row.get("allow_always")?);
+    Ok(secs.map(|secs| Ask { timeout: Duration::from_secs(secs.cast_unsigned()), allow_always }))
+}
+
 /// From a row that has the columns of `sessions`.
 pub(super) fn session_at(row: &Row<'_>) -> rusqlite::Result<Session> {
     Ok(Session {
@@ -238,6 +249,7 @@ pub(super) fn session_at(row: &Row<'_>) -> rusqlite::Result<Session> {
                 model: row.get("model")?,
                 system: row.get("system")?,
                 permissions: row.get("permissions")?,
+                ask: ask_at(row)?,
             },
             meta: row.get("meta")?,
             cwd: row.get("cwd")?,

@@ -8,6 +8,7 @@ mod direct;
 #[path = "../api/harness.rs"]
 mod harness;
 mod permissions;
+mod questions;
 mod run;
 mod sandbox;
 mod sessions;

@@ -1,26 +1,29 @@
 //! `acpx`, the headless client of the Agent Client Protocol: how it is called for a session's steps.
 
 use std::ffi::{OsStr, OsString};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::Deserialize;
 use tokio::process::Command;
-use tokio::time::Instant;
+use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use super::workspace::{SessionDir, make_private};
 use crate::agent::acp::{Messages, TurnEnd};
 use crate::agent::children::Started;
 use crate::agent::claude::command::VARIABLES;
-use crate::agent::contract::Setup;
+use crate::agent::contract::{Attachment, Setup};
 use crate::agent::family;
+use crate::agent::folder::attach_for_good;
 use crate::agent::launcher::Launcher;
 use crate::agent::process::{self, ConverseOptions, End, ExitCause, Line, Next, Waiting};
 use crate::agent::programs;
 use crate::agent::sandbox::{self, CLAUDE, Confinement};
 use crate::agent::tag::Tag;
 use crate::agent::turn::{APPROVE_ALL, CLAUDE_AGENT};
+use crate::blocking::blocking;
 
 /// How long `sessions new` may take: it may have to fetch the adapter.
 const CREATE_TIMEOUT: Duration = Duration::from_mins(1);
@@ -100,6 +103,15 @@ impl Acpx {
         command.args(["--format", "json", "--json-strict", "--non-interactive-permissions", "deny", permissions, &target.setup.agent]);
         command.args(arguments);
         Ok(command)
+    }
+
+    /// Puts files into the session's folder, where they stay. Gives their names there.
+    pub async fn attach(&self, target: &Target, files: &[Attachment]) -> io::Result<Vec<String>> {
+        if files.is_empty() {
+            return Ok(Vec::new());
+        }
+        let (folder, uploads, files) = (target.dir.work(), self.launcher.uploads.clone(), files.to_vec());
+        blocking(move || attach_for_good(&folder, &uploads, &files)).await
     }
 
     /// Whether the session's folder is still there.
@@ -189,7 +201,7 @@ impl Acpx {
     ) -> Result<String, Error> {
         let mut printed = String::new();
         let talk =
-            ConverseOptions { input: Vec::new(), hold_input: false, deadline: Instant::now() + within, cancel, patience: None, more: None };
+            ConverseOptions { input: Vec::new(), hold_input: false, time_up: Box::pin(sleep(within)), cancel, patience: None, more: None };
         let read = |line: Line<'_>| {
             let Line::Whole(line) = line else { return Next::Stop };
             printed.push_str(&String::from_utf8_lossy(line));

@@ -1,13 +1,11 @@
 //! A turn by `acpx prompt`, from its files to its end.
 
-use std::io;
 use std::panic::AssertUnwindSafe;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use futures_util::FutureExt;
 use serde_json::json;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::command::{Acpx, Error, Target, end_alone};
@@ -15,9 +13,9 @@ use crate::agent::children::Started;
 use crate::agent::claude::command::prompt_text;
 use crate::agent::claude::files::obstacle_for;
 use crate::agent::contract::{Conversation, Ending, Outcome, Spec};
-use crate::agent::control::{Emit, Report};
+use crate::agent::control::{Control, Report};
 use crate::agent::family;
-use crate::agent::folder::{attach_for_good, unprepared};
+use crate::agent::folder::unprepared;
 use crate::agent::process::{self, ConverseOptions, End, ExitCause, Finished, Line, Next, Waiting};
 use crate::agent::turn::{Heard, Turn};
 use crate::agent::warm_pool::{Hold, Pool, WarmKey};
@@ -48,40 +46,31 @@ impl Turns {
 
     /// Has the session's agent take the turn. Reports when acpx says that it ended, or when there is nothing more to wait for;
     /// returns when the `acpx prompt` has ended, which may be a second later. The session's processes stay.
-    pub async fn work(&self, conversation: &Conversation, spec: &Spec, emit: Emit<'_>, cancel: &CancellationToken, mut report: Report) {
+    pub async fn work(&self, conversation: &Conversation, spec: &Spec, control: Control<'_>, mut report: Report) {
         let target = self.acpx.target(&conversation.session_id, &conversation.setup);
         // A defect must not cost more than its own session's processes.
-        if AssertUnwindSafe(self.take(&target, spec, emit, cancel, &mut report)).catch_unwind().await.is_err() {
+        if AssertUnwindSafe(self.take(&target, spec, control, &mut report)).catch_unwind().await.is_err() {
             family::end(&self.acpx.tag(&target.name)).await;
         }
     }
 
-    async fn take(&self, target: &Target, spec: &Spec, emit: Emit<'_>, cancel: &CancellationToken, report: &mut Report) {
+    async fn take(&self, target: &Target, spec: &Spec, control: Control<'_>, report: &mut Report) {
         // What came of it before has nothing to do with this turn.
         let _ = self.acpx.why_ended(&target.name);
         let hold = self.warm.hold();
         let started = Instant::now();
         let folder = target.dir.work();
-        let files = match self.attach(folder.clone(), spec).await {
+        let files = match self.acpx.attach(target, &spec.files).await {
             Ok(files) => files,
             Err(error) => return report.say(Outcome::of(Ending::Unprepared(unprepared(&error)))),
         };
         let paths: Vec<_> = files.iter().map(|name| folder.join(name)).collect();
         // As content blocks: acpx trims a bare text, and takes one that looks like blocks for blocks.
         let input = json!([{"type": "text", "text": prompt_text(&spec.prompt, &paths)}]).to_string().into_bytes();
-        let turn = Turn::new((&target.setup.agent, &target.setup.permissions), emit, cancel, (started, spec.timeout), files, input.len());
-        let mut turn = AcpxTurn { turns: self, target, cancel, report, hold: Some(hold), turn };
+        let turn = Turn::new(&target.setup, control, (started, spec.timeout), files, input.len());
+        let mut turn = AcpxTurn { turns: self, target, cancel: control.cancel, report, hold: Some(hold), turn };
         let finished = self.prompt(input, &mut turn).await;
         turn.finish(finished).await;
-    }
-
-    /// Puts the turn's files into the session's folder, where they stay. Gives their names there.
-    async fn attach(&self, folder: PathBuf, spec: &Spec) -> io::Result<Vec<String>> {
-        if spec.files.is_empty() {
-            return Ok(Vec::new());
-        }
-        let (uploads, files) = (self.acpx.launcher.uploads.clone(), spec.files.clone());
-        blocking(move || attach_for_good(&folder, &uploads, &files)).await
     }
 
     /// Sends the prompt, by an acpx of the pool if there is one. Gives how the process ended.
@@ -98,7 +87,14 @@ impl Turns {
             let is_warm = warm.is_some();
             let waiting = warm.take().map_or_else(|| self.acpx.start_prompt(target), Ok)?;
             let patience = is_warm.then(|| patience(deadline - Instant::now()));
-            let options = ConverseOptions { input: input.clone(), hold_input: false, deadline, cancel, patience, more: None };
+            let options = ConverseOptions {
+                input: input.clone(),
+                hold_input: false,
+                time_up: Box::pin(sleep_until(deadline)),
+                cancel,
+                patience,
+                more: None,
+            };
             let finished = self.converse(waiting, options, turn).await;
             if !(is_warm && finished.never_spoke()) {
                 return Ok(finished);
@@ -169,7 +165,7 @@ impl AcpxTurn<'_> {
         // Said when the agent has started, and the prompt goes to it.
         self.hold.take_if(|_| line.windows(16).any(|part| part == b"\"session/prompt\""));
         match self.turn.line(line) {
-            Heard::More => return Next::More,
+            Heard::More | Heard::Asked => return Next::More,
             Heard::Stop => return Next::Stop,
             Heard::Ended => {}
         }
@@ -208,10 +204,7 @@ impl AcpxTurn<'_> {
     }
 
     fn tell(&mut self, ending: Ending, stderr: String) {
-        let ending = match (ending, self.turns.acpx.why_ended(&self.target.name)) {
-            (Ending::Failed(_), Some(why)) => Ending::Failed(why),
-            (ending, _) => ending,
-        };
+        let ending = ending.or_failed(self.turns.acpx.why_ended(&self.target.name));
         // A close comes after it in the lane, and expects no further turn.
         if matches!(ending, Ending::Completed(_)) && !self.cancel.is_cancelled() {
             self.turns.warm.used(WarmKey::Turn(self.target.clone()));

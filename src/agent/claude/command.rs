@@ -50,6 +50,8 @@ pub const VARIABLES: &[(&str, &str)] = &[
 pub enum Purpose {
     /// A run: the agent with its tools.
     Run,
+    /// The same, which asks before it acts.
+    Asking,
     /// A completion: the model alone.
     Completion,
 }
@@ -58,7 +60,7 @@ impl Purpose {
     /// What it is called in metrics.
     pub fn name(self) -> &'static str {
         match self {
-            Self::Run => "run",
+            Self::Run | Self::Asking => "run",
             Self::Completion => "completion",
         }
     }
@@ -69,6 +71,9 @@ impl Purpose {
 pub fn prepare(command: &mut Command, purpose: Purpose, run_id: Uuid, model: &str, temporary: &Path) {
     if purpose == Purpose::Completion {
         command.args(completion::ARGUMENTS).envs(completion::VARIABLES.iter().copied());
+    }
+    if purpose == Purpose::Asking {
+        command.args(["--permission-prompt-tool", "stdio"]);
     }
     command.args(ARGUMENTS).args(["--session-id", &run_id.to_string(), "--model", model]).envs(VARIABLES.iter().copied());
     command.env("CLAUDE_CODE_TMPDIR", temporary).env("TMPDIR", temporary);

@@ -268,6 +268,7 @@ mod tests {
             files: Vec::new(),
             timeout: Duration::from_secs(5),
             session: None,
+            ask: None,
             completion: Some(Completion { messages, parameters: Parameters::default() }),
         }
     }

@@ -3,14 +3,17 @@
 use std::path::PathBuf;
 
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::command::{self, MODE};
 use super::completion::{self, Heard, Talk};
 use super::models::KnownModels;
 use super::result::{Answer, ResultLine};
+use crate::agent::acp::TypedMessage;
 use crate::agent::contract::{Ending, Event, Outcome, Spec, Usage};
+use crate::agent::control::Control;
 use crate::agent::process::{Line, MAX_LINE, Next};
+use crate::agent::questions::{Ask, By, Choice, Question, Settled};
 
 /// Says what a line of the output tells of the run's progress. What a subagent writes is not the run's text.
 fn progress(line: &[u8], of_completion: bool, emit: impl Fn(Event)) {
@@ -55,11 +58,62 @@ fn progress(line: &[u8], of_completion: bool, emit: impl Fn(Event)) {
     }
 }
 
+/// Has what a line asks answered by whoever may, and takes back what it takes back.
+fn questions(line: &[u8], ask: Ask, Control { emit, questions, .. }: Control<'_>) {
+    #[derive(Deserialize)]
+    struct Asked {
+        #[serde(rename = "type")]
+        kind: String,
+        request_id: Value,
+        #[serde(default)]
+        request: Request,
+    }
+    #[derive(Default, Deserialize)]
+    struct Request {
+        subtype: String,
+    }
+    let Ok(Asked { kind, request_id, request }) = serde_json::from_slice(line) else { return };
+    match (kind.as_str(), request.subtype.as_str()) {
+        ("control_request", "can_use_tool") => {
+            let mut question = Question::new(request_id, Choice::of_a_tool(), ask);
+            let Some(message) = TypedMessage::of(line, question.added()) else { return };
+            question.message = message.raw();
+            emit(Event::PermissionRequest { message: question.message.clone() });
+            questions.ask(question);
+        }
+        ("control_cancel_request", _) => questions.withdraw(&request_id),
+        _ => {}
+    }
+}
+
+/// The line by which claude is told of the answer to its question, where it waits for one.
+pub(super) fn answer_to(Settled { question, answer, by }: &Settled) -> Option<Vec<u8>> {
+    let response = match by {
+        By::Cancel => return None,
+        _ if question.is_allowed(answer) => {
+            let asked: Value = serde_json::from_str(question.message.get()).unwrap_or_default();
+            let mut input = answer.updated_input.clone().unwrap_or_else(|| asked["request"]["input"].clone());
+            if let (Some(answers), Value::Object(input)) = (&answer.answers, &mut input) {
+                input.insert("answers".to_owned(), answers.clone());
+            }
+            json!({"behavior": "allow", "updatedInput": input})
+        }
+        By::Timeout => json!({"behavior": "deny", "message": "Nobody answered in time whether this may be done."}),
+        By::Client | By::Operator => {
+            json!({"behavior": "deny", "message": answer.message.as_deref().unwrap_or("The user does not want this to be done.")})
+        }
+    };
+    let response = json!({"subtype": "success", "request_id": question.agent_id, "response": response});
+    Some(format!("{}\n", json!({"type": "control_response", "response": response})).into_bytes())
+}
+
 /// Reads the lines of a run, or of a completion, as they come.
 #[derive(Debug, Default)]
 pub(super) struct Reader<'a> {
     /// Of a completion.
     talk: Option<Talk<'a>>,
+    /// How it asks, if it does.
+    ask: Option<Ask>,
     answer: Option<Answer>,
     usage: Usage,
     retry: Option<Retry>,
@@ -70,7 +124,7 @@ pub(super) struct Reader<'a> {
 impl<'a> Reader<'a> {
     pub(super) fn new(spec: &'a Spec, models: &KnownModels) -> Self {
         let talk = spec.completion.as_ref().map(|completion| Talk::new(spec, completion, models.clone()));
-        Self { talk, ..Self::default() }
+        Self { talk, ask: spec.ask, ..Self::default() }
     }
 
     /// What the CLI is told first.
@@ -82,12 +136,15 @@ impl<'a> Reader<'a> {
     }
 
     /// Takes one line of the output, and says what it tells of the progress.
-    pub(super) fn read(&mut self, line: Line<'_>, emit: impl Fn(Event)) -> Next {
+    pub(super) fn read(&mut self, line: Line<'_>, control: Control<'_>) -> Next {
         if let Line::Whole(line) = line {
             if self.talk.is_some() {
-                completion::progress(line, &emit);
+                completion::progress(line, control.emit);
             }
-            progress(line, self.talk.is_some(), emit);
+            progress(line, self.talk.is_some(), control.emit);
+            if let Some(ask) = self.ask {
+                questions(line, ask, control);
+            }
         }
         self.line(line)
     }
@@ -100,7 +157,9 @@ impl<'a> Reader<'a> {
         match self.talk.as_mut().map_or(Heard::Unrelated, |talk| talk.line(line)) {
             Heard::Next(next) => return next,
             Heard::Over => {
-                self.result(line);
+                if self.answer.is_none() {
+                    self.result(line);
+                }
                 return Next::Answered;
             }
             Heard::Wrong(why) => {

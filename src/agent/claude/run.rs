@@ -7,18 +7,19 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::FutureExt;
-use tokio::time::Instant;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::command::Purpose;
 use super::models::{KnownModels, Model};
-use super::output::Reader;
+use super::output::{self, Reader};
 use super::result::Answer;
 use super::workspace::{NotStarted, RunDir, RunDirs};
 use super::{completion, completion_lines};
 use crate::agent::contract::{Ending, Outcome, Spec};
-use crate::agent::control::{Emit, Report};
+use crate::agent::control::{Control, Report};
 use crate::agent::family;
 use crate::agent::folder::unprepared;
 use crate::agent::process::{self, ConverseOptions, End, Line, Next, Waiting};
@@ -50,7 +51,11 @@ const ASK_AGAIN: Duration = Duration::from_mins(1);
 
 /// What a process has to be started for.
 fn purpose(spec: &Spec) -> Purpose {
-    if spec.completion.is_some() { Purpose::Completion } else { Purpose::Run }
+    match spec {
+        Spec { completion: Some(_), .. } => Purpose::Completion,
+        Spec { ask: Some(_), .. } => Purpose::Asking,
+        _ => Purpose::Run,
+    }
 }
 
 /// How long a claude that was given its prompt may say nothing, of the time that it has. It says something within 0.03 s.
@@ -92,9 +97,9 @@ impl Claude {
         let Ok((run_dir, _)) = self.run_dirs.set_up(Uuid::now_v7(), Vec::new()).await else { return known };
         // What it would wait for when it starts is waited for by nobody here: it has little time.
         if let Ok(waiting) = run_dir.start(Purpose::Completion, "sonnet") {
-            let (deadline, cancel) = (Instant::now() + ASKING, CancellationToken::new());
+            let (time_up, cancel) = (Box::pin(sleep(ASKING)), CancellationToken::new());
             let options =
-                ConverseOptions { input: completion_lines::ask(), hold_input: true, deadline, cancel: &cancel, patience: None, more: None };
+                ConverseOptions { input: completion_lines::ask(), hold_input: true, time_up, cancel: &cancel, patience: None, more: None };
             let read = |line: Line<'_>| match line {
                 Line::Whole(line) if completion::told_models(line, &self.models) => Next::Answered,
                 Line::Whole(_) => Next::More,
@@ -112,14 +117,14 @@ impl Claude {
     }
 
     /// Has claude do it. Reports at its reply, or when there is nothing more to wait for; returns when nothing of it is left.
-    pub async fn work(&self, ready: io::Result<Ready>, spec: &Spec, emit: Emit<'_>, cancel: &CancellationToken, mut report: Report) {
+    pub async fn work(&self, ready: io::Result<Ready>, spec: &Spec, control: Control<'_>, mut report: Report) {
         let ready = match ready {
             Ok(ready) => ready,
             Err(error) => return report.say(Outcome::of(Ending::Unprepared(unprepared(&error)))),
         };
         // A defect must not cost more than its own run.
         let tag = ready.run_dir.tag();
-        match AssertUnwindSafe(self.converse(ready, spec, emit, cancel, report)).catch_unwind().await {
+        match AssertUnwindSafe(self.converse(ready, spec, control, report)).catch_unwind().await {
             Ok(Some(run_dir)) => run_dir.clear_away().await,
             Ok(None) => {}
             Err(_) => drop(family::end(&tag).await),
@@ -127,7 +132,7 @@ impl Claude {
     }
 
     /// Gives the folder when all that worked there has ended.
-    async fn converse(&self, ready: Ready, spec: &Spec, emit: Emit<'_>, cancel: &CancellationToken, mut report: Report) -> Option<RunDir> {
+    async fn converse(&self, ready: Ready, spec: &Spec, control: Control<'_>, mut report: Report) -> Option<RunDir> {
         let mut hold = Some(self.warm.hold());
         let Ready { mut run_dir, mut files, waiting: mut warm } = ready;
         let (purpose, model) = (purpose(spec), spec.model.as_deref().unwrap_or_default());
@@ -150,10 +155,11 @@ impl Claude {
                 }
             };
             let mut reader = Reader::new(spec, &self.models);
+            let (say, more) = mpsc::unbounded_channel();
             let input = reader.opening(spec, &files);
             let read = |line: Line<'_>| {
                 hold.take();
-                let next = reader.read(line, emit);
+                let next = reader.read(line, control);
                 // A failure waits for the end of standard error.
                 if let Some(reply) = reader.take_reply() {
                     self.warm.used(WarmKey::Claude { purpose, model: model.to_owned() });
@@ -164,12 +170,24 @@ impl Claude {
             let options = ConverseOptions {
                 input,
                 hold_input: true,
-                deadline: started + spec.timeout,
-                cancel,
+                time_up: Box::pin(control.questions.time_up(started + spec.timeout)),
+                cancel: control.cancel,
                 patience: is_warm.then(|| patience(spec.timeout)),
-                more: None,
+                more: Some(more),
             };
-            let finished = process::converse_with(waiting, &run_dir.tag(), options, read).await;
+            let answering = async {
+                loop {
+                    if let Some(line) = output::answer_to(&control.questions.next().await) {
+                        let _ = say.send(line);
+                    }
+                }
+            };
+            let tag = run_dir.tag();
+            let finished = tokio::select! {
+                finished = process::converse_with(waiting, &tag, options, read) => finished,
+                // It never comes to an end.
+                () = answering => continue,
+            };
             if is_warm && finished.never_spoke() {
                 tracing::info!(end = ?finished.end, "a standby was of no use; starting cold");
                 run_dir.clear_away().await;

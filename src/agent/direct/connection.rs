@@ -1,5 +1,6 @@
 //! An adapter that is at work, and what is said to it and by it.
 
+use std::future::pending;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -14,6 +15,7 @@ use crate::agent::acpx::command::{Error, Target};
 use crate::agent::claude::files::obstacle_for;
 use crate::agent::process::{self, ConverseOptions, Line, MAX_LINE, Next};
 use crate::agent::programs;
+use crate::agent::turn::ASK;
 
 /// How long an adapter may take to end when its input is closed. What was said last is on disk within 0.1 s.
 const END_GRACE: Duration = Duration::from_secs(2);
@@ -87,8 +89,8 @@ impl Direct {
             let options = ConverseOptions {
                 input: Vec::new(),
                 hold_input: true,
-                // It has none: turns have theirs.
-                deadline: Instant::now() + Duration::from_hours(24 * 365 * 10),
+                // Turns have their own.
+                time_up: Box::pin(pending()),
                 cancel: &ends,
                 patience: None,
                 more: Some(more),
@@ -171,7 +173,11 @@ impl Connection {
 
     async fn begin(&mut self, target: &Target, resumes: Option<&str>, deadline: Instant) -> Result<(), Error> {
         let client = json!({"name": "clawdforge", "version": env!("CARGO_PKG_VERSION")});
-        let capabilities = json!({"fs": {"readTextFile": false, "writeTextFile": false}});
+        let mut capabilities = json!({"fs": {"readTextFile": false, "writeTextFile": false}});
+        // It has a tool to ask what it wants to know where somebody answers.
+        if target.setup.permissions == ASK {
+            capabilities["elicitation"] = json!({"form": {}});
+        }
         self.ask("initialize", &json!({"protocolVersion": 1, "clientCapabilities": capabilities, "clientInfo": client}), deadline).await?;
         let mut place = json!({"cwd": target.dir.work(), "mcpServers": []});
         // The agent keeps it no longer than it lives.

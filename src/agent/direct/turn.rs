@@ -6,19 +6,18 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep, sleep_until};
-use tokio_util::sync::CancellationToken;
 
 use super::connection::{Connection, Message};
 use super::{BEGIN, Direct};
 use crate::agent::acpx::command::{Acpx, Error, Target};
 use crate::agent::claude::command::prompt_text;
 use crate::agent::contract::{Conversation, Ending, Outcome, Spec};
-use crate::agent::control::{Emit, Report};
+use crate::agent::control::{Control, Report};
 use crate::agent::family;
-use crate::agent::folder::{attach_for_good, unprepared};
+use crate::agent::folder::unprepared;
+use crate::agent::questions::Settled;
 use crate::agent::tag::Tag;
-use crate::agent::turn::{APPROVE_ALL, Heard, Turn};
-use crate::blocking::blocking;
+use crate::agent::turn::{APPROVE_ALL, ELICITATION, Heard, Turn};
 
 /// How long a turn may take to end when it was cancelled.
 const CANCELLED_GRACE: Duration = Duration::from_secs(4);
@@ -38,40 +37,27 @@ enum Prompted {
 
 impl Direct {
     /// Has the session's agent take the turn. Reports when it has ended; returns when nothing of it goes on. The agent stays.
-    pub async fn work(&self, conversation: &Conversation, spec: &Spec, emit: Emit<'_>, cancel: &CancellationToken, mut report: Report) {
+    pub async fn work(&self, conversation: &Conversation, spec: &Spec, control: Control<'_>, mut report: Report) {
         let target = self.0.acpx.target(&conversation.session_id, &conversation.setup);
         // A defect must not cost more than its own session's processes.
-        let take = self.take(&target, conversation.agent_session.as_deref(), spec, emit, cancel, &mut report);
+        let take = self.take(&target, conversation.agent_session.as_deref(), spec, control, &mut report);
         if AssertUnwindSafe(take).catch_unwind().await.is_err() {
             family::end(&self.0.acpx.tag(&target.name)).await;
         }
     }
 
-    async fn take(
-        &self,
-        target: &Target,
-        known_as: Option<&str>,
-        spec: &Spec,
-        emit: Emit<'_>,
-        cancel: &CancellationToken,
-        report: &mut Report,
-    ) {
+    async fn take(&self, target: &Target, known_as: Option<&str>, spec: &Spec, control: Control<'_>, report: &mut Report) {
         // What came of it before has nothing to do with this turn.
         let _ = self.0.acpx.why_ended(&target.name);
         let started = Instant::now();
-        let folder = target.dir.work();
-        let (place, uploads, files) = (folder.clone(), self.0.acpx.launcher.uploads.clone(), spec.files.clone());
-        let files = match blocking(move || if files.is_empty() { Ok(Vec::new()) } else { attach_for_good(&place, &uploads, &files) }).await
-        {
+        let files = match self.0.acpx.attach(target, &spec.files).await {
             Ok(files) => files,
             Err(error) => return report.say(Outcome::of(Ending::Unprepared(unprepared(&error)))),
         };
-        let paths: Vec<_> = files.iter().map(|name| folder.join(name)).collect();
+        let paths: Vec<_> = files.iter().map(|name| target.dir.work().join(name)).collect();
         let prompt = prompt_text(&spec.prompt, &paths);
-        let permissions = target.setup.permissions.as_str();
-        let mut turn = Turn::new((&target.setup.agent, permissions), emit, cancel, (started, spec.timeout), files, prompt.len());
-        let tag = self.0.acpx.tag(&target.name);
-        let connection = match self.connection(target, known_as, &turn, cancel).await {
+        let mut turn = Turn::new(&target.setup, control, (started, spec.timeout), files, prompt.len());
+        let connection = match self.connection(target, known_as, &turn, control).await {
             Ok(connection) => connection,
             Err(error) => {
                 family::end(&self.0.acpx.tag(&target.name)).await;
@@ -83,22 +69,19 @@ impl Direct {
             }
         };
         let mut began_at_usd = connection.began_at_usd;
-        let prompted = match self.prompt(connection, &prompt, (permissions, &tag), &mut turn, cancel).await {
+        let prompted = match self.prompt(target, connection, &prompt, &mut turn, control).await {
             // One that died unnoticed while it had no turn has not seen the prompt.
-            Prompted::Unheard => match self.connection(target, known_as, &turn, cancel).await {
+            Prompted::Unheard => match self.connection(target, known_as, &turn, control).await {
                 Ok(connection) => {
                     began_at_usd = connection.began_at_usd;
-                    self.prompt(connection, &prompt, (permissions, &tag), &mut turn, cancel).await
+                    self.prompt(target, connection, &prompt, &mut turn, control).await
                 }
                 Err(_) => Prompted::Over,
             },
             prompted => prompted,
         };
         let ending = turn.ending(|last| last.map_or_else(|| "the agent ended before the turn did".to_owned(), str::to_owned));
-        let ending = match (ending, self.0.acpx.why_ended(&target.name)) {
-            (Ending::Failed(_), Some(why)) => Ending::Failed(why),
-            (ending, _) => ending,
-        };
+        let ending = ending.or_failed(self.0.acpx.why_ended(&target.name));
         match prompted {
             Prompted::Ended(connection) => self.keep_idle(target, connection),
             Prompted::Over | Prompted::Unheard => drop(family::end(&self.0.acpx.tag(&target.name)).await),
@@ -124,7 +107,7 @@ impl Direct {
         target: &Target,
         known_as: Option<&str>,
         turn: &Turn<'_>,
-        cancel: &CancellationToken,
+        control: Control<'_>,
     ) -> Result<Connection, Error> {
         // Whoever works there could keep nothing.
         Acpx::check(target)?;
@@ -139,18 +122,18 @@ impl Direct {
         tokio::select! {
             biased;
             connection = self.connect(target, known_as, deadline) => connection,
-            () = cancel.cancelled() => Err(Error::Failed("it was cancelled".to_owned())),
+            () = control.cancel.cancelled() => Err(Error::Failed("it was cancelled".to_owned())),
         }
     }
 
     /// Sends the prompt and takes what comes of it.
     async fn prompt(
         &self,
+        target: &Target,
         mut connection: Connection,
         prompt: &str,
-        (permissions, tag): (&str, &Tag),
         turn: &mut Turn<'_>,
-        cancel: &CancellationToken,
+        control: Control<'_>,
     ) -> Prompted {
         let params = json!({"sessionId": connection.session(), "prompt": [{"type": "text", "text": prompt}]});
         let mut unheard = connection.take_said();
@@ -160,19 +143,25 @@ impl Direct {
         loop {
             let unwanted = async {
                 match cancelled_at {
-                    None => tokio::select! { () = cancel.cancelled() => {}, () = sleep_until(turn.deadline()) => {} },
+                    None => turn.unwanted().await,
                     Some(at) => sleep_until(at + CANCELLED_GRACE).await,
                 }
             };
             let line = tokio::select! {
                 biased;
                 line = connection.hear() => line,
+                settled = control.questions.next() => {
+                    let answer = connection.send(&answer_to(&settled));
+                    turn.line(&answer);
+                    continue;
+                }
                 () = unwanted => {
                     if cancelled_at.is_some() {
                         tracing::warn!(session = connection.session(), "the turn did not let itself be cancelled; ending the agent");
                         connection.kill().await;
                         return Prompted::Over;
                     }
+                    control.questions.cancel_all();
                     let session = connection.session().to_owned();
                     connection.send(&json!({"jsonrpc": "2.0", "method": "session/cancel", "params": {"sessionId": session}}));
                     cancelled_at = Some(Instant::now());
@@ -192,8 +181,14 @@ impl Direct {
                 turn.line(&line);
             }
             match turn.line(&line) {
-                Heard::More => {}
-                Heard::Ended if cancelled_at.is_some() && !self.is_over(&connection, tag).await => {
+                Heard::Asked => {}
+                Heard::More => {
+                    let answer = answer(&mut connection, &line, &target.setup.permissions, cancelled_at.is_some());
+                    if let Some(answer) = answer {
+                        turn.line(&answer);
+                    }
+                }
+                Heard::Ended if cancelled_at.is_some() && !self.is_over(&connection, &self.0.acpx.tag(&target.name)).await => {
                     connection.end().await;
                     return Prompted::Over;
                 }
@@ -203,11 +198,27 @@ impl Direct {
                     return Prompted::Over;
                 }
             }
-            if let Some(answer) = answer(&mut connection, &line, permissions, cancelled_at.is_some()) {
-                turn.line(&answer);
-            }
         }
     }
+}
+
+/// What the agent is told of the answer to its question.
+fn answer_to(Settled { question, answer, .. }: &Settled) -> Value {
+    let result = if question.is_elicitation {
+        match &answer.option_id {
+            Some(_) if question.is_allowed(answer) => {
+                json!({"action": "accept", "content": answer.answers.clone().unwrap_or_else(|| json!({}))})
+            }
+            Some(_) => json!({"action": "decline"}),
+            None => json!({"action": "cancel"}),
+        }
+    } else {
+        match &answer.option_id {
+            Some(id) => json!({"outcome": {"outcome": "selected", "optionId": id}}),
+            None => json!({"outcome": {"outcome": "cancelled"}}),
+        }
+    };
+    json!({"jsonrpc": "2.0", "id": question.agent_id, "result": result})
 }
 
 /// Whether a line says that the request of this id failed.
@@ -227,6 +238,7 @@ fn answer(connection: &mut Connection, line: &[u8], permissions: &str, cancelled
         return None;
     }
     Some(match method?.as_str() {
+        ELICITATION => connection.send(&json!({"jsonrpc": "2.0", "id": id, "result": {"action": "cancel"}})),
         "session/request_permission" => {
             let outcome = if cancelled { json!({"outcome": "cancelled"}) } else { choose(&all["params"], permissions) };
             connection.send(&json!({"jsonrpc": "2.0", "id": id, "result": {"outcome": outcome}}))

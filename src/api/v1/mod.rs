@@ -119,6 +119,7 @@ fn spec(app: &App, model: String, whole: Whole, parameters: Parameters) -> Spec 
         timeout: TIMEOUT,
         session: None,
         completion: Some(Completion { messages, parameters }),
+        ask: None,
     }
 }
 
