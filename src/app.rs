@@ -3,6 +3,8 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use crate::agent::environment::Environment;
+use crate::agent::kinds::Kind;
 use crate::agent::programs::Cli;
 use crate::job::Jobs;
 use crate::job::feed::Feeds;
@@ -40,6 +42,18 @@ pub struct App {
     pub acpx: Arc<Cli>,
     /// The adapter between acpx and claude.
     pub adapter: Arc<Cli>,
+    /// The other agents that sessions may name, as far as the server knows them.
+    pub others: Vec<OtherAgent>,
+}
+
+/// An agent other than claude.
+pub struct OtherAgent {
+    /// What it is.
+    pub kind: &'static Kind,
+    /// Its program.
+    pub cli: Arc<Cli>,
+    /// Where its sign-in may stand.
+    pub environment: Environment,
 }
 
 /// Who may call.

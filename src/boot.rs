@@ -15,13 +15,14 @@ use crate::agent::direct::Direct;
 use crate::agent::environment::Environment;
 use crate::agent::family;
 use crate::agent::folder::clear;
+use crate::agent::kinds;
 use crate::agent::launcher::Launcher;
 use crate::agent::memory::Memory;
 use crate::agent::programs::{self, ACPX_TESTED, ADAPTER_TESTED, CLAUDE_TESTED, Cli};
 use crate::agent::sandbox::{self, Confinement};
 use crate::agent::tag::Tag;
 use crate::agent::warm_pool::Pool;
-use crate::app::{Access, App};
+use crate::app::{Access, App, OtherAgent};
 use crate::blocking::blocking;
 use crate::config::{Sandbox, Settings};
 use crate::data_dir;
@@ -78,6 +79,13 @@ pub async fn set_up(settings: Settings, environment: Environment) -> anyhow::Res
 
     let environment = &launcher.environment;
     let app = App {
+        others: kinds::others(&settings.agents)
+            .map(|kind| OtherAgent {
+                kind,
+                cli: Arc::new(Cli::new(kind.program.into(), kind.tested, environment)),
+                environment: environment.clone(),
+            })
+            .collect(),
         adapter: Arc::new(Cli::new(programs::adapter(&settings.acpx_bin, environment), ADAPTER_TESTED, environment)),
         claude: Arc::new(Cli::new(settings.claude_bin, CLAUDE_TESTED, environment)),
         acpx: Arc::new(Cli::new(settings.acpx_bin, ACPX_TESTED, environment)),

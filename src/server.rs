@@ -141,7 +141,8 @@ impl Server {
             let tag = self.launcher.tag.clone();
             tasks.spawn(async move { memory.watch(&tag).await });
         }
-        for cli in [self.app.claude.clone(), self.app.acpx.clone(), self.app.adapter.clone()] {
+        let others = self.app.others.iter().map(|other| other.cli.clone());
+        for cli in [self.app.claude.clone(), self.app.acpx.clone(), self.app.adapter.clone()].into_iter().chain(others) {
             let launcher = self.launcher.clone();
             tasks.spawn(async move { cli.watch(&launcher).await });
         }

@@ -192,6 +192,8 @@ impl Messages {
             }
             Some("session/prompt") => self.prompt_id = Some(message["id"].clone()),
             Some("initialize") => self.agent_began = true,
+            // Not every agent says that it took it.
+            Some("session/set_mode") => self.note_mode(&message["params"]["modeId"]),
             Some(method) if from_agent(method) && !message["id"].is_null() => self.asked.push(message["id"].clone()),
             _ => {}
         }

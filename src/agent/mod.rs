@@ -13,6 +13,7 @@ pub mod direct;
 pub mod environment;
 pub mod family;
 pub mod folder;
+pub mod kinds;
 pub mod launcher;
 pub mod memory;
 mod proc;

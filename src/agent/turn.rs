@@ -9,6 +9,7 @@ use tokio::time::Instant;
 use super::acp::{Messages, TurnEnd, TypedMessage};
 use super::contract::{Ending, Event, Facts, Outcome, Setup, Usage};
 use super::control::Control;
+use super::kinds;
 use super::questions::{Ask, Choice, Question};
 use crate::blocking::aside;
 
@@ -25,11 +26,6 @@ pub const ELICITATION: &str = "elicitation/create";
 
 /// Bytes of a turn's messages that are kept: they all stand in its answer.
 const MAX_TURN: usize = 16 << 20;
-
-/// Whether what an agent does in one of its modes is up to the permissions. In others it asks for nothing.
-fn keeps(permissions: &str, mode: &str) -> bool {
-    matches!(mode, "default" | "plan") || (permissions == APPROVE_ALL && matches!(mode, "acceptEdits" | "bypassPermissions"))
-}
 
 /// The type of a message by which an agent asks before it acts.
 pub const QUESTION: &str = "permission_request";
@@ -127,8 +123,10 @@ impl<'a> Turn<'a> {
         if let Some(message) = self.messages.last().filter(|_| self.messages.count() > count) {
             (self.control.emit)(Event::Acp { kind: message.kind().to_owned(), message: message.raw() });
         }
-        if let Some(mode) =
-            self.messages.mode_at_work().filter(|mode| self.setup.agent == CLAUDE_AGENT && !keeps(&self.setup.permissions, mode))
+        if let Some(mode) = self
+            .messages
+            .mode_at_work()
+            .filter(|mode| kinds::of(&self.setup.agent).is_some_and(|kind| !kind.keeps(&self.setup.permissions, mode)))
         {
             self.end = Some(TurnEnd::Failed(format!(
                 "the agent worked in its mode \"{mode}\", where the session's permissions ({}) do not hold, and was ended; ask the operator to look for \"defaultMode\" in claude's managed settings",

@@ -335,7 +335,7 @@ impl Pool {
         let (programs, is_new) = match want {
             WarmKey::Claude { .. } => (vec![claude.clone()], true),
             WarmKey::Turn(_) => (vec![self.0.acpx.program.clone()], false),
-            WarmKey::Session(setup) => (self.0.direct.programs(setup).to_vec(), true),
+            WarmKey::Session(setup) => (self.0.direct.programs(setup), true),
         };
         let look = move || {
             let files = if is_new { read_at_start(&environment) } else { Vec::new() };

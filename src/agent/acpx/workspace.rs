@@ -16,7 +16,7 @@ use tokio::process::Command;
 
 use crate::agent::claude::files::config_folder;
 use crate::agent::environment::Environment;
-use crate::agent::folder::{Folder, TEMPORARY, read_regular, remove_tree};
+use crate::agent::folder::{Folder, TEMPORARY, clear, read_regular, remove_tree};
 use crate::agent::sandbox::{SHARED_TEMPORARY, SOCKETS};
 use crate::blocking::blocking;
 use crate::secret::sha256_hex;
@@ -76,7 +76,8 @@ impl SessionDir {
         self.0.join("config")
     }
 
-    fn home(&self) -> PathBuf {
+    /// Where it is at home: acpx, or an agent other than claude.
+    pub fn home(&self) -> PathBuf {
         self.0.join("home")
     }
 
@@ -140,6 +141,11 @@ impl SessionDir {
         command.env("CLAUDE_CODE_TMPDIR", self.work().join(TEMPORARY));
         // acpx's own, which its agent does not reach: Node keeps compiled code there. The agent's is in its folder.
         command.env("TMPDIR", self.temporary());
+    }
+
+    /// Takes away what an agent that is at home here left as temporary.
+    pub fn clear_temporary(&self) -> io::Result<()> {
+        clear(&self.temporary(), |_| false).map(drop)
     }
 
     fn temporary(&self) -> PathBuf {

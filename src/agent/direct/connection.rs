@@ -13,18 +13,19 @@ use tokio_util::sync::CancellationToken;
 use super::Direct;
 use crate::agent::acpx::command::{Error, Target};
 use crate::agent::claude::files::obstacle_for;
+use crate::agent::environment::Environment;
+use crate::agent::kinds::{self, Kind, Naming};
 use crate::agent::process::{self, ConverseOptions, Line, MAX_LINE, Next};
 use crate::agent::programs;
-use crate::agent::turn::ASK;
+use crate::agent::turn::{ASK, CLAUDE_AGENT};
+use crate::blocking::blocking;
 
 /// How long an adapter may take to end when its input is closed. What was said last is on disk within 0.1 s.
 const END_GRACE: Duration = Duration::from_secs(2);
-/// By which an agent says that it does not know a session.
-const NOT_FOUND: i64 = -32002;
+/// By which an agent says that it has to be signed in.
+const SIGN_IN: i64 = -32000;
 /// Bytes that it may say while nobody listens. It has nothing to say between turns.
 const MAX_UNHEARD: usize = 2 * MAX_LINE;
-/// The mode in which an agent asks for what isn't plainly safe. It is named each time, because what an adapter starts in changes.
-const MODE: &str = "default";
 
 /// An adapter that is at work. Dropped, its input is closed.
 #[derive(Debug)]
@@ -66,16 +67,28 @@ impl Direct {
     /// Starts an adapter, and a session, or the one that is called so.
     pub(super) async fn connect(&self, target: &Target, resumes: Option<&str>, deadline: Instant) -> Result<Connection, Error> {
         let acpx = &self.0.acpx;
-        if let Some(why) = obstacle_for(&acpx.launcher.environment).await {
+        let environment = &acpx.launcher.environment;
+        let agent = &target.setup.agent;
+        let kind = kinds::of(agent).ok_or_else(|| Error::Failed(format!("the server does not know how to speak to {agent}")))?;
+        let is_claude = agent == CLAUDE_AGENT;
+        if is_claude && let Some(why) = obstacle_for(environment).await {
             return Err(Error::Failed(why));
         }
-        let found = programs::find(&self.0.adapter, &acpx.launcher.environment);
-        let program = found.ok_or_else(|| Error::NotInstalled(self.0.adapter.clone()))?;
+        let named = if is_claude { self.0.adapter.clone() } else { kind.program.into() };
+        let program = programs::find(&named, environment).ok_or(Error::NotInstalled(named))?;
         let began_at_usd = match resumes {
-            Some(session) => target.dir.kept_cost_of(session.to_owned()).await,
-            None => 0.0,
+            Some(session) if is_claude => target.dir.kept_cost_of(session.to_owned()).await,
+            _ => 0.0,
         };
-        let mut command = acpx.agents_command(target, &program, &[])?;
+        if !is_claude {
+            let (dir, session) = (target.dir.clone(), resumes.map(str::to_owned));
+            let prepare = move || {
+                dir.clear_temporary()?;
+                kind.prepare(&dir.home(), session.as_deref())
+            };
+            blocking(prepare).await.map_err(|error| Error::Failed(format!("the session's folder can't be made ready ({error})")))?;
+        }
+        let mut command = if is_claude { acpx.agents_command(target, &program, &[])? } else { acpx.command_of(target, kind, &program)? };
         command.current_dir(target.dir.work());
         let waiting = process::start(&mut command, &acpx.tag(&target.name))
             .map_err(|error| Error::Failed(format!("{} could not be started ({error})", program.display())))?;
@@ -119,7 +132,7 @@ impl Direct {
             waited: false,
             began_at_usd,
         };
-        match connection.begin(target, resumes, deadline).await {
+        match connection.begin(kind, target, resumes, environment, deadline).await {
             Ok(()) => Ok(connection),
             Err(error) => {
                 connection.end().await;
@@ -171,7 +184,14 @@ impl Connection {
         self.over.cancelled().await;
     }
 
-    async fn begin(&mut self, target: &Target, resumes: Option<&str>, deadline: Instant) -> Result<(), Error> {
+    async fn begin(
+        &mut self,
+        kind: &Kind,
+        target: &Target,
+        resumes: Option<&str>,
+        environment: &Environment,
+        deadline: Instant,
+    ) -> Result<(), Error> {
         let client = json!({"name": "clawdforge", "version": env!("CARGO_PKG_VERSION")});
         let mut capabilities = json!({"fs": {"readTextFile": false, "writeTextFile": false}});
         // It has a tool to ask what it wants to know where somebody answers.
@@ -185,23 +205,48 @@ impl Connection {
             place["_meta"] = json!({"systemPrompt": {"append": system}});
         }
         let resumed = match resumes {
-            Some(session) => self.take_up(session, place.clone(), deadline).await?,
+            Some(session) => self.take_up(kind, session, place.clone(), deadline).await?,
             None => false,
         };
         if !resumed {
-            let made = self.ask("session/new", &place, deadline).await?;
-            let named = made["sessionId"].as_str().ok_or_else(|| Error::Failed("the agent did not name its session".to_owned()))?;
-            named.clone_into(&mut self.session);
+            self.make(kind, &place, environment, deadline).await?;
         }
-        self.ask("session/set_mode", &json!({"sessionId": self.session, "modeId": MODE}), deadline).await.map(drop)
+        if let Some(mode) = (kind.mode)(&target.setup.permissions) {
+            self.ask("session/set_mode", &json!({"sessionId": self.session, "modeId": mode}), deadline).await?;
+        }
+        match (&kind.model, &target.setup.model) {
+            (Naming::Method, Some(model)) => {
+                self.ask("session/set_model", &json!({"sessionId": self.session, "modelId": model}), deadline).await.map(drop)
+            }
+            (Naming::Option, Some(model)) => {
+                let option = json!({"sessionId": self.session, "configId": "model", "value": model});
+                self.ask("session/set_config_option", &option, deadline).await.map(drop)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Begins a conversation; an agent that asks for it is signed in first.
+    async fn make(&mut self, kind: &Kind, place: &Value, environment: &Environment, deadline: Instant) -> Result<(), Error> {
+        let mut made = self.answer_to("session/new", place, deadline).await?;
+        if made.as_ref().is_err_and(|refused| refused["code"] == SIGN_IN) {
+            let Kind { name, sign_in, .. } = kind;
+            let method = sign_in.method(environment).ok_or_else(|| Error::Failed(format!("{name} is not signed in; {}", sign_in.how)))?;
+            self.ask("authenticate", &json!({"methodId": method}), deadline).await?;
+            made = self.answer_to("session/new", place, deadline).await?;
+        }
+        let made = made.map_err(|refused| failure("session/new", &refused))?;
+        let named = made["sessionId"].as_str().ok_or_else(|| Error::Failed("the agent did not name its session".to_owned()))?;
+        named.clone_into(&mut self.session);
+        Ok(())
     }
 
     /// Takes up a conversation. False where the agent has none of that name: it was never begun, or is lost.
-    async fn take_up(&mut self, session: &str, mut place: Value, deadline: Instant) -> Result<bool, Error> {
+    async fn take_up(&mut self, kind: &Kind, session: &str, mut place: Value, deadline: Instant) -> Result<bool, Error> {
         place["sessionId"] = session.into();
         session.clone_into(&mut self.session);
         let resumed = match self.answer_to("session/resume", &place, deadline).await? {
-            Err(refused) if refused["code"] != NOT_FOUND => {
+            Err(refused) if !kind.has_lost(&refused) => {
                 let loaded = self.answer_to("session/load", &place, deadline).await?;
                 // It tells all that was said before, which is no part of what comes.
                 self.said.retain(|line| Message::read(line).method.as_deref() != Some("session/update"));
@@ -211,7 +256,7 @@ impl Connection {
         };
         match resumed {
             Ok(_) => Ok(true),
-            Err(refused) if refused["code"] == NOT_FOUND => {
+            Err(refused) if kind.has_lost(&refused) => {
                 tracing::warn!(session, "the agent does not know its conversation, and begins another");
                 Ok(false)
             }
@@ -291,5 +336,6 @@ impl Connection {
 }
 
 fn failure(method: &str, error: &Value) -> Error {
-    Error::Failed(format!("{method}: {}", error["message"].as_str().unwrap_or_default()))
+    let details = error["data"]["details"].as_str().map(|details| format!(" ({details})")).unwrap_or_default();
+    Error::Failed(format!("{method}: {}{details}", error["message"].as_str().unwrap_or_default()))
 }

@@ -20,6 +20,8 @@ use uuid::Uuid;
 use super::acpx::command::{Acpx, Error, Target};
 use super::contract::Setup;
 use super::family;
+use super::kinds;
+use super::turn::CLAUDE_AGENT;
 use crate::blocking::blocking;
 use connection::Connection;
 
@@ -121,8 +123,11 @@ impl Direct {
     }
 
     /// The programs of such a session.
-    pub fn programs(&self, _: &Setup) -> [OsString; 2] {
-        [self.0.adapter.clone(), self.0.acpx.claude_program.clone()]
+    pub fn programs(&self, setup: &Setup) -> Vec<OsString> {
+        match kinds::of(&setup.agent) {
+            Some(kind) if setup.agent != CLAUDE_AGENT => vec![kind.program.into()],
+            _ => vec![self.0.adapter.clone(), self.0.acpx.claude_program.clone()],
+        }
     }
 
     /// Ends all that there is of a session that nobody asked for.

@@ -174,6 +174,7 @@ impl Direct {
             };
             // Its claude died while it had no turn, or it has forgotten the conversation: nothing was begun.
             if !unheard.is_empty() && connection.has_waited() && is_refusal(&line, id) {
+                tracing::info!(session = target.name, answer = %String::from_utf8_lossy(&line), "the agent refused a prompt after it had waited; starting it again");
                 connection.kill().await;
                 return Prompted::Unheard;
             }

@@ -1,0 +1,33 @@
+//! OpenAI's codex, by its adapter.
+
+use super::{Kind, Naming, SignIn};
+use crate::agent::programs::Tested;
+use crate::agent::turn::APPROVE_ALL;
+
+pub(super) const KIND: Kind = Kind {
+    name: "codex",
+    package: "@agentclientprotocol/codex-acp",
+    program: "codex-acp",
+    arguments: &[],
+    tested: Tested("2.6.0", "2.6.0"),
+    variables: &[],
+    sign_in: SignIn {
+        variables: &["OPENAI_API_KEY", "CODEX_API_KEY"],
+        home: Some("CODEX_HOME"),
+        folder: ".codex",
+        files: &["auth.json"],
+        methods: &[(Some("OPENAI_API_KEY"), "api-key")],
+        how: "run \"codex login\" once, or set OPENAI_API_KEY",
+    },
+    model: Naming::Option,
+    // In its other modes it has a sandbox of its own, which can't be had within ours, and asks only where that fails.
+    permissions: &[APPROVE_ALL],
+    told: |_| Some(("INITIAL_AGENT_MODE", MODE)),
+    mode: |_| Some(MODE),
+    takes_system: false,
+    settings: None,
+    before_resume: |_, _| Ok(()),
+    lost: &["no rollout found"],
+};
+
+const MODE: &str = "agent-full-access";

@@ -1,0 +1,142 @@
+//! Agents other than claude, each through the same: two turns, a tool call, an attack, a cancel, a kill and a restart.
+
+use std::path::Path;
+use std::time::Duration;
+
+use clawdforge::demo::install::default_cache;
+use clawdforge::demo::stub::Stub;
+use reqwest::{Method, StatusCode};
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::{Value, json};
+
+use crate::harness::{Answer, Options, Server, settled, until};
+use crate::{clis, say};
+
+/// A server whose agents are claude and this one.
+async fn start(name: &str) -> Option<(Server, String, tempfile::TempDir, Stub)> {
+    let clis = clis()?.clone().with_agent(name, &default_cache(), &say).unwrap();
+    let (stub, home) = (Stub::start().await.unwrap(), tempfile::tempdir().unwrap());
+    let environment = clawdforge::demo::environment(&clis, &stub.url(), home.path());
+    let options = Options::default().set("CLAWDFORGE_ACP", "direct").set("CLAWDFORGE_AGENTS", format!("claude,{name}"));
+    let options = options.set("CLAWDFORGE_CLAUDE_BIN", clis.claude.display()).set("CLAWDFORGE_ACPX_BIN", clis.acpx.display());
+    let server = options.environment(environment.iter()).start_outside_tmp();
+    let token = server.mint("app").await;
+    Some((server, token, home, stub))
+}
+
+async fn create(server: &Server, token: &str, body: &Value) -> (String, String) {
+    let answer = server.post("/sessions", token, body).await;
+    assert_eq!(answer.status, StatusCode::OK, "{answer:?}");
+    (answer.json["session_id"].as_str().unwrap().to_owned(), answer.json["cwd"].as_str().unwrap().to_owned())
+}
+
+async fn turn(server: &Server, token: &str, id: &str, prompt: &str) -> String {
+    let answer = server.post(&format!("/sessions/{id}/turn"), token, &json!({"prompt": prompt})).await;
+    assert_eq!((answer.status, &answer.json["stop_reason"]), (StatusCode::OK, &json!("end_turn")), "{answer:?}");
+    answer.json["text"].as_str().unwrap().to_owned()
+}
+
+const ECHO: &str = "stub: {\"echo\": true}";
+
+fn bytes_in(folder: &Path) -> u64 {
+    let entries = folder.read_dir().into_iter().flatten().flatten();
+    entries.map(|entry| if entry.path().is_dir() { bytes_in(&entry.path()) } else { entry.metadata().map_or(0, |file| file.len()) }).sum()
+}
+
+async fn goes_through_all_of_it(name: &str, shell: fn(&str) -> Value) {
+    let Some((server, token, _home, _stub)) = start(name).await else { return };
+    let call = |command: &str| format!("stub: {}", json!({"tool": shell(command)}));
+    let (id, cwd) = create(&server, &token, &json!({"agent": name})).await;
+    turn(&server, &token, &id, "The word is quince.").await;
+    assert!(turn(&server, &token, &id, ECHO).await.contains("The word is quince."));
+    let pwd = turn(&server, &token, &id, &call("pwd && echo made > made")).await;
+    assert!(pwd.contains(&cwd) && Path::new(&cwd).join("made").is_file(), "{pwd}");
+    assert!(!server.running("acpx"));
+
+    // What is the server's, and what is another session's.
+    let other = server.data().join("sessions/other/work");
+    std::fs::create_dir_all(&other).unwrap();
+    std::fs::write(other.join("secret"), "medlar").unwrap();
+    let data = server.data().display().to_string();
+    let attack = format!("head -c 15 {data}/clawdforge.db; cat {data}/sessions/other/work/secret; echo x > {data}/pwned; echo done");
+    let attacked = turn(&server, &token, &id, &call(&attack)).await;
+    assert!(attacked.contains("done") && !attacked.contains("SQLite") && !attacked.contains("medlar"), "{attacked}");
+    assert!(!server.data().join("pwned").exists());
+    std::fs::remove_dir_all(server.data().join("sessions/other")).unwrap();
+
+    // Cancelled, nothing of it goes on.
+    let waits = |server: &Server| {
+        let is_it = |pid: &u32| std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default().starts_with(b"tail\x00-f");
+        server.agents().into_iter().filter(is_it).count()
+    };
+    let path = format!("/sessions/{id}/turn");
+    let prompt = json!({"prompt": call("tail -f /dev/null")});
+    let background = Answer::of(server.request(Method::POST, &path, &token).header("prefer", "respond-async").json(&prompt)).await;
+    assert_eq!(background.status, StatusCode::ACCEPTED);
+    until("the command", || waits(&server) > 0).await;
+    let cancelled = server.post(&format!("/sessions/{id}/cancel"), &token, &json!({})).await;
+    assert_eq!(cancelled.status, StatusCode::OK, "{cancelled:?}");
+    assert_eq!(waits(&server), 0);
+
+    // Whatever dies, it goes on from disk.
+    turn(&server, &token, &id, "The word is sorb.").await;
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    for pid in server.agents() {
+        let _ = kill_process(Pid::from_raw(pid.cast_signed()).unwrap(), Signal::KILL);
+    }
+    settled("no agent", 0, || server.agents()).await;
+    assert!(turn(&server, &token, &id, ECHO).await.contains("The word is sorb."));
+    server.signal(Signal::TERM);
+    let server = server.restart();
+    assert!(turn(&server, &token, &id, ECHO).await.contains("The word is quince."));
+    let room = bytes_in(&server.data().join("sessions").join(&id));
+    assert!(
+        room < 20 << 20,
+        "{room} {}",
+        String::from_utf8_lossy(
+            &std::process::Command::new("sh")
+                .arg("-c")
+                .arg(format!("du -a {} | sort -n | tail -20", server.data().join("sessions").join(&id).display()))
+                .output()
+                .unwrap()
+                .stdout
+        )
+    );
+    let close = server.request(Method::DELETE, &format!("/sessions/{id}"), &token).send().await.unwrap();
+    assert_eq!((close.status(), server.agents()), (StatusCode::OK, Vec::new()));
+}
+
+#[tokio::test]
+async fn codex() {
+    goes_through_all_of_it("codex", |command| json!({"name": "exec_command", "input": {"cmd": command}})).await;
+}
+
+#[tokio::test]
+async fn gemini() {
+    goes_through_all_of_it("gemini", |command| json!({"name": "run_shell_command", "input": {"command": command, "description": "test"}}))
+        .await;
+}
+
+#[tokio::test]
+async fn opencode() {
+    goes_through_all_of_it("opencode", |command| json!({"name": "bash", "input": {"command": command, "description": "test"}})).await;
+}
+
+#[tokio::test]
+async fn qwen() {
+    let shell =
+        |command: &str| json!({"name": "run_shell_command", "input": {"command": command, "description": "test", "is_background": false}});
+    goes_through_all_of_it("qwen", shell).await;
+}
+
+#[tokio::test]
+async fn an_agent_that_is_not_there_or_not_known_is_named() {
+    let server = Options::stand_in().set("CLAWDFORGE_AGENTS", "claude,gemini").set("CLAWDFORGE_ACP", "direct").start();
+    let token = server.mint("app").await;
+    let missing = server.post("/sessions", &token, &json!({"agent": "gemini"})).await;
+    let detail = missing.problem(503);
+    assert!(detail.contains("gemini") && detail.contains("npm install -g @google/gemini-cli"), "{detail}");
+    server.post("/sessions", &token, &json!({"agent": "codex"})).await.problem(422);
+    server.post("/sessions", &token, &json!({"agent": "gemini", "system": "Be brief."})).await.problem(422);
+    assert_eq!(server.query::<i64>("SELECT count(*) FROM sessions"), 0);
+}
