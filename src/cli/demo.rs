@@ -25,11 +25,14 @@ use crate::server::Stop;
 
 /// Try everything without an account: the real CLIs against a stub of the model
 #[derive(clap::Args)]
-#[command(after_help = "Example:\n  clawdforge demo --once\n  clawdforge demo --bind 127.0.0.1:8800")]
+#[command(after_help = "Example:\n  clawdforge demo --once\n  clawdforge demo --agent codex\n  clawdforge demo --bind 127.0.0.1:8800")]
 pub struct Args {
     /// End after showing a run
     #[arg(long)]
     once: bool,
+    /// The agent that is shown
+    #[arg(long, value_name = "NAME", default_value = "claude", value_parser = demo::AGENTS, conflicts_with = "model_only")]
+    agent: String,
     /// Serve the stub of the model alone, for a server or a CLI of your own
     #[arg(long, conflicts_with = "once")]
     model_only: bool,
@@ -47,7 +50,12 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         super::runtime()?.block_on(serve_model(args.bind))?;
         return Ok(ExitCode::SUCCESS);
     }
-    let clis = install::clis(&args.cache.clone().unwrap_or_else(install::default_cache), &|step| println!("{step}"))?;
+    let cache = args.cache.clone().unwrap_or_else(install::default_cache);
+    let say = |step: &str| println!("{step}");
+    let mut clis = install::clis(&cache, &say)?;
+    if args.agent != "claude" {
+        clis = clis.with_agent(&args.agent, &cache, &say)?;
+    }
     let folder = tempfile::Builder::new().prefix("clawdforge-demo-").tempdir().context("no temporary folder can be made")?;
     super::runtime()?.block_on(serve_and_show(&args, &clis, folder.path()))?;
     folder.close().context("the temporary folder was not removed")?;
@@ -78,6 +86,7 @@ async fn serve_and_show(args: &Args, clis: &Clis, folder: &Path) -> anyhow::Resu
         admin: Some(TokenHash::of(&admin)),
         claude_bin: clis.claude.clone().into(),
         acpx_bin: clis.acpx.clone().into(),
+        agents: agents(&args.agent),
         ..Flags::default().read()?
     };
     let server = boot::set_up(settings, demo::environment(clis, &stub.url(), &home)).await?;
@@ -85,7 +94,7 @@ async fn serve_and_show(args: &Args, clis: &Clis, folder: &Path) -> anyhow::Resu
     let url = format!("http://{address}");
     let showing = async {
         // Printing panics where nobody reads; the server and its agents still have to end.
-        let showing = AssertUnwindSafe(show(&url, &admin)).catch_unwind();
+        let showing = AssertUnwindSafe(show(&url, &admin, &args.agent)).catch_unwind();
         let shown = showing.await.unwrap_or_else(|_| Err(anyhow!("nobody reads what is shown")));
         if args.once || shown.is_err() {
             stop.begin.cancel();
@@ -98,20 +107,31 @@ async fn serve_and_show(args: &Args, clis: &Clis, folder: &Path) -> anyhow::Resu
     served.and(shown)
 }
 
+/// The agents of a demonstration: the one that is shown, and claude, which runs are made with.
+fn agents(shown: &str) -> Vec<String> {
+    let mut agents = vec!["claude".to_owned(), shown.to_owned()];
+    agents.dedup();
+    agents
+}
+
 /// Mints a token, makes a run and a session of two turns, and prints them with lines to paste.
-async fn show(url: &str, admin: &str) -> anyhow::Result<()> {
+async fn show(url: &str, admin: &str, agent: &str) -> anyhow::Result<()> {
     let mint = format!("{url}/admin/tokens");
     let minted = post(&mint, admin, &json!({"name": "demo"})).await?;
     let token = minted["token"].as_str().context("no token was minted")?;
-    println!("The server listens on {url}; the model behind the real claude CLI is a stub.\n");
+    println!("The server listens on {url}; the model behind the real {agent} CLI is a stub.\n");
     println!("Admin token  {admin}\nApp token    {token}\n");
 
-    let request = json!({"prompt": "Say hello to the house.", "timeout_secs": 60});
-    println!("POST /run\n{request:#}\n");
-    let answer = post(&format!("{url}/run"), token, &request).await?;
-    println!("200 OK\n{answer:#}\n");
+    if agent == "claude" {
+        let request = json!({"prompt": "Say hello to the house.", "timeout_secs": 60});
+        println!("POST /run\n{request:#}\n");
+        let answer = post(&format!("{url}/run"), token, &request).await?;
+        println!("200 OK\n{answer:#}\n");
+    }
 
-    let session = post(&format!("{url}/sessions"), token, &json!({})).await?;
+    let request = if agent == "claude" { json!({}) } else { json!({"agent": agent, "permissions": "approve-all"}) };
+    println!("POST /sessions\n{request}\n");
+    let session = post(&format!("{url}/sessions"), token, &request).await?;
     let turns = format!("{url}/sessions/{}/turn", session["session_id"].as_str().context("no session was created")?);
     for prompt in ["My name is Mio.", "What was the first thing that I said?"] {
         println!("POST /sessions/…/turn\n{:#}\n", json!({"prompt": prompt}));

@@ -4,18 +4,51 @@ use std::process::Command;
 
 use crate::{Forge, clis};
 
-#[test]
-fn the_demo_shows_a_run_and_leaves_nothing() {
-    let Some(_) = clis() else { return };
+/// What the stub says to the second turn's prompt.
+const SECOND_ANSWER: &str = "\"text\": \"The model stub read a prompt of 37 characters.\"";
+
+/// What `demo --once` shows of an agent. It leaves nothing.
+fn shown(agent: &str) -> Option<String> {
+    let _ = clis()?;
     let (home, temporary) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let mut demo = Command::new(env!("CARGO_BIN_EXE_clawdforge"));
-    demo.args(["demo", "--once"]).env("HOME", home.path()).env("TMPDIR", temporary.path());
+    demo.args(["demo", "--once", "--agent", agent]).env("HOME", home.path()).env("TMPDIR", temporary.path());
     let output = demo.output().unwrap();
     let (shown, told) = (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap());
     assert!(output.status.success(), "{shown}\n{told}");
-    assert!(shown.contains("\"result\": \"The model stub read a prompt of 23 characters.\""), "{shown}");
     assert!(shown.contains("\"turn_index\": 2"), "{shown}");
     assert_eq!(home.path().read_dir().unwrap().count() + temporary.path().read_dir().unwrap().count(), 0);
+    Some(shown)
+}
+
+#[test]
+fn the_demo_shows_a_run_and_leaves_nothing() {
+    let Some(shown) = shown("claude") else { return };
+    assert!(shown.contains("\"result\": \"The model stub read a prompt of 23 characters.\""), "{shown}");
+}
+
+#[test]
+fn the_demo_shows_codex() {
+    let Some(shown) = shown("codex") else { return };
+    assert!(shown.contains(SECOND_ANSWER), "{shown}");
+}
+
+#[test]
+fn the_demo_shows_gemini() {
+    let Some(shown) = shown("gemini") else { return };
+    assert!(shown.contains(SECOND_ANSWER), "{shown}");
+}
+
+#[test]
+fn the_demo_shows_opencode() {
+    let Some(shown) = shown("opencode") else { return };
+    assert!(shown.contains(SECOND_ANSWER), "{shown}");
+}
+
+#[test]
+fn the_demo_shows_qwen() {
+    let Some(shown) = shown("qwen") else { return };
+    assert!(shown.contains(SECOND_ANSWER), "{shown}");
 }
 
 #[tokio::test]

@@ -2,7 +2,7 @@
 //!
 //! It answers every prompt with a sentence about it, unless a line of the prompt is a directive:
 //! `stub: {"text": "…"}`. So a test of an app decides by its prompts alone what "the model" does, whichever agent asks it.
-//! What a directive says is decided once ([`directive`]); each API has a file that reads its requests and writes its replies.
+//! What a directive says is decided once; each API has a file that reads its requests and writes its replies.
 
 mod chat;
 mod conversation;
