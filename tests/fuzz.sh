@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Fuzzes a running server from its own OpenAPI document, for a bounded time: tests/fuzz.sh SCHEMATHESIS
-# Stand-ins take the CLIs' places. Ends with an error where an answer differs from the document.
+# Stand-ins take the CLIs' places, acpx's too: driven directly, an agent would wait for each of the sessions that are made.
+# Ends with an error where an answer differs from the document.
 set -euo pipefail
 schemathesis=$1
 root=$(cd "$(dirname "$0")/.." && pwd)
@@ -13,7 +14,7 @@ finish() {
 trap finish EXIT
 
 admin=$(head -c 16 /dev/urandom | od -An -tx1 | tr -d ' \n')
-env -u CLAWDFORGE_BIND CLAWDFORGE_ADMIN_TOKEN="$admin" CLAWDFORGE_LOG=json "$root/target/debug/clawdforge" serve \
+env -u CLAWDFORGE_BIND CLAWDFORGE_ADMIN_TOKEN="$admin" CLAWDFORGE_LOG=json CLAWDFORGE_ACP=acpx "$root/target/debug/clawdforge" serve \
     --bind 127.0.0.1:0 --data-dir "$work/data" --claude-bin "$root/tests/stand-in/claude" --acpx-bin "$root/tests/stand-in/acpx" --max-sessions 10000 2>"$work/log" &
 server=$!
 for _ in $(seq 100); do
