@@ -64,7 +64,10 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
 
 async fn serve_model(bind: SocketAddr) -> anyhow::Result<()> {
     let stub = Stub::start_on(bind).await.with_context(|| format!("can't listen on {bind}; choose another --bind"))?;
-    println!("The model stub listens until it is ended. For the CLIs:\n\nexport ANTHROPIC_BASE_URL={} ANTHROPIC_API_KEY=stub", stub.url());
+    let url = stub.url();
+    println!("The model stub listens until it is ended. For the CLIs:\n\nexport ANTHROPIC_BASE_URL={url} ANTHROPIC_API_KEY=stub");
+    println!("export OPENAI_BASE_URL={url}/v1 OPENAI_API_KEY=stub OPENAI_MODEL=stub");
+    println!("export GOOGLE_GEMINI_BASE_URL={url} GEMINI_API_KEY=stub");
     let mut terminate = signal(SignalKind::terminate())?;
     tokio::select! {
         interrupted = tokio::signal::ctrl_c() => interrupted?,
