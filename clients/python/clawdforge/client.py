@@ -17,7 +17,7 @@ from .errors import ForgeAPIError, ForgeTransportError, api_error
 from .multipart import file_part
 from .results import AppToken, FileToken, RunResult, RunState
 from .session import Session
-from .stream import EventStream, Following, Work, key_header
+from .stream import EventStream, Following, OnPermission, PermissionAnswer, Work, key_header, permission_body
 
 
 class Forge:
@@ -83,6 +83,8 @@ class Forge:
         timeout_secs: int | None = None,
         schema: dict[str, Any] | None = None,
         idempotency_key: str | None = None,
+        on_permission: OnPermission | None = None,
+        permission_timeout_secs: int | None = None,
         stream: Literal[False] = False,
     ) -> RunResult: ...
 
@@ -97,6 +99,8 @@ class Forge:
         timeout_secs: int | None = None,
         schema: dict[str, Any] | None = None,
         idempotency_key: str | None = None,
+        on_permission: OnPermission | None = None,
+        permission_timeout_secs: int | None = None,
         stream: Literal[True],
     ) -> EventStream[RunResult]: ...
 
@@ -110,19 +114,25 @@ class Forge:
         timeout_secs: int | None = None,
         schema: dict[str, Any] | None = None,
         idempotency_key: str | None = None,
+        on_permission: OnPermission | None = None,
+        permission_timeout_secs: int | None = None,
         stream: bool = False,
     ) -> RunResult | EventStream[RunResult]:
         """Runs a prompt and waits for the reply.
 
         ``files`` are the tokens of uploads, ``timeout_secs`` is 5 to 600. With ``schema``, a JSON Schema, the result is a value
         of that kind. Sent again with the same ``idempotency_key``, it gives the first one's answer and runs nothing. With
-        ``stream`` it doesn't wait, but gives the events as they come. An error with status 502 says in its message why claude
+        ``stream`` it doesn't wait, but gives the events as they come. With ``on_permission`` the agent asks before it acts, and
+        that answers; one that raises cancels the run. An error with status 502 says in its message why claude
         failed; 503 with ``Retry-After`` means that the server is busy.
         """
         body, headers = self._run(prompt, model, system, files, timeout_secs, schema), key_header(idempotency_key)
-        if stream:
-            work = Work("/run", "X-Run-Id", "/runs/{}")
-            return EventStream(Following(self, work, body, headers), _run_result)
+        if stream or on_permission is not None:
+            if on_permission is not None:
+                body |= _asking(permission_timeout_secs)
+            work = Work("/run", "X-Run-Id", "/runs/{}", "/runs/{}/permissions")
+            events = EventStream(Following(self, work, body, headers), _run_result, on_permission)
+            return events if stream else events.read()
         return _run_result(self._call("POST", "/run", json=body, headers=headers, timeout_secs=body["timeout_secs"]))
 
     def submit(
@@ -135,15 +145,31 @@ class Forge:
         timeout_secs: int | None = None,
         schema: dict[str, Any] | None = None,
         idempotency_key: str | None = None,
+        ask: bool = False,
+        permission_timeout_secs: int | None = None,
     ) -> RunState:
-        """Begins a run in the background, which goes on whatever becomes of this client; as :meth:`run` otherwise."""
+        """Begins a run in the background, which goes on whatever becomes of this client; as :meth:`run` otherwise.
+
+        With ``ask`` the agent asks before it acts: see :meth:`run_permissions`.
+        """
         body = self._run(prompt, model, system, files, timeout_secs, schema)
+        if ask:
+            body |= _asking(permission_timeout_secs)
         headers = key_header(idempotency_key) | {"Prefer": "respond-async"}
         return _run_state(self._call("POST", "/run", json=body, headers=headers))
 
     def get_run(self, run_id: str) -> RunState:
         """How far a run has come. Status 404 where this app has none of that id."""
         return _run_state(self._call("GET", f"/runs/{_segment(run_id, 'run_id')}"))
+
+    def run_permissions(self, run_id: str) -> list[dict[str, Any]]:
+        """What a run's agent asks and nobody has answered yet."""
+        return list(self._call("GET", f"/runs/{_segment(run_id, 'run_id')}/permissions")["permissions"])
+
+    def answer_run(self, run_id: str, permission_id: str, answer: PermissionAnswer) -> dict[str, Any]:
+        """Answers what a run's agent asks. The same answer can be given again; status 409 for another, 410 where it is over."""
+        path = f"/runs/{_segment(run_id, 'run_id')}/permissions/{_segment(permission_id, 'permission_id')}"
+        return self._call("POST", path, json=permission_body(answer))
 
     def cancel(self, run_id: str) -> bool:
         """Ends a run, whose processes are gone when this returns; whether there was anything to end."""
@@ -196,9 +222,27 @@ class Forge:
         return FileToken(answer["file_token"], answer["ttl_secs"], answer["size"])
 
     @contextmanager
-    def session(self, *, agent: str = "claude", model: str | None = None, meta: dict[str, Any] | None = None) -> Iterator[Session]:
+    def session(
+        self,
+        *,
+        agent: str = "claude",
+        model: str | None = None,
+        meta: dict[str, Any] | None = None,
+        system: str | None = None,
+        permissions: str | None = None,
+        permission_timeout_secs: int | None = None,
+        allow_always: bool | None = None,
+    ) -> Iterator[Session]:
         """A session for ``with``, closed at its end, however it ends."""
-        session = self.create_session(agent=agent, model=model, meta=meta)
+        session = self.create_session(
+            agent=agent,
+            model=model,
+            meta=meta,
+            system=system,
+            permissions=permissions,
+            permission_timeout_secs=permission_timeout_secs,
+            allow_always=allow_always,
+        )
         try:
             yield session
         except BaseException:
@@ -214,17 +258,29 @@ class Forge:
         agent: str = "claude",
         model: str | None = None,
         meta: dict[str, Any] | None = None,
+        system: str | None = None,
+        permissions: str | None = None,
+        permission_timeout_secs: int | None = None,
+        allow_always: bool | None = None,
         idempotency_key: str | None = None,
     ) -> Session:
         """Creates a session, which stays open until it is closed, or idle for as long as the server allows.
 
-        Sent again with the same ``idempotency_key``, it gives the first one's session.
+        ``system`` is added to the agent's system prompt. ``permissions`` are ``approve-all`` (the default), ``approve-reads``,
+        ``deny-all`` or ``ask``: then what the agent wants to do is asked (``on_permission`` of :meth:`Session.turn`), and
+        refused after ``permission_timeout_secs``, 10 to 3600. Sent again with the same ``idempotency_key``, it gives the first
+        one's session.
         """
         body: dict[str, Any] = {"agent": agent}
-        if model is not None:
-            body["model"] = model
-        if meta is not None:
-            body["meta"] = meta
+        more = {
+            "model": model,
+            "meta": meta,
+            "system": system,
+            "permissions": permissions,
+            "permission_timeout_secs": permission_timeout_secs,
+            "allow_always": allow_always,
+        }
+        body |= {name: value for name, value in more.items() if value is not None}
         answer = self._call("POST", "/sessions", json=body, headers=key_header(idempotency_key))
         return Session(self, answer["session_id"], answer["agent"])
 
@@ -301,6 +357,11 @@ def _body(response: requests.Response) -> dict[str, Any] | str | None:
     except ValueError:
         body = None
     return body if isinstance(body, dict) else response.text or None
+
+
+def _asking(timeout_secs: int | None) -> dict[str, Any]:
+    """What has an agent ask before it acts."""
+    return {"permissions": "ask"} | ({} if timeout_secs is None else {"permission_timeout_secs": timeout_secs})
 
 
 def _run_result(answer: dict[str, Any]) -> RunResult:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from .results import TurnResult
-from .stream import EventStream, Following, Work, key_header
+from .stream import EventStream, Following, OnPermission, PermissionAnswer, Work, key_header, permission_body
 
 if TYPE_CHECKING:
     from .client import Forge
@@ -38,6 +38,7 @@ class Session:
         files: Sequence[str] | None = None,
         timeout_secs: int | None = None,
         idempotency_key: str | None = None,
+        on_permission: OnPermission | None = None,
         stream: Literal[False] = False,
     ) -> TurnResult: ...
 
@@ -49,6 +50,7 @@ class Session:
         files: Sequence[str] | None = None,
         timeout_secs: int | None = None,
         idempotency_key: str | None = None,
+        on_permission: OnPermission | None = None,
         stream: Literal[True],
     ) -> EventStream[TurnResult]: ...
 
@@ -59,12 +61,14 @@ class Session:
         files: Sequence[str] | None = None,
         timeout_secs: int | None = None,
         idempotency_key: str | None = None,
+        on_permission: OnPermission | None = None,
         stream: bool = False,
     ) -> TurnResult | EventStream[TurnResult]:
         """Sends a prompt and waits for the agent to end its turn.
 
         ``timeout_secs`` is 5 to 3600; without it the server allows 600. Turns of one session run one at a time.
-        ``idempotency_key`` and ``stream`` are as in :meth:`Forge.run`; leaving a stream cancels its turn. Raises
+        ``idempotency_key`` and ``stream`` are as in :meth:`Forge.run`; leaving a stream cancels its turn. ``on_permission``
+        answers what the agent of a session with ``permissions="ask"`` asks; one that raises cancels the turn. Raises
         :class:`ForgeAPIError` with status 502 where the turn failed (the session stays usable), 410 where the session is
         closed, and 404 where there is none of that id.
         """
@@ -72,15 +76,24 @@ class Session:
         if timeout_secs is not None:
             body["timeout_secs"] = timeout_secs
         path, headers = f"/sessions/{self.id}", key_header(idempotency_key)
-        if stream:
-            work = Work(f"{path}/turn", "X-Turn", f"{path}/turns/{{}}")
-            return EventStream(Following(self._forge, work, body, headers), _turn_result)
+        if stream or on_permission is not None:
+            work = Work(f"{path}/turn", "X-Turn", f"{path}/turns/{{}}", f"{path}/permissions")
+            events = EventStream(Following(self._forge, work, body, headers), _turn_result, on_permission)
+            return events if stream else events.read()
         timeout_secs = timeout_secs or SERVER_TURN_TIMEOUT
         return _turn_result(self._forge._call("POST", f"{path}/turn", json=body, headers=headers, timeout_secs=timeout_secs))
 
     def cancel(self) -> int:
         """Cancels the turn that is running and those that wait, and says how many. The session stays open."""
         return int(self._forge._call("POST", f"/sessions/{self.id}/cancel")["cancelled"])
+
+    def permissions(self) -> list[dict[str, Any]]:
+        """What its agent asks and nobody has answered yet."""
+        return list(self._forge._call("GET", f"/sessions/{self.id}/permissions")["permissions"])
+
+    def answer(self, permission_id: str, answer: PermissionAnswer) -> dict[str, Any]:
+        """Answers what its agent asks. The same answer can be given again; status 409 for another, 410 where it is over."""
+        return self._forge._call("POST", f"/sessions/{self.id}/permissions/{permission_id}", json=permission_body(answer))
 
     def state(self) -> dict[str, Any]:
         """What the server knows of it: ``live``, ``turn_count``, ``last_turn_at``, ``closed_at``, …"""

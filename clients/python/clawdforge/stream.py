@@ -6,7 +6,7 @@ import json
 import time
 import uuid
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
@@ -21,6 +21,11 @@ if TYPE_CHECKING:
     from .client import Forge
 
 Result = TypeVar("Result", covariant=True)
+
+#: ``"allow"`` or ``"deny"``, once; the id of an option; or what the server takes, such as ``{"decision": "deny", "message": "…"}``.
+PermissionAnswer = str | Mapping[str, Any]
+#: Answers what an agent asks: gets its message whole, with ``permission_id``, ``asked_at`` and ``expires_at``.
+OnPermission = Callable[[dict[str, Any]], PermissionAnswer]
 
 #: Times in a row, without a new event, that a broken connection is taken up again.
 RESUMES = 3
@@ -38,6 +43,8 @@ class Work:
     header: str
     #: Where it is seen, with ``{}`` for its id.
     place: str
+    #: Where what its agent asks is answered, with ``{}`` for its id.
+    permissions: str
 
 
 class Following:
@@ -84,6 +91,15 @@ class Following:
         headers = {"Accept": "text/event-stream"} | headers
         return self._forge._send(method, path, timeout_secs=BEAT, headers=headers, stream=True, **request)
 
+    def answer(self, permission_id: str, answer: PermissionAnswer) -> None:
+        """Answers what its agent asks, unless that is over."""
+        place = self._work.permissions.format(self.id)
+        try:
+            self._forge._call("POST", f"{place}/{permission_id}", json=permission_body(answer))
+        except ForgeAPIError as error:
+            if error.status_code not in (409, 410):
+                raise
+
     def stop(self) -> None:
         """Ends the connection."""
         self._events = None
@@ -104,9 +120,12 @@ class EventStream(Iterator[Event], Generic[Result]):
     :meth:`close`, at the end of ``with``, or by ``break`` from a loop over a stream that has no name.
     """
 
-    def __init__(self, following: Following, read: Callable[[dict[str, Any]], Result]) -> None:
+    def __init__(
+        self, following: Following, read: Callable[[dict[str, Any]], Result], on_permission: OnPermission | None = None
+    ) -> None:
         self._following = following
         self._read = read
+        self._on_permission = on_permission
         self._result: Result | None = None
         # Also where nothing refers to this any more, and when Python ends.
         self._leave = weakref.finalize(self, following.leave)
@@ -131,6 +150,8 @@ class EventStream(Iterator[Event], Generic[Result]):
             if event.name == "error":
                 # A problem says its status; a run or turn that failed is a 502.
                 raise api_error(event.data.get("status", 502), "", event.data)
+            if event.name == "permission_request" and self._on_permission is not None:
+                self._answer(event, self._on_permission)
         except ForgeError:
             self._end()
             raise
@@ -141,6 +162,21 @@ class EventStream(Iterator[Event], Generic[Result]):
             self._end()
             self._result = self._read(event.data)
         return event
+
+    def _answer(self, event: Event, on_permission: OnPermission) -> None:
+        try:
+            answer = on_permission(event.data)
+        except BaseException:
+            # What it was asked for is refused with all the rest.
+            self.close()
+            raise
+        self._following.answer(event.data["permission_id"], answer)
+
+    def read(self) -> Result:
+        """Reads it to its end, and gives the result."""
+        for _ in self:
+            pass
+        return self.result
 
     def _end(self) -> None:
         self._leave.detach()
@@ -155,6 +191,13 @@ class EventStream(Iterator[Event], Generic[Result]):
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
+
+
+def permission_body(answer: PermissionAnswer) -> dict[str, Any]:
+    """What is sent for an answer."""
+    if not isinstance(answer, str):
+        return dict(answer)
+    return {"decision": answer} if answer in ("allow", "deny") else {"option_id": answer}
 
 
 def key_header(key: str | None) -> dict[str, str]:

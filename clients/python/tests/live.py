@@ -203,6 +203,23 @@ class Live(unittest.TestCase):
             self.assertEqual(body["stop_reason"] if isinstance(body, dict) else body, "cancelled")
             self.assertEqual(session.turn("And now?").turn_index, 1)
 
+    def test_an_agent_asks(self) -> None:
+        with app() as forge, forge.session(model="haiku", permissions="ask", permission_timeout_secs=60) as session:
+            questions: list[dict[str, Any]] = []
+
+            def answer(question: dict[str, Any]) -> str:
+                questions.append(question)
+                self.assertEqual([open["permission_id"] for open in session.permissions()], [question["permission_id"]])
+                return "allow"
+
+            file = Path(session.state()["cwd"]) / "a"
+            turn = session.turn(stub(tool={"name": "Write", "input": {"file_path": str(file), "content": "text"}}), on_permission=answer)
+            self.assertEqual((turn.stop_reason, len(questions), file.read_text()), ("end_turn", 1, "text"))
+            self.assertEqual(session.answer(questions[0]["permission_id"], "allow")["by"], "client")
+            tool = {"name": "Bash", "input": {"command": "touch b", "description": "test"}}
+            run = forge.run(stub(tool=tool), on_permission=lambda question: {"decision": "deny", "message": "Not today."})
+            self.assertIn("Not today.", run.result)
+
     def test_a_key_makes_one_turn(self) -> None:
         with app() as forge, forge.session() as session:
             key = str(uuid.uuid4())

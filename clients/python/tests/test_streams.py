@@ -114,6 +114,36 @@ class Streams(unittest.TestCase):
         self.assertEqual(body, {"prompt": "hi", "model": "sonnet", "timeout_secs": 120})
         self.assertEqual(len({UUID(headers["Idempotency-Key"]) for _, headers, _ in self.asked}), 3)
 
+    def test_what_an_agent_asks_is_answered_while_the_stream_goes_on(self) -> None:
+        def asked(id: int) -> bytes:
+            return frame(id, "permission_request", {"permission_id": f"p{id}", "expires_at": 9})
+
+        gone = Answer(status=410, body={"status": 410, "detail": "It is over."})
+        for given, sent in (
+            ("allow", {"decision": "allow"}),
+            ("allow_always", {"option_id": "allow_always"}),
+            ({"decision": "deny", "message": "No."}, {"decision": "deny", "message": "No."}),
+        ):
+            self.serve(Answer([asked(1), frame(2, "result", RUN)]), gone)
+            result = self.forge.run("hi", on_permission=lambda question, given=given: given, permission_timeout_secs=10)  # type: ignore[misc]
+            self.assertEqual(result, RunResult(**RUN))  # type: ignore[arg-type]
+            (_, _, run), (line, _, body) = self.asked[-2:]
+            self.assertEqual((run["permissions"], run["permission_timeout_secs"]), ("ask", 10))
+            self.assertEqual((line, body), ("POST /runs/0a/permissions/p1", sent))
+        session = Session(self.forge, "ab12", "claude")
+        self.serve(Answer([asked(1), frame(2, "result", TURN)]), Answer())
+        self.assertEqual(session.turn("hi", on_permission=lambda question: "deny").turn_index, 2)
+        self.assertEqual(self.requests()[-1], "POST /sessions/ab12/permissions/p1")
+
+    def test_a_callback_that_raises_cancels_the_work(self) -> None:
+        def raises(question: dict[str, Any]) -> str:
+            raise KeyError(question["permission_id"])
+
+        self.serve(Answer([frame(1, "permission_request", {"permission_id": "p1"})], waits=True), Answer())
+        with self.assertRaises(KeyError):
+            self.forge.run("hi", on_permission=raises)
+        self.assertEqual(self.requests(), ["POST /run", "DELETE /runs/0a"])
+
     def test_events_come_as_they_happen(self) -> None:
         seen = threading.Event()
         self.serve(Answer([text(1, "first"), seen, frame(2, "result", RUN)]))

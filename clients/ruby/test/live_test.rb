@@ -231,6 +231,24 @@ class LiveTest < Minitest::Test
     end
   end
 
+  def test_an_agent_asks
+    client.session(model: "haiku", permissions: "ask", permission_timeout_secs: 60) do |session|
+      file = File.join(session.cwd, "a")
+      questions = []
+      allow = lambda do |question|
+        questions << question
+        assert_equal [question["permission_id"]], session.permissions.map { |open| open["permission_id"] }
+        "allow"
+      end
+      turn = session.turn(stub(tool: { name: "Write", input: { file_path: file, content: "text" } }), on_permission: allow)
+      assert_equal ["end_turn", 1, "text"], [turn.stop_reason, questions.size, File.read(file)]
+      assert_equal "client", session.answer(questions.first["permission_id"], "allow")["by"]
+    end
+    tool = { name: "Bash", input: { command: "touch b", description: "test" } }
+    run = client.run(prompt: stub(tool: tool), on_permission: ->(_) { { decision: "deny", message: "Not today." } })
+    assert_includes run.result, "Not today."
+  end
+
   def test_a_key_makes_one_turn
     key = SecureRandom.uuid
     client.session do |session|

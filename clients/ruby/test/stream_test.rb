@@ -81,6 +81,26 @@ class StreamTest < ClientTest
     unhurried(wire_client(**options).run(prompt: "hi", stream: true, idempotency_key: key))
   end
 
+  def test_what_an_agent_asks_is_answered_while_the_stream_goes_on
+    question = frame(1, "permission_request", { "permission_id" => "p1" })
+    [["allow", { "decision" => "allow" }], ["always", { "option_id" => "always" }],
+     [{ decision: "deny", message: "No." }, { "decision" => "deny", "message" => "No." }]].each do |given, sent|
+      serve([200, [question, frame(2, "result", RUN)]], [410, { "status" => 410, "detail" => "It is over." }])
+      asked = []
+      result = wire_client.run(prompt: "hi", permission_timeout_secs: 10, on_permission: ->(it) { asked << it && given })
+      assert_equal ["héllo", ["p1"]], [result.result, asked.map { |it| it["permission_id"] }]
+      assert_equal ["ask", 10], @asked[-2].last.values_at("permissions", "permission_timeout_secs")
+      assert_equal ["POST /runs/0a/permissions/p1", sent], [@asked.last.first, @asked.last.last]
+    end
+  end
+
+  def test_a_callback_that_raises_cancels_the_work
+    serve([200, [frame(1, "permission_request", { "permission_id" => "p1" })], :waits], [200, { "ok" => true }])
+    assert_raises(KeyError) { wire_client.run(prompt: "hi", on_permission: ->(_) { raise KeyError, "no" }) }
+    @serving.join
+    assert_equal ["POST /run", "DELETE /runs/0a"], @asked.map(&:first)
+  end
+
   def test_a_stream_in_pieces_of_any_size
     whole = ": heartbeat\n\n#{text(1, "hé")}#{frame(2, "tool_call", { "name" => "Bash", "args" => { "a" => "\n" } }, pretty: true)}" \
             ":\n\n#{frame(3, "text", { "content" => "llo" }, pretty: true)}#{frame(nil, "gap", { "detail" => "Some are missing." })}" \

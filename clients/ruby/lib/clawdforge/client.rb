@@ -43,6 +43,10 @@ module Clawdforge
     # @param idempotency_key [String, nil] up to 255 visible characters; sent again with the same one, the request gives
     #   the first one's answer and runs nothing
     # @param stream [Boolean] whether not to wait for the reply
+    # @param on_permission [#call, nil] has the agent ask before it acts, and answers: gets the question (a Hash) and gives "allow",
+    #   "deny", an option's id, or a Hash; one that raises cancels the run. Not with an http_client that has one
+    #   connection only
+    # @param permission_timeout_secs [Integer, nil] seconds after which a question is refused, 10 to 3600
     # @yieldparam event [Event] each thing that the run says, as it happens
     # @return [RunResult, EventStream] the events where +stream+ is true and there is no block
     # @raise [ArgumentError] for an empty prompt, before anything is sent
@@ -50,11 +54,12 @@ module Clawdforge
     #   is unknown or expired, 422 for other bad input
     # @raise [AuthError, TransportError]
     def run(prompt:, model: nil, system: nil, files: nil, timeout_secs: nil, schema: nil, idempotency_key: nil,
-            stream: false, &block)
+            on_permission: nil, permission_timeout_secs: nil, stream: false, &block)
       body = run_body(prompt, model, system, files, timeout_secs, schema)
-      if stream || block
-        events = EventStream.of_run(@http, body, idempotency_key)
-        return block ? events.each(&block) : events
+      if stream || block || on_permission
+        body = body.merge(asking(permission_timeout_secs)) if on_permission
+        events = EventStream.of_run(@http, body, idempotency_key, on_permission)
+        return stream && !block ? events : events.each(&(block || proc {}))
       end
       secs = body[:timeout_secs]
       RunResult.from(@http.call(Net::HTTP::Post, "/run", json: body, key: idempotency_key, work_secs: secs))
@@ -62,10 +67,13 @@ module Clawdforge
 
     # Begins a run in the background, which goes on whatever becomes of this client. It takes what {#run} takes.
     #
+    # @param ask [Boolean] whether the agent asks before it acts: see {#run_permissions}
     # @return [RunState]
     # @raise (see #run)
-    def submit(prompt:, model: nil, system: nil, files: nil, timeout_secs: nil, schema: nil, idempotency_key: nil)
+    def submit(prompt:, model: nil, system: nil, files: nil, timeout_secs: nil, schema: nil, idempotency_key: nil,
+               ask: false, permission_timeout_secs: nil)
       body = run_body(prompt, model, system, files, timeout_secs, schema)
+      body = body.merge(asking(permission_timeout_secs)) if ask
       headers = { "Prefer" => "respond-async" }
       RunState.from(@http.call(Net::HTTP::Post, "/run", json: body, key: idempotency_key, headers: headers))
     end
@@ -77,6 +85,22 @@ module Clawdforge
     # @raise [AuthError, TransportError]
     def get_run(run_id)
       RunState.from(@http.call(Net::HTTP::Get, "/runs/#{HTTP.segment("run_id", run_id)}"))
+    end
+
+    # @param run_id [String] a run's id
+    # @return [Array<Hash>] what its agent asks and nobody has answered yet
+    # @raise (see #get_run)
+    def run_permissions(run_id)
+      @http.call(Net::HTTP::Get, "/runs/#{HTTP.segment("run_id", run_id)}/permissions").fetch("permissions", [])
+    end
+
+    # Answers what a run's agent asks, as {Session#answer} does.
+    #
+    # @return [Hash]
+    # @raise (see Session#answer)
+    def answer_run(run_id, permission_id, answer)
+      place = "/runs/#{HTTP.segment("run_id", run_id)}/permissions/#{HTTP.segment("permission_id", permission_id)}"
+      @http.call(Net::HTTP::Post, place, json: EventStream.permission_body(answer))
     end
 
     # Ends a run, whose processes are gone when this returns.
@@ -151,13 +175,15 @@ module Clawdforge
     # @param agent [String] one of the server's agents
     # @param model [String, nil] the model of every turn; the agent's own where it is nil
     # @param meta [Hash, nil] an object of the app's own, kept with the session
+    # @param options [Hash] +system+ (added to the agent's system prompt), +permissions+ ("approve-all", "approve-reads",
+    #   "deny-all" or "ask"), +permission_timeout_secs+ and +allow_always+
     # @yieldparam session [Session]
     # @return [Session, Object] the open session; with a block, what the block gave
     # @raise [APIError] 422 for an unknown agent or other bad input, 503 where as many sessions are open as may be,
     #   502 where the agent's client failed
     # @raise [AuthError, TransportError]
-    def session(agent: "claude", model: nil, meta: nil)
-      session = create_session(agent: agent, model: model, meta: meta)
+    def session(agent: "claude", model: nil, meta: nil, **options)
+      session = create_session(agent: agent, model: model, meta: meta, **options)
       return session unless block_given?
 
       begin
@@ -178,8 +204,10 @@ module Clawdforge
     # @param idempotency_key [String, nil] sent again with the same one, the request gives the first one's session
     # @return [Session] open until it is closed
     # @raise (see #session)
-    def create_session(agent: "claude", model: nil, meta: nil, idempotency_key: nil)
-      body = { agent: agent, model: model, meta: meta }
+    def create_session(agent: "claude", model: nil, meta: nil, idempotency_key: nil, system: nil, permissions: nil,
+                       permission_timeout_secs: nil, allow_always: nil)
+      body = { agent: agent, model: model, meta: meta, system: system, permissions: permissions,
+               permission_timeout_secs: permission_timeout_secs, allow_always: allow_always }
       Session.new(@http, @http.call(Net::HTTP::Post, "/sessions", json: body, key: idempotency_key))
     end
 
@@ -207,6 +235,10 @@ module Clawdforge
     end
 
     private
+
+    def asking(timeout_secs)
+      { permissions: "ask", permission_timeout_secs: timeout_secs }
+    end
 
     def run_body(prompt, model, system, files, timeout_secs, schema)
       { prompt: HTTP.present("prompt", prompt), model: model || @default_model, system: system,

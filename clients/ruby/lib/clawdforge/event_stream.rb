@@ -14,7 +14,7 @@ module Clawdforge
     # Times in a row, without a new event, that a broken connection is taken up again.
     RESUMES = 3
     # What a stream follows: where it is asked for, the header with its id, and where all such are seen.
-    Work = Struct.new(:path, :header, :places)
+    Work = Struct.new(:path, :header, :places, :permissions)
     private_constant :RESUMES, :Work
 
     # @return [String, nil] the run's id, or the turn's number; nil before the first event
@@ -23,21 +23,32 @@ module Clawdforge
     attr_reader :result
 
     # @api private
-    def self.of_run(http, body, key)
-      new(http, Work.new("/run", "X-Run-Id", "/runs"), body, key, RunResult)
+    def self.of_run(http, body, key, on_permission = nil)
+      new(http, Work.new("/run", "X-Run-Id", "/runs", "/runs/%s/permissions"), body, key, RunResult, on_permission)
     end
 
     # @api private
-    def self.of_turn(http, path, body, key)
-      new(http, Work.new("#{path}/turn", "X-Turn", "#{path}/turns"), body, key, TurnResult)
+    def self.of_turn(http, path, body, key, on_permission = nil)
+      work = Work.new("#{path}/turn", "X-Turn", "#{path}/turns", "#{path}/permissions")
+      new(http, work, body, key, TurnResult, on_permission)
+    end
+
+    # What is sent for an answer to what an agent asks.
+    #
+    # @api private
+    def self.permission_body(answer)
+      return answer if answer.is_a?(Hash)
+
+      %w[allow deny].include?(answer.to_s) ? { decision: answer.to_s } : { option_id: answer.to_s }
     end
 
     # @api private
-    def initialize(http, work, body, key, kind)
+    def initialize(http, work, body, key, kind, on_permission)
       @http = http
       @work = work
       @body = body
       @kind = kind
+      @on_permission = on_permission
       # With a key the work outlives its connection, which can so be taken up again.
       @key = HTTP.key(key) || SecureRandom.uuid
     end
@@ -130,8 +141,19 @@ module Clawdforge
 
       @result = @kind.from(event.data) if @over
       @left = true
+      answer(event.data) if event.name == "permission_request" && @on_permission
       yield event
       @left = false
+    end
+
+    # A callback that raises leaves the stream, so that what was asked is refused with all the rest.
+    def answer(question)
+      body = EventStream.permission_body(@on_permission.call(question))
+      place = format(@work.permissions, @id)
+      @http.call(Net::HTTP::Post, "#{place}/#{HTTP.segment("permission_id", question["permission_id"])}", json: body)
+    rescue APIError => e
+      # It is over, or somebody else was faster.
+      raise unless [409, 410].include?(e.status)
     end
 
     def pause(error)

@@ -31,6 +31,8 @@ module Clawdforge
     # @param timeout_secs [Integer, nil] seconds that the turn may take; the server's own 600 where it is nil
     # @param idempotency_key [String, nil] as {Client#run} takes it
     # @param stream [Boolean] whether not to wait for the answer; leaving a stream cancels its turn
+    # @param on_permission [#call, nil] answers what the agent of a session with permissions "ask" asks: gets the question (a
+    #   Hash) and gives "allow", "deny", an option's id, or a Hash; one that raises cancels the turn
     # @yieldparam event [Event] each message of the agent, as it comes
     # @return [TurnResult, EventStream] the events where +stream+ is true and there is no block
     # @raise [ArgumentError] for an empty prompt, before anything is sent
@@ -38,17 +40,35 @@ module Clawdforge
     # @raise [APIError] 502 where the agent failed or ran out of time (the session stays usable), 410 where the session
     #   was closed elsewhere, 404 where it is gone, 422 for bad input
     # @raise [AuthError, TransportError]
-    def turn(prompt, files: nil, timeout_secs: nil, idempotency_key: nil, stream: false, &block)
+    def turn(prompt, files: nil, timeout_secs: nil, idempotency_key: nil, on_permission: nil, stream: false, &block)
       HTTP.present("prompt", prompt)
       raise ClosedSessionError, "session #{id} is closed; create another one" if closed?
 
       body = { prompt: prompt, files: FileToken.list(files), timeout_secs: timeout_secs }
-      if stream || block
-        events = EventStream.of_turn(@http, path, body, idempotency_key)
-        return block ? events.each(&block) : events
+      if stream || block || on_permission
+        events = EventStream.of_turn(@http, path, body, idempotency_key, on_permission)
+        return stream && !block ? events : events.each(&(block || proc {}))
       end
       secs = timeout_secs || TURN_SECS
       TurnResult.from(@http.call(Net::HTTP::Post, "#{path}/turn", json: body, key: idempotency_key, work_secs: secs))
+    end
+
+    # @return [Array<Hash>] what its agent asks and nobody has answered yet
+    # @raise [AuthError, APIError, TransportError]
+    def permissions
+      @http.call(Net::HTTP::Get, "#{path}/permissions").fetch("permissions", [])
+    end
+
+    # Answers what its agent asks. The same answer can be given again.
+    #
+    # @param permission_id [String]
+    # @param answer [String, Hash] "allow", "deny", an option's id, or what the server takes
+    # @return [Hash]
+    # @raise [APIError] 409 where it was answered otherwise, 410 where it is over, 422 for what it does not offer
+    # @raise [AuthError, TransportError]
+    def answer(permission_id, answer)
+      place = "#{path}/permissions/#{HTTP.segment("permission_id", permission_id)}"
+      @http.call(Net::HTTP::Post, place, json: EventStream.permission_body(answer))
     end
 
     # Cancels the turn that is running and those that wait. The session stays open.
