@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::Notify;
+use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -308,6 +309,11 @@ impl Pool {
                 state.uses.retain(|(use_, _)| *use_ != want);
             }
         }
+    }
+
+    /// Does something that an end of the server waits for, whoever waits for it.
+    pub fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) -> JoinHandle<()> {
+        self.0.ending.spawn(work)
     }
 
     fn end(&self, standby: WarmProcess) {

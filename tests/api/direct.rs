@@ -79,3 +79,15 @@ async fn what_is_asked_between_turns_is_refused_before_the_next_one() {
     tokio::time::sleep(Duration::from_millis(300)).await;
     assert_eq!(text().await, "refused -32601");
 }
+
+#[tokio::test]
+async fn what_nobody_knows_passes_through_whole() {
+    let server = options("strange").start();
+    let token = server.mint("app").await;
+    let id = create(&server, &token).await;
+    let answer = turn(&server, &token, &id, json!({"prompt": "Hello."})).await;
+    assert_eq!((answer.status, &answer.json["stop_reason"]), (StatusCode::OK, &json!("tea_time")), "{answer:?}");
+    let update = r#"{"jsonrpc":"2.0","method":"session/update","params":{"sessionId":"one","update":{"sessionUpdate":"mood_update","mood":1.50,"new":[{}]}},"more":{"a":1e3},"type":"mood_update"}"#;
+    assert!(answer.text.contains(update), "{}", answer.text);
+    assert!(answer.text.contains(r#""usage":{"inputTokens":1,"outputTokens":2,"sips":3}},"extra":true,"type":"stop"}"#), "{}", answer.text);
+}

@@ -88,13 +88,24 @@ impl Claude {
 
     /// The models that the CLI says it has. Where it has not told yet it is asked, which takes half a second; none where it does not tell.
     pub async fn models(&self) -> Vec<Model> {
-        let mut asked = self.asking.lock().await;
+        let mut asked = self.asking.clone().lock_owned().await;
         let known = self.models.all();
         if !known.is_empty() || asked.is_some_and(|asked| asked.elapsed() < ASK_AGAIN) {
             return known;
         }
         *asked = Some(Instant::now());
-        let Ok((run_dir, _)) = self.run_dirs.set_up(Uuid::now_v7(), Vec::new()).await else { return known };
+        let claude = self.clone();
+        // Of its own: a caller that leaves must not leave a folder behind.
+        let asking = async move {
+            claude.ask_for_models().await;
+            drop(asked);
+        };
+        let _ = self.warm.spawn(asking).await;
+        self.models.all()
+    }
+
+    async fn ask_for_models(&self) {
+        let Ok((run_dir, _)) = self.run_dirs.set_up(Uuid::now_v7(), Vec::new()).await else { return };
         // What it would wait for when it starts is waited for by nobody here: it has little time.
         if let Ok(waiting) = run_dir.start(Purpose::Completion, "sonnet") {
             let (time_up, cancel) = (Box::pin(sleep(ASKING)), CancellationToken::new());
@@ -108,7 +119,6 @@ impl Claude {
             process::converse_with(waiting, &run_dir.tag(), options, read).await;
         }
         run_dir.clear_away().await;
-        self.models.all()
     }
 
     async fn prepare_cold(&self, uuid: Uuid, spec: &Spec) -> io::Result<Ready> {
