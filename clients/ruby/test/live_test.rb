@@ -144,7 +144,7 @@ class LiveTest < Minitest::Test
 
   def test_a_run_out_of_time_is_a_502
     error = refused(502) { client.run(prompt: stub(delay_ms: 20_000), timeout_secs: 5) }
-    assert_equal "timeout", error.body["stop_reason"]
+    assert_equal "timeout", error.body["stop_reason"], error.body.inspect
   end
 
   def test_auth
