@@ -12,6 +12,7 @@ mod job;
 mod limits;
 mod model_apis;
 mod operator;
+mod permissions;
 mod run;
 mod schema;
 mod sessions;
