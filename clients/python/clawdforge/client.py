@@ -9,10 +9,10 @@ from dataclasses import fields
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Literal, cast, overload
-from urllib.parse import quote
 
 import requests
 
+from .checks import segment, strings, text
 from .errors import ForgeAPIError, ForgeTransportError, api_error
 from .multipart import file_part
 from .results import AppToken, FileToken, RunResult, RunState
@@ -83,6 +83,8 @@ class Forge:
         timeout_secs: int | None = None,
         schema: dict[str, Any] | None = None,
         idempotency_key: str | None = None,
+        agent: str | None = None,
+        permissions: str | None = None,
         on_permission: OnPermission | None = None,
         permission_timeout_secs: int | None = None,
         stream: Literal[False] = False,
@@ -99,6 +101,8 @@ class Forge:
         timeout_secs: int | None = None,
         schema: dict[str, Any] | None = None,
         idempotency_key: str | None = None,
+        agent: str | None = None,
+        permissions: str | None = None,
         on_permission: OnPermission | None = None,
         permission_timeout_secs: int | None = None,
         stream: Literal[True],
@@ -114,6 +118,8 @@ class Forge:
         timeout_secs: int | None = None,
         schema: dict[str, Any] | None = None,
         idempotency_key: str | None = None,
+        agent: str | None = None,
+        permissions: str | None = None,
         on_permission: OnPermission | None = None,
         permission_timeout_secs: int | None = None,
         stream: bool = False,
@@ -123,13 +129,23 @@ class Forge:
         ``files`` are the tokens of uploads, ``timeout_secs`` is 5 to 600. With ``schema``, a JSON Schema, the result is a value
         of that kind. Sent again with the same ``idempotency_key``, it gives the first one's answer and runs nothing. With
         ``stream`` it doesn't wait, but gives the events as they come. With ``on_permission`` the agent asks before it acts, and
-        that answers; one that raises cancels the run. An error with status 502 says in its message why claude
+        that answers; one that raises cancels the run. ``agent`` is another of the server's than claude, and ``permissions``
+        are then ``deny-all``, ``approve-reads`` or ``approve-all``. An error with status 502 says in its message why the agent
         failed; 503 with ``Retry-After`` means that the server is busy.
         """
-        body, headers = self._run(prompt, model, system, files, timeout_secs, schema), key_header(idempotency_key)
+        body = self._run(
+            prompt,
+            files,
+            timeout_secs,
+            model=model,
+            system=system,
+            schema=schema,
+            agent=agent,
+            permissions=permissions if on_permission is None else "ask",
+            permission_timeout_secs=permission_timeout_secs,
+        )
+        headers = key_header(idempotency_key)
         if stream or on_permission is not None:
-            if on_permission is not None:
-                body |= _asking(permission_timeout_secs)
             work = Work("/run", "X-Run-Id", "/runs/{}", "/runs/{}/permissions")
             events = EventStream(Following(self, work, body, headers), _run_result, on_permission)
             return events if stream else events.read()
@@ -145,6 +161,8 @@ class Forge:
         timeout_secs: int | None = None,
         schema: dict[str, Any] | None = None,
         idempotency_key: str | None = None,
+        agent: str | None = None,
+        permissions: str | None = None,
         ask: bool = False,
         permission_timeout_secs: int | None = None,
     ) -> RunState:
@@ -152,45 +170,42 @@ class Forge:
 
         With ``ask`` the agent asks before it acts: see :meth:`run_permissions`.
         """
-        body = self._run(prompt, model, system, files, timeout_secs, schema)
-        if ask:
-            body |= _asking(permission_timeout_secs)
+        body = self._run(
+            prompt,
+            files,
+            timeout_secs,
+            model=model,
+            system=system,
+            schema=schema,
+            agent=agent,
+            permissions="ask" if ask else permissions,
+            permission_timeout_secs=permission_timeout_secs,
+        )
         headers = key_header(idempotency_key) | {"Prefer": "respond-async"}
         return _run_state(self._call("POST", "/run", json=body, headers=headers))
 
     def get_run(self, run_id: str) -> RunState:
         """How far a run has come. Status 404 where this app has none of that id."""
-        return _run_state(self._call("GET", f"/runs/{_segment(run_id, 'run_id')}"))
+        return _run_state(self._call("GET", f"/runs/{segment(run_id, 'run_id')}"))
 
     def run_permissions(self, run_id: str) -> list[dict[str, Any]]:
         """What a run's agent asks and nobody has answered yet."""
-        return list(self._call("GET", f"/runs/{_segment(run_id, 'run_id')}/permissions")["permissions"])
+        return list(self._call("GET", f"/runs/{segment(run_id, 'run_id')}/permissions")["permissions"])
 
     def answer_run(self, run_id: str, permission_id: str, answer: PermissionAnswer) -> dict[str, Any]:
         """Answers what a run's agent asks. The same answer can be given again; status 409 for another, 410 where it is over."""
-        path = f"/runs/{_segment(run_id, 'run_id')}/permissions/{_segment(permission_id, 'permission_id')}"
+        path = f"/runs/{segment(run_id, 'run_id')}/permissions/{segment(permission_id, 'permission_id')}"
         return self._call("POST", path, json=permission_body(answer))
 
     def cancel(self, run_id: str) -> bool:
         """Ends a run, whose processes are gone when this returns; whether there was anything to end."""
-        return not self._call("DELETE", f"/runs/{_segment(run_id, 'run_id')}")["already_over"]
+        return not self._call("DELETE", f"/runs/{segment(run_id, 'run_id')}")["already_over"]
 
-    def _run(
-        self,
-        prompt: str,
-        model: str | None,
-        system: str | None,
-        files: Sequence[str] | None,
-        timeout_secs: int | None,
-        schema: dict[str, Any] | None,
-    ) -> dict[str, Any]:
-        timeout_secs = self.default_timeout_secs if timeout_secs is None else timeout_secs
-        body = self._prompt(prompt, files) | {"model": model or self.default_model, "timeout_secs": timeout_secs}
-        if system is not None:
-            body["system"] = system
-        if schema is not None:
-            body["schema"] = schema
-        return body
+    def _run(self, prompt: str, files: Sequence[str] | None, timeout_secs: int | None, **more: Any) -> dict[str, Any]:
+        if more["agent"] in (None, "claude"):
+            more["model"] = more["model"] or self.default_model
+        more["timeout_secs"] = self.default_timeout_secs if timeout_secs is None else timeout_secs
+        return self._prompt(prompt, files) | {name: value for name, value in more.items() if value is not None}
 
     def upload_file(
         self,
@@ -291,13 +306,13 @@ class Forge:
 
     def get_session(self, id: str) -> dict[str, Any]:
         """What the server knows of a session. Status 404 where this app has none of that id."""
-        return self._call("GET", f"/sessions/{_segment(id, 'id')}")
+        return self._call("GET", f"/sessions/{segment(id, 'id')}")
 
     def create_token(self, name: str, ip_cidrs: Sequence[str] | None = None) -> AppToken:
         """Mints an app's token; this is the only time that it is shown. The operator's token is needed."""
-        body: dict[str, Any] = {"name": _text(name, "name")}
+        body: dict[str, Any] = {"name": text(name, "name")}
         if ip_cidrs:
-            body["ip_cidrs"] = _strings(ip_cidrs, "ip_cidrs")
+            body["ip_cidrs"] = strings(ip_cidrs, "ip_cidrs")
         answer = self._call("POST", "/admin/tokens", json=body)
         return AppToken(answer["name"], answer["token"], list(answer["ip_cidrs"]), answer["created_at"], None, True)
 
@@ -317,13 +332,13 @@ class Forge:
 
     def revoke_token(self, name: str) -> bool:
         """Revokes an app's token, from its next request on. True; status 404 where there is none of that name."""
-        self._call("DELETE", f"/admin/tokens/{_segment(name, 'name')}")
+        self._call("DELETE", f"/admin/tokens/{segment(name, 'name')}")
         return True
 
     def _prompt(self, prompt: str, files: Sequence[str] | None) -> dict[str, Any]:
-        body: dict[str, Any] = {"prompt": _text(prompt, "prompt")}
+        body: dict[str, Any] = {"prompt": text(prompt, "prompt")}
         if files:
-            body["files"] = _strings(files, "files")
+            body["files"] = strings(files, "files")
         return body
 
     def _call(self, method: str, path: str, **request: Any) -> dict[str, Any]:
@@ -359,17 +374,13 @@ def _body(response: requests.Response) -> dict[str, Any] | str | None:
     return body if isinstance(body, dict) else response.text or None
 
 
-def _asking(timeout_secs: int | None) -> dict[str, Any]:
-    """What has an agent ask before it acts."""
-    return {"permissions": "ask"} | ({} if timeout_secs is None else {"permission_timeout_secs": timeout_secs})
-
-
 def _run_result(answer: dict[str, Any]) -> RunResult:
     return RunResult(answer["ok"], answer["result"], answer["duration_ms"], answer["stop_reason"])
 
 
 def _run_state(answer: dict[str, Any]) -> RunState:
-    return RunState(**{field.name: answer[field.name] for field in fields(RunState)})
+    # An older server does not say which agent it was.
+    return RunState(**{field.name: answer[field.name] for field in fields(RunState) if field.name in answer})
 
 
 def _bearer(token: str) -> Callable[[requests.PreparedRequest], requests.PreparedRequest]:
@@ -383,21 +394,3 @@ def _bearer(token: str) -> Callable[[requests.PreparedRequest], requests.Prepare
 def _anonymous(request: requests.PreparedRequest) -> requests.PreparedRequest:
     return request
 
-
-def _text(value: str, name: str) -> str:
-    if not isinstance(value, str) or not value:
-        raise ValueError(f"{name} must be a text that is not empty")
-    return value
-
-
-def _strings(values: Sequence[str], name: str) -> list[str]:
-    if isinstance(values, str):
-        raise TypeError(f"{name} must be a list, not one text")
-    return list(values)
-
-
-def _segment(value: str, name: str) -> str:
-    """A part of a path."""
-    if _text(value, name) in (".", ".."):
-        raise ValueError(f"{name} can't be {value!r}")
-    return quote(value, safe="")

@@ -25,7 +25,8 @@ class RunState:
     run_id: str
     #: ``queued``, ``running``, ``succeeded``, ``failed``, ``timed_out``, ``cancelled``, or ``interrupted`` by the server's end.
     status: str
-    model: str
+    #: None where another agent than claude chose its own.
+    model: str | None
     #: Unix seconds.
     queued_at: int | None
     #: Unix seconds.
@@ -42,6 +43,7 @@ class RunState:
     input_tokens: int | None
     output_tokens: int | None
     cost_usd: float | None
+    agent: str = "claude"
 
     @property
     def done(self) -> bool:

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal, overload
 
+from .checks import segment
 from .results import TurnResult
 from .stream import EventStream, Following, OnPermission, PermissionAnswer, Work, key_header, permission_body
 
@@ -93,7 +94,8 @@ class Session:
 
     def answer(self, permission_id: str, answer: PermissionAnswer) -> dict[str, Any]:
         """Answers what its agent asks. The same answer can be given again; status 409 for another, 410 where it is over."""
-        return self._forge._call("POST", f"/sessions/{self.id}/permissions/{permission_id}", json=permission_body(answer))
+        path = f"/sessions/{self.id}/permissions/{segment(permission_id, 'permission_id')}"
+        return self._forge._call("POST", path, json=permission_body(answer))
 
     def state(self) -> dict[str, Any]:
         """What the server knows of it: ``live``, ``turn_count``, ``last_turn_at``, ``closed_at``, …"""

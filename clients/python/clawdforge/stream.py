@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import requests
 
+from .checks import segment
 from .errors import ForgeAPIError, ForgeError, ForgeTransportError, api_error
 from .results import Event
 
@@ -95,7 +96,7 @@ class Following:
         """Answers what its agent asks, unless that is over."""
         place = self._work.permissions.format(self.id)
         try:
-            self._forge._call("POST", f"{place}/{permission_id}", json=permission_body(answer))
+            self._forge._call("POST", f"{place}/{segment(permission_id, 'permission_id')}", json=permission_body(answer))
         except ForgeAPIError as error:
             if error.status_code not in (409, 410):
                 raise
@@ -165,12 +166,11 @@ class EventStream(Iterator[Event], Generic[Result]):
 
     def _answer(self, event: Event, on_permission: OnPermission) -> None:
         try:
-            answer = on_permission(event.data)
+            self._following.answer(event.data["permission_id"], on_permission(event.data))
         except BaseException:
-            # What it was asked for is refused with all the rest.
+            # What was asked is refused with all the rest, also where the server did not take the answer.
             self.close()
             raise
-        self._following.answer(event.data["permission_id"], answer)
 
     def read(self) -> Result:
         """Reads it to its end, and gives the result."""

@@ -88,6 +88,20 @@ class Runs(unittest.TestCase):
             self.assertIs(forge().cancel("0a"), not over_before)
 
     @responses.activate
+    def test_another_agent_has_its_own_model_and_permissions(self) -> None:
+        responses.post(f"{URL}/run", json=RUN)
+        forge().run("hello", agent="gemini", permissions="approve-all")
+        asked = {"prompt": "hello", "agent": "gemini", "timeout_secs": 120}
+        self.assertEqual(sent(), asked | {"permissions": "approve-all"})
+        # Said without need, for the server to refuse.
+        forge().run("hello", agent="claude", permission_timeout_secs=5)
+        self.assertEqual(sent(), asked | {"agent": "claude", "model": "sonnet", "permission_timeout_secs": 5})
+        responses.replace("POST", f"{URL}/run", json=STATE | {"agent": "gemini", "model": None})
+        state = forge().submit("hello", agent="gemini", model="gemini-2.5-pro", ask=True, permission_timeout_secs=20)
+        self.assertEqual(sent(), asked | {"model": "gemini-2.5-pro", "permissions": "ask", "permission_timeout_secs": 20})
+        self.assertEqual((state.agent, state.model), ("gemini", None))
+
+    @responses.activate
     def test_a_key_and_a_schema_are_sent(self) -> None:
         responses.post(f"{URL}/run", json=RUN)
         responses.post(f"{URL}/sessions", json=SESSION)

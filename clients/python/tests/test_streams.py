@@ -144,6 +144,21 @@ class Streams(unittest.TestCase):
             self.forge.run("hi", on_permission=raises)
         self.assertEqual(self.requests(), ["POST /run", "DELETE /runs/0a"])
 
+    def test_an_answer_that_is_not_taken_cancels_the_work(self) -> None:
+        question = frame(1, "permission_request", {"permission_id": "p/1"})
+        refused = Answer(status=422, body={"status": 422, "detail": "The question does not offer that."})
+        self.serve(Answer([question]), refused, Answer())
+        with self.assertRaises(ForgeAPIError) as caught:
+            self.forge.run("hi", on_permission=lambda question: "always")
+        self.assertEqual(caught.exception.status_code, 422)
+        self.assertEqual(self.requests(), ["POST /run", "POST /runs/0a/permissions/p%2F1", "DELETE /runs/0a"])
+        self.serve(Answer([question], waits=True), Answer())
+        with self.assertRaises(TypeError):
+            self.forge.run("hi", on_permission=lambda question: None)  # type: ignore[arg-type, return-value]
+        self.assertEqual(self.requests()[-2:], ["POST /run", "DELETE /runs/0a"])
+        with self.assertRaises(ValueError):
+            Session(self.forge, "ab12", "claude").answer("..", "allow")
+
     def test_events_come_as_they_happen(self) -> None:
         seen = threading.Event()
         self.serve(Answer([text(1, "first"), seen, frame(2, "result", RUN)]))

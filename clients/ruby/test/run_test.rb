@@ -64,6 +64,21 @@ class RunTest < ClientTest
     end
   end
 
+  def test_another_agent_has_its_own_model_and_permissions
+    answers(:post, "/run", ANSWER.merge(STATE, "agent" => "gemini", "model" => nil))
+    asked = { prompt: "hi", agent: "gemini", timeout_secs: 120 }
+    client.run(prompt: "hi", agent: "gemini", permissions: "approve-all")
+    # Said without need, for the server to refuse.
+    client.run(prompt: "hi", agent: "claude", permission_timeout_secs: 5)
+    state = client.submit(prompt: "hi", agent: "gemini", model: "pro", ask: true, permission_timeout_secs: 20)
+    assert_equal ["gemini", nil], [state.agent, state.model]
+    [{ permissions: "approve-all" }, { agent: "claude", model: "sonnet", permission_timeout_secs: 5 },
+     { model: "pro", permissions: "ask", permission_timeout_secs: 20 }].each do |more|
+      assert_requested :post, "#{URL}/run", body: asked.merge(more), times: 1
+    end
+    assert_raises(ArgumentError) { client.run(prompt: "hi", permision: "ask") }
+  end
+
   def test_a_key_and_a_schema_are_sent
     schema = { "type" => "object" }
     answers(:post, "/run", ANSWER.merge(STATE))

@@ -101,6 +101,14 @@ class StreamTest < ClientTest
     assert_equal ["POST /run", "DELETE /runs/0a"], @asked.map(&:first)
   end
 
+  def test_an_answer_that_is_not_taken_cancels_the_work
+    serve([200, [frame(1, "permission_request", { "permission_id" => "p/1" })]],
+          [422, { "status" => 422, "detail" => "The question does not offer that." }], [200, { "ok" => true }])
+    error = assert_raises(Clawdforge::APIError) { wire_client.run(prompt: "hi", on_permission: ->(_) { "always" }) }
+    @serving.join
+    assert_equal [422, ["POST /run", "POST /runs/0a/permissions/p%2F1", "DELETE /runs/0a"]], [error.status, @asked.map(&:first)]
+  end
+
   def test_a_stream_in_pieces_of_any_size
     whole = ": heartbeat\n\n#{text(1, "hé")}#{frame(2, "tool_call", { "name" => "Bash", "args" => { "a" => "\n" } }, pretty: true)}" \
             ":\n\n#{frame(3, "text", { "content" => "llo" }, pretty: true)}#{frame(nil, "gap", { "detail" => "Some are missing." })}" \

@@ -43,6 +43,8 @@ module Clawdforge
     # @param idempotency_key [String, nil] up to 255 visible characters; sent again with the same one, the request gives
     #   the first one's answer and runs nothing
     # @param stream [Boolean] whether not to wait for the reply
+    # @param agent [String, nil] another of the server's agents than claude
+    # @param permissions [String, nil] of another agent: "deny-all", which it has where it is nil, "approve-reads" or "approve-all"
     # @param on_permission [#call, nil] has the agent ask before it acts, and answers: gets the question (a Hash) and gives "allow",
     #   "deny", an option's id, or a Hash; one that raises cancels the run. Not with an http_client that has one
     #   connection only
@@ -53,11 +55,11 @@ module Clawdforge
     # @raise [APIError] 502 where the agent failed or ran out of time, 503 where the server is busy, 400 for a file that
     #   is unknown or expired, 422 for other bad input
     # @raise [AuthError, TransportError]
-    def run(prompt:, model: nil, system: nil, files: nil, timeout_secs: nil, schema: nil, idempotency_key: nil,
-            on_permission: nil, permission_timeout_secs: nil, stream: false, &block)
-      body = run_body(prompt, model, system, files, timeout_secs, schema)
+    def run(prompt:, model: nil, files: nil, timeout_secs: nil, idempotency_key: nil, on_permission: nil, stream: false,
+            **options, &block)
+      options = options.merge(permissions: "ask") if on_permission
+      body = run_body(prompt, model, files, timeout_secs, **options)
       if stream || block || on_permission
-        body = body.merge(asking(permission_timeout_secs)) if on_permission
         events = EventStream.of_run(@http, body, idempotency_key, on_permission)
         return stream && !block ? events : events.each(&(block || proc {}))
       end
@@ -70,10 +72,9 @@ module Clawdforge
     # @param ask [Boolean] whether the agent asks before it acts: see {#run_permissions}
     # @return [RunState]
     # @raise (see #run)
-    def submit(prompt:, model: nil, system: nil, files: nil, timeout_secs: nil, schema: nil, idempotency_key: nil,
-               ask: false, permission_timeout_secs: nil)
-      body = run_body(prompt, model, system, files, timeout_secs, schema)
-      body = body.merge(asking(permission_timeout_secs)) if ask
+    def submit(prompt:, model: nil, files: nil, timeout_secs: nil, idempotency_key: nil, ask: false, **options)
+      options = options.merge(permissions: "ask") if ask
+      body = run_body(prompt, model, files, timeout_secs, **options)
       headers = { "Prefer" => "respond-async" }
       RunState.from(@http.call(Net::HTTP::Post, "/run", json: body, key: idempotency_key, headers: headers))
     end
@@ -236,13 +237,12 @@ module Clawdforge
 
     private
 
-    def asking(timeout_secs)
-      { permissions: "ask", permission_timeout_secs: timeout_secs }
-    end
-
-    def run_body(prompt, model, system, files, timeout_secs, schema)
-      { prompt: HTTP.present("prompt", prompt), model: model || @default_model, system: system,
-        files: FileToken.list(files), timeout_secs: timeout_secs || @default_timeout, schema: schema }
+    def run_body(prompt, model, files, timeout_secs, agent: nil, permissions: nil, permission_timeout_secs: nil,
+                 system: nil, schema: nil)
+      model ||= @default_model if [nil, "claude"].include?(agent)
+      { prompt: HTTP.present("prompt", prompt), model: model, system: system, files: FileToken.list(files),
+        timeout_secs: timeout_secs || @default_timeout, schema: schema, agent: agent, permissions: permissions,
+        permission_timeout_secs: permission_timeout_secs }
     end
   end
 end

@@ -24,7 +24,7 @@ module Clawdforge
   # @!attribute run_id [String]
   # @!attribute status [String] "queued", "running", "succeeded", "failed", "timed_out", "cancelled", or "interrupted" by the
   #   server's end
-  # @!attribute model [String]
+  # @!attribute model [String, nil] nil where another agent than claude chose its own
   # @!attribute queued_at [Integer, nil] Unix seconds
   # @!attribute started_at [Integer, nil] Unix seconds
   # @!attribute finished_at [Integer, nil] Unix seconds
@@ -35,8 +35,9 @@ module Clawdforge
   # @!attribute input_tokens [Integer, nil]
   # @!attribute output_tokens [Integer, nil]
   # @!attribute cost_usd [Float, nil]
+  # @!attribute agent [String]
   RunState = Struct.new(:run_id, :status, :model, :queued_at, :started_at, :finished_at, :duration_ms, :result, :error,
-                        :stop_reason, :input_tokens, :output_tokens, :cost_usd, keyword_init: true) do
+                        :stop_reason, :input_tokens, :output_tokens, :cost_usd, :agent, keyword_init: true) do
     extend FromAnswer
 
     # @return [Boolean] whether it is over, well or not
