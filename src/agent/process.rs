@@ -289,7 +289,7 @@ pub async fn converse_and(
             () = async { over.cancelled().await; sleep(PIPE_GRACE).await } => {}
         }
     });
-    Finished { end, stderr: last_characters(&String::from_utf8_lossy(&tail)), spoke: spoke.is_cancelled() }
+    Finished { end, stderr: last_characters(&String::from_utf8_lossy(&tail), STDERR_CHARACTERS).to_owned(), spoke: spoke.is_cancelled() }
 }
 
 async fn next_of(more: &mut Option<mpsc::UnboundedReceiver<Vec<u8>>>) -> Option<Vec<u8>> {
@@ -299,10 +299,10 @@ async fn next_of(more: &mut Option<mpsc::UnboundedReceiver<Vec<u8>>>) -> Option<
     }
 }
 
-/// The last 4,000 characters.
-fn last_characters(text: &str) -> String {
-    let start = text.char_indices().rev().nth(STDERR_CHARACTERS - 1).map_or(0, |(at, _)| at);
-    text[start..].to_owned()
+/// The last characters, at most so many.
+pub fn last_characters(text: &str, most: usize) -> &str {
+    let start = text.char_indices().rev().nth(most - 1).map_or(0, |(at, _)| at);
+    &text[start..]
 }
 
 async fn interrupt(agent: &mut Started) {
@@ -382,9 +382,9 @@ mod tests {
     #[test]
     fn standard_error_is_cut_by_characters() {
         let long = "ü".repeat(5000);
-        assert_eq!(last_characters(&long), "ü".repeat(4000));
-        assert_eq!(last_characters("aüb"), "aüb");
-        assert_eq!(last_characters(""), "");
+        assert_eq!(last_characters(&long, 4000), "ü".repeat(4000));
+        assert_eq!(last_characters("aüb", 4000), "aüb");
+        assert_eq!(last_characters("", 4000), "");
     }
 
     #[test]

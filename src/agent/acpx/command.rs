@@ -46,11 +46,13 @@ pub struct Target {
 }
 
 /// Why a step did not come about.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// There is no such program.
+    #[error("{} is not installed", .0.display())]
     NotInstalled(OsString),
     /// It failed, in its own words.
+    #[error("{0}")]
     Failed(String),
 }
 

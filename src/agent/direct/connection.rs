@@ -1,8 +1,8 @@
 //! An adapter that is at work, and what is said to it and by it.
 
 use std::future::pending;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -24,6 +24,8 @@ use crate::blocking::blocking;
 const END_GRACE: Duration = Duration::from_secs(2);
 /// By which an agent says that it has to be signed in.
 const SIGN_IN: i64 = -32000;
+/// Characters of what it said on standard error that stand in a message of its failure.
+const LAST_WORDS: usize = 500;
 /// Bytes that it may say while nobody listens. It has nothing to say between turns.
 const MAX_UNHEARD: usize = 2 * MAX_LINE;
 
@@ -39,6 +41,8 @@ pub(super) struct Connection {
     /// Ends it whatever it does.
     cancel: CancellationToken,
     over: CancellationToken,
+    /// The end of its standard error, when it is over.
+    stderr: Arc<OnceLock<String>>,
     next_id: i64,
     session: String,
     /// What was said on both sides and belongs to no turn yet.
@@ -96,8 +100,8 @@ impl Direct {
         let ((say, more), (hear, heard)) = (mpsc::unbounded_channel(), mpsc::unbounded_channel());
         let [cancel, over] = std::array::from_fn(|_| CancellationToken::new());
         let (tag, ends, ended) = (acpx.tag(&target.name), cancel.clone(), over.clone().drop_guard());
-        let unheard = Arc::new(AtomicUsize::new(0));
-        let said = unheard.clone();
+        let (unheard, stderr) = (Arc::new(AtomicUsize::new(0)), Arc::new(OnceLock::new()));
+        let (said, last_words) = (unheard.clone(), stderr.clone());
         self.0.ending.spawn(async move {
             let options = ConverseOptions {
                 input: Vec::new(),
@@ -117,6 +121,7 @@ impl Direct {
             };
             let finished = process::converse_with(waiting, &tag, options, read).await;
             tracing::debug!(end = ?finished.end, stderr = finished.stderr, "an adapter ended");
+            let _ = last_words.set(finished.stderr);
             drop(ended);
         });
         let mut connection = Connection {
@@ -126,6 +131,7 @@ impl Direct {
             unheard,
             cancel,
             over,
+            stderr,
             next_id: 0,
             session: String::new(),
             said: Vec::new(),
@@ -135,8 +141,11 @@ impl Direct {
         match connection.begin(kind, target, resumes, environment, deadline).await {
             Ok(()) => Ok(connection),
             Err(error) => {
-                connection.end().await;
-                Err(error)
+                let stderr = connection.end().await;
+                Err(match (error, process::last_characters(stderr.trim(), LAST_WORDS)) {
+                    (error, "") => error,
+                    (error, said) => Error::Failed(format!("{error}; it said: {said}")),
+                })
             }
         }
     }
@@ -168,20 +177,22 @@ impl Connection {
         self.waited = true;
     }
 
-    /// Closes its input, and ends it where that does not. Returns when nothing of it is left.
-    pub(super) async fn end(self) {
-        let Self { say, heard, cancel, over, .. } = self;
+    /// Closes its input, and ends it where that does not. Returns when nothing of it is left, with the end of its standard error.
+    pub(super) async fn end(self) -> String {
+        let Self { say, heard, cancel, over, stderr, .. } = self;
         drop((say, heard));
         if timeout(END_GRACE, over.cancelled()).await.is_err() {
             cancel.cancel();
             over.cancelled().await;
         }
+        stderr.get().cloned().unwrap_or_default()
     }
 
-    /// Ends it at once, with all that it started.
-    pub(super) async fn kill(self) {
+    /// Ends it at once, with all that it started. Gives the end of its standard error.
+    pub(super) async fn kill(self) -> String {
         self.cancel.cancel();
         self.over.cancelled().await;
+        self.stderr.get().cloned().unwrap_or_default()
     }
 
     async fn begin(

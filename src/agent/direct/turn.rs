@@ -29,10 +29,10 @@ const LOOK: Duration = Duration::from_millis(20);
 enum Prompted {
     /// Its turn has ended, and it can go on.
     Ended(Connection),
-    /// It is over, or must be.
-    Over,
-    /// It was dead before it heard the prompt.
-    Unheard,
+    /// It is over, or must be; with the end of its standard error.
+    Over(String),
+    /// The same, and it had not heard the prompt.
+    Unheard(String),
 }
 
 impl Direct {
@@ -40,19 +40,21 @@ impl Direct {
     pub async fn work(&self, conversation: &Conversation, spec: &Spec, control: Control<'_>, mut report: Report) {
         let target = self.0.acpx.target(&conversation.session_id, &conversation.setup);
         // A defect must not cost more than its own session's processes.
-        let take = self.take(&target, conversation.agent_session.as_deref(), spec, control, &mut report);
-        if AssertUnwindSafe(take).catch_unwind().await.is_err() {
-            family::end(&self.0.acpx.tag(&target.name)).await;
+        let take = self.take(&target, conversation.agent_session.as_deref(), spec, control);
+        match AssertUnwindSafe(take).catch_unwind().await {
+            Ok(outcome) => report.say(outcome),
+            Err(_) => drop(family::end(&self.0.acpx.tag(&target.name)).await),
         }
     }
 
-    async fn take(&self, target: &Target, known_as: Option<&str>, spec: &Spec, control: Control<'_>, report: &mut Report) {
+    /// Has the agent take the turn. Its agent stays.
+    pub(super) async fn take(&self, target: &Target, known_as: Option<&str>, spec: &Spec, control: Control<'_>) -> Outcome {
         // What came of it before has nothing to do with this turn.
         let _ = self.0.acpx.why_ended(&target.name);
         let started = Instant::now();
         let files = match self.0.acpx.attach(target, &spec.files).await {
             Ok(files) => files,
-            Err(error) => return report.say(Outcome::of(Ending::Unprepared(unprepared(&error)))),
+            Err(error) => return Outcome::of(Ending::Unprepared(unprepared(&error))),
         };
         let paths: Vec<_> = files.iter().map(|name| target.dir.work().join(name)).collect();
         let prompt = prompt_text(&spec.prompt, &paths);
@@ -65,28 +67,34 @@ impl Direct {
                     Error::NotInstalled(program) => Ending::NotInstalled(program.to_string_lossy().into_owned()),
                     Error::Failed(error) => turn.ending(|_| error),
                 };
-                return report.say(turn.outcome(ending, String::new(), 0.0));
+                return turn.outcome(ending, String::new(), 0.0);
             }
         };
         let mut began_at_usd = connection.began_at_usd;
         let prompted = match self.prompt(target, connection, &prompt, &mut turn, control).await {
             // One that died unnoticed while it had no turn has not seen the prompt.
-            Prompted::Unheard => match self.connection(target, known_as, &turn, control).await {
+            Prompted::Unheard(_) => match self.connection(target, known_as, &turn, control).await {
                 Ok(connection) => {
                     began_at_usd = connection.began_at_usd;
                     self.prompt(target, connection, &prompt, &mut turn, control).await
                 }
-                Err(_) => Prompted::Over,
+                Err(error) => Prompted::Over(error.to_string()),
             },
             prompted => prompted,
         };
         let ending = turn.ending(|last| last.map_or_else(|| "the agent ended before the turn did".to_owned(), str::to_owned));
         let ending = ending.or_failed(self.0.acpx.why_ended(&target.name));
-        match prompted {
-            Prompted::Ended(connection) => self.keep_idle(target, connection),
-            Prompted::Over | Prompted::Unheard => drop(family::end(&self.0.acpx.tag(&target.name)).await),
-        }
-        report.say(turn.outcome(ending, String::new(), began_at_usd));
+        let stderr = match prompted {
+            Prompted::Ended(connection) => {
+                self.keep_idle(target, connection);
+                String::new()
+            }
+            Prompted::Over(stderr) | Prompted::Unheard(stderr) => {
+                family::end(&self.0.acpx.tag(&target.name)).await;
+                stderr
+            }
+        };
+        turn.outcome(ending, stderr, began_at_usd)
     }
 
     /// Whether nothing goes on any more of a turn that was cancelled. Its agent says so a little before.
@@ -158,8 +166,7 @@ impl Direct {
                 () = unwanted => {
                     if cancelled_at.is_some() {
                         tracing::warn!(session = connection.session(), "the turn did not let itself be cancelled; ending the agent");
-                        connection.kill().await;
-                        return Prompted::Over;
+                        return Prompted::Over(connection.kill().await);
                     }
                     control.questions.cancel_all();
                     let session = connection.session().to_owned();
@@ -169,14 +176,13 @@ impl Direct {
                 }
             };
             let Some(line) = line else {
-                connection.end().await;
-                return if unheard.is_empty() { Prompted::Over } else { Prompted::Unheard };
+                let stderr = connection.end().await;
+                return if unheard.is_empty() { Prompted::Over(stderr) } else { Prompted::Unheard(stderr) };
             };
             // Its claude died while it had no turn, or it has forgotten the conversation: nothing was begun.
             if !unheard.is_empty() && connection.has_waited() && is_refusal(&line, id) {
                 tracing::info!(session = target.name, answer = %String::from_utf8_lossy(&line), "the agent refused a prompt after it had waited; starting it again");
-                connection.kill().await;
-                return Prompted::Unheard;
+                return Prompted::Unheard(connection.kill().await);
             }
             for line in unheard.drain(..) {
                 turn.line(&line);
@@ -190,14 +196,10 @@ impl Direct {
                     }
                 }
                 Heard::Ended if cancelled_at.is_some() && !self.is_over(&connection, &self.0.acpx.tag(&target.name)).await => {
-                    connection.end().await;
-                    return Prompted::Over;
+                    return Prompted::Over(connection.end().await);
                 }
                 Heard::Ended => return Prompted::Ended(connection),
-                Heard::Stop => {
-                    connection.kill().await;
-                    return Prompted::Over;
-                }
+                Heard::Stop => return Prompted::Over(connection.kill().await),
             }
         }
     }
