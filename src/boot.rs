@@ -12,6 +12,7 @@ use crate::agent::claude::models::KnownModels;
 use crate::agent::claude::run::Claude;
 use crate::agent::claude::workspace::RunDirs;
 use crate::agent::direct::Direct;
+use crate::agent::direct::run::Runs;
 use crate::agent::environment::Environment;
 use crate::agent::family;
 use crate::agent::folder::clear;
@@ -62,8 +63,13 @@ pub async fn set_up(settings: Settings, environment: Environment) -> anyhow::Res
     let warm = Pool::new(settings.standby, run_dirs.clone(), acpx.clone(), direct.clone());
     let lanes = Lanes::default();
     let claude = Claude::new(run_dirs.clone(), warm.clone(), KnownModels::default());
-    let backends =
-        Backends { claude: claude.clone(), direct: direct.clone(), acpx: Turns::new(acpx.clone(), warm.clone()), warm: warm.clone() };
+    let backends = Backends {
+        claude: claude.clone(),
+        others: Runs::new(direct.clone(), warm.clone()),
+        direct: direct.clone(),
+        acpx: Turns::new(acpx.clone(), warm.clone()),
+        warm: warm.clone(),
+    };
     let jobs = Jobs::new(
         Queue::new(settings.max_runs, settings.max_queued_runs),
         lanes.clone(),

@@ -1,22 +1,26 @@
-//! What executes an agent's work: for a run the `claude` CLI, for a turn acpx. It knows nothing of who asked, of places, or of rows.
+//! What executes an agent's work: for a run the `claude` CLI or another agent, for a turn acpx or an agent. It knows nothing of who asked, of places, or of rows.
 
 use std::io;
 
 use futures_util::future::{BoxFuture, ready};
 use uuid::Uuid;
 
+use super::acpx::command::Target;
 use super::acpx::turn::Turns;
 use super::claude::run::{self, Claude};
 use super::contract::{Conversation, Driver, Ending, Outcome, Spec};
 use super::control::{Control, Report};
 use super::direct::Direct;
+use super::direct::run::Runs;
 use super::warm_pool::Pool;
 
 /// What executes. Another kind of agent is another field, and another variant of [`Ready`].
 #[derive(Clone)]
 pub struct Backends {
-    /// Runs.
+    /// Runs by claude.
     pub claude: Claude,
+    /// Runs by other agents.
+    pub others: Runs,
     /// Turns of sessions by way of acpx.
     pub acpx: Turns,
     /// Turns of sessions whose agents are spoken to directly.
@@ -29,6 +33,8 @@ pub struct Backends {
 pub enum Ready<'a> {
     /// By the `claude` CLI.
     Claude(&'a Claude, Box<io::Result<run::Ready>>),
+    /// By another agent, in this folder.
+    Other(&'a Runs, Box<io::Result<Target>>),
     /// By acpx.
     Acpx(&'a Turns, &'a Conversation),
     /// By an agent that is spoken to directly.
@@ -48,9 +54,10 @@ pub struct Executed<'a> {
 impl Backends {
     /// Makes ready what the work needs and nobody else sees.
     pub async fn prepare<'a>(&'a self, uuid: Uuid, spec: &'a Spec) -> Ready<'a> {
-        match &spec.session {
-            None => Ready::Claude(&self.claude, Box::new(self.claude.prepare(uuid, spec).await)),
-            Some(conversation) => match conversation.driver {
+        match (&spec.session, &spec.agent) {
+            (None, None) => Ready::Claude(&self.claude, Box::new(self.claude.prepare(uuid, spec).await)),
+            (None, Some(setup)) => Ready::Other(&self.others, Box::new(self.others.prepare(setup).await)),
+            (Some(conversation), _) => match conversation.driver {
                 Driver::Acpx => Ready::Acpx(&self.acpx, conversation),
                 Driver::Direct => Ready::Direct(&self.direct, conversation),
             },
@@ -61,10 +68,18 @@ impl Backends {
 impl<'a> Ready<'a> {
     /// Takes it back.
     pub async fn abandon(self) {
-        if let Self::Claude(_, ready) = self
-            && let Ok(ready) = *ready
-        {
-            ready.abandon().await;
+        match self {
+            Self::Claude(_, ready) => {
+                if let Ok(ready) = *ready {
+                    ready.abandon().await;
+                }
+            }
+            Self::Other(others, target) => {
+                if let Ok(target) = *target {
+                    others.abandon(target).await;
+                }
+            }
+            Self::Acpx(..) | Self::Direct(..) => {}
         }
     }
 
@@ -73,6 +88,7 @@ impl<'a> Ready<'a> {
         let (report, mut reported) = Report::new();
         let (mut working, keeps_place): (BoxFuture<'a, ()>, _) = match self {
             Self::Claude(claude, ready) => (Box::pin(claude.work(*ready, spec, control, report)), true),
+            Self::Other(others, target) => (Box::pin(others.work(*target, spec, control, report)), true),
             // The session's processes stay, and only a last second of acpx's is still to come.
             Self::Acpx(acpx, conversation) => (Box::pin(acpx.work(conversation, spec, control, report)), false),
             Self::Direct(direct, conversation) => (Box::pin(direct.work(conversation, spec, control, report)), false),

@@ -29,8 +29,10 @@ pub struct Spec {
     pub session: Option<Conversation>,
     /// What the model is asked instead of the prompt, without an agent's tools.
     pub completion: Option<Completion>,
-    /// How the agent of a run asks before it acts, if it does. A session's setup says it of its own.
+    /// How the claude of a run asks before it acts, if it does. A setup says it of its own agent.
     pub ask: Option<Ask>,
+    /// The agent of a run, and what it is started with, where that is not claude.
+    pub agent: Option<Setup>,
 }
 
 /// The session that a turn is of.
@@ -46,8 +48,8 @@ pub struct Conversation {
     pub agent_session: Option<String>,
 }
 
-/// With what a session's agent is started, each time anew.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// With what a session's agent is started, each time anew, or that of a run.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
 pub struct Setup {
     /// One of the configured agents.
     pub agent: String,

@@ -17,6 +17,7 @@ use super::body::{ValidJson, Validate};
 use super::error::{ApiError, FieldError, Problem};
 use super::{runs, sessions};
 use crate::agent::questions::{self, Answer, By, Choice, NotTaken, Pick, Question, Questions};
+use crate::agent::turn::CLAUDE_AGENT;
 use crate::app::App;
 
 #[derive(Serialize, ToSchema)]
@@ -184,16 +185,19 @@ async fn answer_of_session(
 ) -> Result<Json<PermissionAnswered>, ApiError> {
     let Path((id, permission_id)) = path.map_err(|_| ApiError::NotFound)?;
     let session = sessions::find(&app, &caller, Ok(Path(id))).await?;
+    check_protocol(&asked)?;
+    let session_id = &session.new.session_id;
+    answer(&app, &caller, session_id, permission_id, &app.jobs.questions_of_session(session_id), asked).await
+}
+
+/// Refuses what the protocol of agents can't say: only claude can be told it, in a run.
+fn check_protocol(asked: &PermissionAnswer) -> Result<(), ApiError> {
     let errors: Vec<_> = [("/updated_input", asked.updated_input.is_some()), ("/message", asked.message.is_some())]
         .into_iter()
         .filter(|(_, is_there)| *is_there)
-        .map(|(pointer, _)| FieldError::new(pointer, "only the tools of a run can be given it; leave it out"))
+        .map(|(pointer, _)| FieldError::new(pointer, "only the tools of a run by claude can be given it; leave it out"))
         .collect();
-    if !errors.is_empty() {
-        return Err(ApiError::Invalid(errors));
-    }
-    let session_id = &session.new.session_id;
-    answer(&app, &caller, session_id, permission_id, &app.jobs.questions_of_session(session_id), asked).await
+    if errors.is_empty() { Ok(()) } else { Err(ApiError::Invalid(errors)) }
 }
 
 /// List what a run's agent asks
@@ -228,6 +232,9 @@ async fn answer_of_run(
 ) -> Result<Json<PermissionAnswered>, ApiError> {
     let Path((id, permission_id)) = path.map_err(|_| ApiError::NotFound)?;
     let run = runs::find(&app, &caller, Ok(Path(id))).await?;
+    if run.agent.as_deref() != Some(CLAUDE_AGENT) {
+        check_protocol(&asked)?;
+    }
     answer(&app, &caller, &run.id.to_string(), permission_id, &app.jobs.questions_of(&run.id), asked).await
 }
 

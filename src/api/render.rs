@@ -12,6 +12,7 @@ use super::answer::Answer;
 use super::error::ApiError;
 use super::reply::Reply;
 use crate::agent::contract::{Ending, Outcome, Unprepared};
+use crate::agent::kinds::{self, Kind};
 use crate::blocking::aside;
 use crate::clock;
 use crate::job::feed_format::End;
@@ -162,9 +163,14 @@ fn run(outcome: &Outcome) -> Answer {
             failed(StatusCode::BAD_GATEWAY, "error", "the server stopped before the answer; send the prompt again".to_owned())
         }
         Ending::NotInstalled(program) => {
-            let error = format!(
-                "the claude CLI is not installed on the server (looked for \"{program}\"); install it with \"npm install -g @anthropic-ai/claude-code\", or set CLAWDFORGE_CLAUDE_BIN"
-            );
+            let error = match kinds::with_program(program) {
+                Some(Kind { name, package, .. }) => format!(
+                    "{name} is not installed on the server (looked for \"{program}\"); install it with \"npm install -g {package}\""
+                ),
+                None => format!(
+                    "the claude CLI is not installed on the server (looked for \"{program}\"); install it with \"npm install -g @anthropic-ai/claude-code\", or set CLAWDFORGE_CLAUDE_BIN"
+                ),
+            };
             failed(StatusCode::SERVICE_UNAVAILABLE, "error", error)
         }
         Ending::Unprepared(why) => unprepared(why, "run"),

@@ -21,10 +21,14 @@ use super::error::{ApiError, FieldError, Problem};
 use super::render::{RunFailure, RunReply};
 use super::stream::{self, SentEvent};
 use super::submission::{self, SubmitOptions};
-use super::validate::{ask, attachments, check_files, check_model, check_permission_timeout, check_prompt, check_timeout};
+use super::validate::{
+    ask, attachments, check_agent, check_files, check_kept, check_model, check_permission_timeout, check_permissions, check_prompt,
+    check_timeout,
+};
 use super::view::RunState;
-use crate::agent::contract::Spec;
-use crate::agent::turn::ASK;
+use crate::agent::contract::{Setup, Spec};
+use crate::agent::kinds;
+use crate::agent::turn::{ASK, CLAUDE_AGENT};
 use crate::app::App;
 use crate::ledger::{JobId, JobRow};
 
@@ -35,7 +39,7 @@ struct RunRequest {
     #[schema(required, min_length = 1, max_length = 10_485_760)]
     prompt: String,
     // Defaults stand in words: from `default`, generators take an optional property for one that is always there.
-    /// `sonnet` by default.
+    /// `sonnet` by default; another agent's is its own.
     #[schema(pattern = r"^[A-Za-z0-9][A-Za-z0-9._:/@\[\]-]{0,127}$")]
     model: Option<String>,
     /// Added to the CLI's own system prompt.
@@ -50,10 +54,14 @@ struct RunRequest {
     #[serde(default, deserialize_with = "whole_number")]
     #[schema(minimum = 5, maximum = 600)]
     timeout_secs: Option<i64>,
-    /// `ask`: what the agent may do is asked of the app (`/runs/{id}/permissions`), where the run is streamed or in the background. Without
-    /// it, what isn't plainly safe is denied.
+    /// `claude` by default, or another of the server's agents. Only claude takes `system` and `schema`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(pattern = "^ask$")]
+    agent: Option<String>,
+    /// `ask`: what the agent may do is asked of the app (`/runs/{id}/permissions`), where the run is streamed or in the background. Without
+    /// it, what isn't plainly safe is denied. Agents other than claude can have `approve-all`, `approve-reads` and `deny-all` too, as far
+    /// as each keeps them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(pattern = "^(approve-all|approve-reads|deny-all|ask)$")]
     permissions: Option<String>,
     /// After how many seconds a question is refused that nobody answered; 300 by default.
     #[serde(default, deserialize_with = "whole_number", skip_serializing_if = "Option::is_none")]
@@ -68,10 +76,12 @@ impl Validate for RunRequest {
         check_model(self.model.as_deref(), &mut errors);
         check_files(self.files.as_deref(), &mut errors);
         check_timeout(self.timeout_secs, 600, &mut errors);
-        if self.permissions.as_ref().is_some_and(|permissions| permissions != ASK) {
+        check_permissions(self.permissions.as_deref(), &mut errors);
+        let by_claude = self.agent.as_deref().is_none_or(|agent| agent == CLAUDE_AGENT);
+        if by_claude && self.permissions.as_ref().is_some_and(|permissions| permissions != ASK) {
             errors.push(FieldError::new(
                 "/permissions",
-                "the permissions of a run can only be ask; leave them out to have the agent's tools denied what isn't plainly safe",
+                "the permissions of a run by claude can only be ask; leave them out to have its tools denied what isn't plainly safe",
             ));
         }
         check_permission_timeout(self.permission_timeout_secs, self.permissions.as_deref(), &mut errors);
@@ -109,22 +119,48 @@ async fn run(
     if let Some(schema) = &asked.schema {
         app.jobs.check_schema(&caller.app, schema).await?;
     }
-    if asked.permissions.is_some() && !options.is_early() {
+    let agent = other_agent(&app, &asked)?;
+    if asked.permissions.as_deref() == Some(ASK) && !options.is_early() {
         let detail = "nobody could answer while the request waits; have the events come (Accept: text/event-stream), or the run go on in the background (Prefer: respond-async)";
         return Err(ApiError::Invalid(vec![FieldError::new("/permissions", detail)]));
     }
     let spec = Spec {
         prompt: asked.prompt,
-        model: Some(asked.model.unwrap_or_else(|| "sonnet".to_owned())),
+        model: asked.model.or_else(|| agent.is_none().then(|| "sonnet".to_owned())),
         system: asked.system.filter(|system| !system.is_empty()),
         schema: asked.schema,
         files: attachments(&app, &caller, asked.files.unwrap_or_default()).await?,
         timeout: Duration::from_secs(asked.timeout_secs.unwrap_or(120).cast_unsigned()),
         session: None,
         completion: None,
-        ask: asked.permissions.map(|_| ask(asked.permission_timeout_secs, false)),
+        ask: asked.permissions.filter(|_| agent.is_none()).map(|_| ask(asked.permission_timeout_secs, false)),
+        agent,
     };
     submission::submit(&app, &caller, &options, key, Uuid::now_v7(), spec).await
+}
+
+/// The agent that is to make the run, where that is not claude. Refuses what can't be promised of it.
+fn other_agent(app: &App, asked: &RunRequest) -> Result<Option<Setup>, ApiError> {
+    let Some(agent) = asked.agent.clone().filter(|agent| agent != CLAUDE_AGENT) else { return Ok(None) };
+    check_agent(app, &agent)?;
+    let Some(kind) = kinds::of(&agent) else {
+        let detail = format!("{agent} is known to acpx alone, and makes no runs; create a session");
+        return Err(ApiError::Invalid(vec![FieldError::new("/agent", detail)]));
+    };
+    let mut errors = Vec::new();
+    let permissions = asked.permissions.clone().unwrap_or_else(|| "deny-all".to_owned());
+    check_kept(kind, &permissions, &mut errors);
+    let has_system = asked.system.as_ref().is_some_and(|system| !system.is_empty());
+    for (pointer, is_there) in [("/system", has_system), ("/schema", asked.schema.is_some())] {
+        if is_there {
+            errors.push(FieldError::new(pointer, format!("{agent} takes none; say it in the prompt")));
+        }
+    }
+    if !errors.is_empty() {
+        return Err(ApiError::Invalid(errors));
+    }
+    let ask = (permissions == ASK).then(|| ask(asked.permission_timeout_secs, false));
+    Ok(Some(Setup { agent, model: asked.model.clone(), system: None, permissions, ask }))
 }
 
 /// See a run

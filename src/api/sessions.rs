@@ -17,10 +17,10 @@ use super::auth::Caller;
 use super::body::{ValidJson, Validate, whole_number};
 use super::error::{ApiError, FieldError, Problem};
 use super::submission::{self, SubmitOptions};
-use super::validate::{ask, check_model, check_permission_timeout};
+use super::validate::{ask, check_agent, check_model, check_permission_timeout, check_permissions};
 use crate::agent::contract::{Driver, Setup};
 use crate::agent::kinds;
-use crate::agent::turn::{APPROVE_ALL, ASK, CLAUDE_AGENT, PERMISSIONS};
+use crate::agent::turn::{APPROVE_ALL, ASK, CLAUDE_AGENT};
 use crate::app::App;
 use crate::ledger::{NewSession, Session};
 use crate::session::Created;
@@ -65,9 +65,7 @@ impl Validate for SessionRequest {
         if self.system.as_ref().is_some_and(|system| system.len() > MAX_SYSTEM) {
             errors.push(FieldError::new("/system", "the system prompt is longer than 64 KiB"));
         }
-        if self.permissions.as_ref().is_some_and(|wanted| !PERMISSIONS.contains(&wanted.as_str())) {
-            errors.push(FieldError::new("/permissions", "permissions must be approve-all, approve-reads, deny-all or ask"));
-        }
+        check_permissions(self.permissions.as_deref(), &mut errors);
         check_permission_timeout(self.permission_timeout_secs, self.permissions.as_deref(), &mut errors);
         if self.allow_always.is_some() && self.permissions.as_deref() != Some(ASK) {
             errors.push(FieldError::new("/allow_always", "nothing is asked; set permissions to ask"));
@@ -177,7 +175,8 @@ async fn create(
         return created_before(&app, &caller, &session_id).await;
     }
     let agent = asked.agent.clone().unwrap_or_else(|| CLAUDE_AGENT.to_owned());
-    check_agent(&app, &agent, &asked)?;
+    check_agent(&app, &agent)?;
+    check_promised(&app, &agent, &asked)?;
     let setup = Setup {
         agent,
         model: asked.model,
@@ -200,13 +199,9 @@ async fn create(
     }
 }
 
-/// Refuses an agent that is not on the list, and what can't be promised of one: acpx tells others than claude no model, and of none of
-/// those it is known that it asks before it acts.
-fn check_agent(app: &App, agent: &str, asked: &SessionRequest) -> Result<(), ApiError> {
-    if !app.agents.iter().any(|known| known == agent) {
-        let error = FieldError::new("/agent", format!("the agent must be one of {}", app.agents.join(", ")));
-        return Err(ApiError::Invalid(vec![error]));
-    }
+/// Refuses what can't be promised of an agent: acpx tells others than claude no model, and of none of those it is known that it asks
+/// before it acts.
+fn check_promised(app: &App, agent: &str, asked: &SessionRequest) -> Result<(), ApiError> {
     let mut errors = Vec::new();
     let by_acpx = app.sessions.driver_of(agent) == Driver::Acpx;
     let kind = kinds::of(agent).filter(|_| !by_acpx || agent == CLAUDE_AGENT);

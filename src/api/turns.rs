@@ -96,6 +96,7 @@ async fn turn(
         session: Some(conversation),
         completion: None,
         ask: None,
+        agent: None,
     };
     submission::submit(&app, &caller, &options, key, Uuid::nil(), spec).await
 }

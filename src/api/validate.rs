@@ -5,8 +5,9 @@ use std::time::Duration;
 use super::auth::Caller;
 use super::error::{ApiError, FieldError};
 use crate::agent::contract::Attachment;
+use crate::agent::kinds::Kind;
 use crate::agent::questions::Ask;
-use crate::agent::turn::ASK;
+use crate::agent::turn::{ASK, PERMISSIONS};
 use crate::app::App;
 use crate::config::is_model;
 
@@ -53,6 +54,28 @@ pub(super) fn check_permission_timeout(secs: Option<i64>, permissions: Option<&s
     if secs.is_some() && permissions != Some(ASK) {
         errors.push(FieldError::new("/permission_timeout_secs", "nothing is asked; set permissions to ask"));
     }
+}
+
+pub(super) fn check_permissions(permissions: Option<&str>, errors: &mut Vec<FieldError>) {
+    if permissions.is_some_and(|wanted| !PERMISSIONS.contains(&wanted)) {
+        errors.push(FieldError::new("/permissions", "permissions must be approve-all, approve-reads, deny-all or ask"));
+    }
+}
+
+/// Refuses permissions that an agent does not keep.
+pub(super) fn check_kept(Kind { name, permissions: kept, .. }: &Kind, permissions: &str, errors: &mut Vec<FieldError>) {
+    if !kept.contains(&permissions) {
+        let detail = format!("that {name} asks before it acts can't be promised; it can only have {}", kept.join(", "));
+        errors.push(FieldError::new("/permissions", detail));
+    }
+}
+
+/// Refuses an agent that is not one of the server's.
+pub(super) fn check_agent(app: &App, agent: &str) -> Result<(), ApiError> {
+    if app.agents.iter().any(|known| known == agent) {
+        return Ok(());
+    }
+    Err(ApiError::Invalid(vec![FieldError::new("/agent", format!("the agent must be one of {}", app.agents.join(", ")))]))
 }
 
 /// The caller's files behind `tokens`. One that is not the caller's own, or not any more, is a `400` that names it.

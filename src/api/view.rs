@@ -18,7 +18,10 @@ pub(super) struct RunState {
     /// `queued`, `running`, `succeeded`, `failed`, `timed_out`, `cancelled` or `interrupted` (by the end of the server).
     #[schema(example = "running")]
     status: String,
-    model: String,
+    agent: String,
+    /// Null where another agent than claude chose its own.
+    #[schema(required)]
+    model: Option<String>,
     /// Unix seconds of its acceptance.
     #[schema(required)]
     queued_at: Option<i64>,
@@ -55,7 +58,8 @@ impl From<JobRow> for RunState {
         Self {
             run_id: row.id.to_string(),
             status: row.status.to_string(),
-            model: row.model.unwrap_or_default(),
+            agent: row.agent.unwrap_or_default(),
+            model: row.model,
             queued_at: row.queued_at,
             started_at: (row.status != Status::Queued).then_some(row.started_at),
             finished_at,
@@ -137,7 +141,10 @@ pub(super) struct ListedRun {
     app_name: String,
     #[schema(example = "succeeded")]
     status: String,
-    model: String,
+    agent: String,
+    /// Null where another agent than claude chose its own.
+    #[schema(required)]
+    model: Option<String>,
     /// Unix seconds; of one that waits, when it was accepted.
     started_at: i64,
     /// Unix seconds.
@@ -172,7 +179,8 @@ impl From<JobRow> for ListedRun {
             run_id: row.id.to_string(),
             app_name: row.app_name,
             status: row.status.to_string(),
-            model: row.model.unwrap_or_default(),
+            agent: row.agent.unwrap_or_default(),
+            model: row.model,
             started_at: row.started_at,
             finished_at,
             duration_ms: known.then_some(end.duration_ms),

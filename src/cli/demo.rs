@@ -110,7 +110,7 @@ async fn serve_and_show(args: &Args, clis: &Clis, folder: &Path) -> anyhow::Resu
     served.and(shown)
 }
 
-/// The agents of a demonstration: the one that is shown, and claude, which runs are made with.
+/// The agents of a demonstration: the one that is shown, and claude, which makes the runs that name none.
 fn agents(shown: &str) -> Vec<String> {
     let mut agents = vec!["claude".to_owned(), shown.to_owned()];
     agents.dedup();
@@ -125,12 +125,13 @@ async fn show(url: &str, admin: &str, agent: &str) -> anyhow::Result<()> {
     println!("The server listens on {url}; the model behind the real {agent} CLI is a stub.\n");
     println!("Admin token  {admin}\nApp token    {token}\n");
 
-    if agent == "claude" {
-        let request = json!({"prompt": "Say hello to the house.", "timeout_secs": 60});
-        println!("POST /run\n{request:#}\n");
-        let answer = post(&format!("{url}/run"), token, &request).await?;
-        println!("200 OK\n{answer:#}\n");
+    let mut request = json!({"prompt": "Say hello to the house.", "timeout_secs": 60});
+    if agent != "claude" {
+        request["agent"] = agent.into();
     }
+    println!("POST /run\n{request:#}\n");
+    let answer = post(&format!("{url}/run"), token, &request).await?;
+    println!("200 OK\n{answer:#}\n");
 
     let request = if agent == "claude" { json!({}) } else { json!({"agent": agent, "permissions": "approve-all"}) };
     println!("POST /sessions\n{request}\n");

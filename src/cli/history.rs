@@ -52,7 +52,7 @@ pub fn runs(args: RunsArgs) -> anyhow::Result<ExitCode> {
         let ms = text(end.as_ref().map(|end| end.duration_ms.to_string()));
         let usd = text(end.and_then(|end| end.cost_usd).map(|usd| format!("{usd:.4}")));
         let prompt: String = run.prompt.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
-        let (run_id, app, model) = (run.id, run.app_name, run.model.unwrap_or_default());
+        let (run_id, app, model) = (run.id, run.app_name, run.model.or(run.agent).unwrap_or_default());
         println!(
             "{:<32} {app:<16} {:<11} {model:<12} {:>10} {ms:>9} {usd:>8}  {prompt}",
             run_id.to_string(),

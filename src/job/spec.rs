@@ -7,7 +7,7 @@ use serde_json::value::RawValue;
 use uuid::Uuid;
 
 use crate::agent::completion::Completion;
-use crate::agent::contract::{Attachment, Spec};
+use crate::agent::contract::{Attachment, Setup, Spec};
 use crate::agent::questions::Ask;
 use crate::ledger::{JobId, Key, Limits, NewJob, WaitingJob};
 
@@ -52,6 +52,8 @@ struct Kept {
     completion: Option<Completion>,
     #[serde(default)]
     ask: Option<Ask>,
+    #[serde(default)]
+    agent: Option<Setup>,
 }
 
 impl Job {
@@ -70,6 +72,7 @@ impl Job {
             id,
             app_name: self.app.clone(),
             client_ip: self.client_ip.clone(),
+            agent: self.spec.agent.as_ref().map(|setup| setup.agent.clone()),
             model: self.spec.model.clone(),
             prompt: self.spec.prompt.clone(),
             attached: self.attached(),
@@ -79,9 +82,10 @@ impl Job {
 
     /// What is kept of it beside its row.
     pub(super) fn kept(&self) -> String {
-        let Spec { system, files, schema, timeout, completion, ask, .. } = &self.spec;
-        let (system, files, schema, completion) = (system.clone(), files.clone(), schema.clone(), completion.clone());
-        let kept = Kept { system, files, schema, timeout: *timeout, limits: self.limits, completion, ask: *ask };
+        let Spec { system, files, schema, timeout, completion, ask, agent, .. } = &self.spec;
+        let (system, files, schema) = (system.clone(), files.clone(), schema.clone());
+        let (completion, agent) = (completion.clone(), agent.clone());
+        let kept = Kept { system, files, schema, timeout: *timeout, limits: self.limits, completion, ask: *ask, agent };
         serde_json::to_string(&kept).expect("a job is JSON")
     }
 
@@ -92,9 +96,9 @@ impl Job {
             JobId::Run(run_id) => Uuid::try_parse(run_id).ok()?,
             JobId::Turn { .. } => Uuid::nil(),
         };
-        let Kept { system, files, schema, timeout, limits, completion, ask } = serde_json::from_str(&request).ok()?;
+        let Kept { system, files, schema, timeout, limits, completion, ask, agent } = serde_json::from_str(&request).ok()?;
         let session = session.map(|session| session.conversation());
-        let spec = Spec { prompt, model, system, schema, files, timeout, session, completion, ask };
+        let spec = Spec { prompt, model, system, schema, files, timeout, session, completion, ask, agent };
         Some(Self { uuid, app: app_name, client_ip, spec, limits })
     }
 }

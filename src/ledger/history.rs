@@ -33,7 +33,7 @@ impl Ledger {
                  ORDER BY run_id DESC LIMIT ?5"
             ))?
             .query_map(params![app_name, before, characters, status.map(Status::as_str), limit], |row| {
-                job_row(row, JobId::Run(row.get(16)?))
+                job_row(row, JobId::Run(row.get(17)?))
             })?
             .collect()
         })

@@ -66,6 +66,8 @@ pub struct NewJob {
     pub app_name: String,
     /// The caller's address.
     pub client_ip: String,
+    /// Who makes a run, where that is not claude. A turn's agent is its session's.
+    pub agent: Option<String>,
     /// The model asked for.
     pub model: Option<String>,
     /// The prompt as the app sent it.
@@ -166,6 +168,8 @@ pub struct JobRow {
     pub id: JobId,
     /// The app.
     pub app_name: String,
+    /// Who makes it; `None` for turns of older releases.
+    pub agent: Option<String>,
     /// The model asked for.
     pub model: Option<String>,
     /// The prompt, or its beginning.
@@ -183,8 +187,9 @@ pub struct JobRow {
 }
 
 /// Of a job, with so many characters of its texts as the third parameter says.
-pub(super) const COLUMNS: &str = "app_name, model, substr(prompt, 1, ?3), status, queued_at, started_at, finished_at, duration_ms, ok,
-    stop_reason, error, substr(result, 1, ?3), input_tokens, output_tokens, cost_usd";
+pub(super) const COLUMNS: &str =
+    "app_name, nullif(model, ''), substr(prompt, 1, ?3), status, queued_at, started_at, finished_at, duration_ms, ok,
+    stop_reason, error, substr(result, 1, ?3), input_tokens, output_tokens, cost_usd, agent";
 
 /// From [`COLUMNS`] and the turn's index.
 pub(super) fn job_row(row: &Row<'_>, id: JobId) -> rusqlite::Result<JobRow> {
@@ -212,7 +217,8 @@ pub(super) fn job_row(row: &Row<'_>, id: JobId) -> rusqlite::Result<JobRow> {
         status: row.get(3)?,
         queued_at: row.get(4)?,
         started_at: row.get(5)?,
-        turn_index: row.get(15)?,
+        agent: row.get(15)?,
+        turn_index: row.get(16)?,
         finished,
     })
 }

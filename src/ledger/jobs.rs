@@ -166,14 +166,14 @@ fn free_key(db: &Connection, id: &JobId) -> rusqlite::Result<()> {
 }
 
 fn insert(db: &Connection, job: &NewJob, queued: bool, request: Option<&str>) -> rusqlite::Result<Inserted> {
-    let NewJob { id, app_name, client_ip, model, prompt, attached, most_attached } = job;
+    let NewJob { id, app_name, client_ip, agent, model, prompt, attached, most_attached } = job;
     let JobId::Turn { session_id, turn } = id else {
         return db
             .prepare_cached(
-                "INSERT INTO runs (run_id, app_name, client_ip, model, prompt, queued_at, started_at, queued, request)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?6, ?7, ?8)",
+                "INSERT INTO runs (run_id, app_name, client_ip, agent, model, prompt, queued_at, started_at, queued, request)
+                 VALUES (?1, ?2, ?3, coalesce(?4, 'claude'), coalesce(?5, ''), ?6, ?7, ?7, ?8, ?9)",
             )?
-            .execute(params![id.to_string(), app_name, client_ip, model, prompt, clock::now(), queued, request])
+            .execute(params![id.to_string(), app_name, client_ip, agent, model, prompt, clock::now(), queued, request])
             .map(|_| Inserted::Written);
     };
     let counted = *attached == 0
@@ -187,8 +187,9 @@ fn insert(db: &Connection, job: &NewJob, queued: bool, request: Option<&str>) ->
     }
     let inserted = db
         .prepare_cached(
-            "INSERT INTO session_events (session_id, app_name, event, started_at, queued_at, model, client_ip, prompt, queued, request, turn)
-             SELECT session_id, app_name, 'turn', ?2, ?2, model, ?3, ?4, ?5, ?6, ?7 FROM sessions WHERE session_id = ?1 AND closed_at IS NULL",
+            "INSERT INTO session_events
+                 (session_id, app_name, event, started_at, queued_at, agent, model, client_ip, prompt, queued, request, turn)
+             SELECT session_id, app_name, 'turn', ?2, ?2, agent, model, ?3, ?4, ?5, ?6, ?7 FROM sessions WHERE session_id = ?1 AND closed_at IS NULL",
         )?
         .execute(params![session_id, clock::now(), client_ip, prompt, queued, request, turn])?;
     Ok(if inserted == 1 { Inserted::Written } else { Inserted::SessionClosed })

@@ -153,6 +153,11 @@ pub(super) const MIGRATIONS: &[&str] = &[
     ALTER TABLE session_events ADD COLUMN answered_by TEXT;
     CREATE UNIQUE INDEX session_events_permission ON session_events (permission_id) WHERE permission_id IS NOT NULL;
 ",
+    // Who made a run or took a turn; a run's model is empty where none was named.
+    "
+    ALTER TABLE runs ADD COLUMN agent TEXT NOT NULL DEFAULT 'claude';
+    ALTER TABLE session_events ADD COLUMN agent TEXT;
+",
 ];
 
 /// Brings the database to the newest version in one transaction.

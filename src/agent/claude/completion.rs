@@ -269,6 +269,7 @@ mod tests {
             timeout: Duration::from_secs(5),
             session: None,
             ask: None,
+            agent: None,
             completion: Some(Completion { messages, parameters: Parameters::default() }),
         }
     }

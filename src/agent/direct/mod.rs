@@ -5,10 +5,12 @@
 //! there is nothing else.
 
 mod connection;
+pub mod run;
 mod turn;
 
 use std::collections::HashMap;
 use std::ffi::OsString;
+use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -104,20 +106,26 @@ impl Direct {
 
     /// Starts a session that nobody has asked for yet, in a folder of its own. An error is in words.
     pub async fn start_ahead(&self, setup: &Setup, cancel: &CancellationToken) -> Result<Unclaimed, String> {
-        let target = self.0.acpx.target(&Uuid::now_v7().simple().to_string(), setup);
-        let (dir, environment) = (target.dir.clone(), self.0.acpx.launcher.environment.clone());
-        let made = blocking(move || dir.make(&environment).and_then(|()| dir.set_unclaimed()))
-            .await
-            .map_err(|error| Error::Failed(error.to_string()));
-        let begun = match made {
-            Ok(()) => self.begin(&target, cancel).await,
-            Err(error) => Err(error),
-        };
-        match begun {
+        let target = self.make_unclaimed(setup).await.map_err(|error| error.to_string())?;
+        match self.begin(&target, cancel).await {
             Ok(connection) => Ok(Unclaimed { direct: self.clone(), target, connection }),
             Err(error) => {
                 self.clear_away(&target).await;
-                Err(format!("{error:?}"))
+                Err(error.to_string())
+            }
+        }
+    }
+
+    /// Makes the folder of a session that is nobody's.
+    async fn make_unclaimed(&self, setup: &Setup) -> io::Result<Target> {
+        let target = self.0.acpx.target(&Uuid::now_v7().simple().to_string(), setup);
+        let (dir, environment) = (target.dir.clone(), self.0.acpx.launcher.environment.clone());
+        let made = blocking(move || dir.make(&environment).and_then(|()| dir.set_unclaimed())).await;
+        match made {
+            Ok(()) => Ok(target),
+            Err(error) => {
+                self.clear_away(&target).await;
+                Err(error)
             }
         }
     }
@@ -130,12 +138,12 @@ impl Direct {
         }
     }
 
-    /// Ends all that there is of a session that nobody asked for.
+    /// Ends all that there is of a session that is nobody's.
     async fn clear_away(&self, target: &Target) {
         family::end(&self.0.acpx.tag(&target.name)).await;
         let dir = target.dir.clone();
         if let Err(error) = blocking(move || dir.remove()).await {
-            tracing::warn!(path = %target.dir.folder().display(), %error, "the folder of a session that was started ahead is left until the next start");
+            tracing::warn!(path = %target.dir.folder().display(), %error, "the folder of a session that is nobody's is left until the next start");
         }
     }
 

@@ -2,7 +2,7 @@
 
 use super::{Kind, Naming, SignIn};
 use crate::agent::programs::Tested;
-use crate::agent::turn::APPROVE_ALL;
+use crate::agent::turn::{APPROVE_ALL, ASK};
 
 pub(super) const KIND: Kind = Kind {
     name: "codex",
@@ -20,14 +20,16 @@ pub(super) const KIND: Kind = Kind {
         how: "run \"codex login\" once, or set OPENAI_API_KEY",
     },
     model: Naming::Option,
-    // In its other modes it has a sandbox of its own, which can't be had within ours, and asks only where that fails.
-    permissions: &[APPROVE_ALL],
-    told: |_| Some(("INITIAL_AGENT_MODE", MODE)),
-    mode: |_| Some(MODE),
+    // In its other modes it has a sandbox of its own. Within ours that can't be had: then no command runs but one for which it asks.
+    permissions: &[APPROVE_ALL, "deny-all", ASK],
+    told: |permissions| Some(("INITIAL_AGENT_MODE", mode(permissions))),
+    mode: |permissions| Some(mode(permissions)),
     takes_system: false,
     settings: None,
     before_resume: |_, _| Ok(()),
     lost: &["no rollout found"],
 };
 
-const MODE: &str = "agent-full-access";
+fn mode(permissions: &str) -> &'static str {
+    if permissions == APPROVE_ALL { "agent-full-access" } else { "read-only" }
+}

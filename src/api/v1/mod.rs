@@ -120,6 +120,7 @@ fn spec(app: &App, model: String, whole: Whole, parameters: Parameters) -> Spec 
         session: None,
         completion: Some(Completion { messages, parameters }),
         ask: None,
+        agent: None,
     }
 }
 
