@@ -20,6 +20,7 @@ use landlock::{
 
 use seccompiler::{BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule};
 
+use super::claude::files::config_folder;
 use super::environment::Environment;
 
 /// The newest interface of which the rights to files are made use of.
@@ -51,7 +52,7 @@ pub enum Impossible {
     )]
     Unfiltered,
     /// Whoever can't reach a folder can't make anything new beside it either, nor in it.
-    #[error("agents have to make files in {}, and the data folder is in it or around it; move one of them, the data folder to /var/lib/clawdforge for instance", .0.display())]
+    #[error("agents have to reach {}, and the data folder is in it or around it; move one of them, the data folder to /var/lib/clawdforge for instance", .0.display())]
     InTheWay(PathBuf),
     /// What is beside the data folder, and so to be allowed, is not known.
     #[error("{} can't be listed by this user, and it is above the data folder; move that, to /var/lib/clawdforge for instance", .0.display())]
@@ -62,12 +63,11 @@ pub enum Impossible {
 pub fn check(hidden: &Path, environment: &Environment) -> Result<(), Impossible> {
     ruleset(CompatLevel::HardRequirement, ABI::V1).map_err(|_| Impossible::Unsupported)?;
     let home = environment.get("HOME").map(PathBuf::from);
-    let config = environment.get("CLAUDE_CONFIG_DIR").map(PathBuf::from);
-    // acpx's sockets are there, whatever TMPDIR says.
-    let places = [Some(PathBuf::from("/tmp")), home, config].into_iter().flatten();
-    let real = places.filter_map(|place| place.canonicalize().ok());
-    if let Some(place) = real.into_iter().find(|place| hidden.starts_with(place) || place.starts_with(hidden)) {
-        return Err(Impossible::InTheWay(place));
+    let real = |place: Option<PathBuf>| place.and_then(|place| place.canonicalize().ok());
+    let [home, config] = [real(home), real(config_folder(environment))];
+    let is_within = |place: &&PathBuf| place.starts_with(hidden) || (hidden.starts_with(place) && Some(*place) == config.as_ref());
+    if let Some(place) = [&home, &config].into_iter().flatten().find(is_within) {
+        return Err(Impossible::InTheWay(place.clone()));
     }
     if let Some(folder) = hidden.ancestors().skip(1).find(|folder| folder.read_dir().is_err()) {
         return Err(Impossible::Unlisted(folder.to_owned()));
@@ -220,16 +220,16 @@ pub const SOCKETS: &str = "acpx-";
 /// All that is not in `hidden`, by listing what is beside the way to it; and of the shared temporary folder what is there, but for
 /// acpx's sockets: nothing new can be made beside those, or in their place. `hidden` is absolute, without links.
 pub fn beside(hidden: &Path) -> Result<Vec<PathBuf>, Error> {
+    let shared = Path::new(SHARED_TEMPORARY);
+    let mut folders: Vec<_> = hidden.ancestors().skip(1).collect();
+    if !hidden.starts_with(shared) {
+        folders.push(shared);
+    }
     let mut beside = Vec::new();
-    for folder in hidden.ancestors().skip(1) {
-        for path in listed(folder)?.into_iter().filter(|path| !hidden.starts_with(path)) {
-            if path == Path::new(SHARED_TEMPORARY) {
-                let is_socket = |path: &PathBuf| path.file_name().is_some_and(|name| name.as_bytes().starts_with(SOCKETS.as_bytes()));
-                beside.extend(listed(&path)?.into_iter().filter(|path| !is_socket(path)));
-            } else {
-                beside.push(path);
-            }
-        }
+    for folder in folders {
+        let is_socket =
+            |path: &Path| folder == shared && path.file_name().is_some_and(|name| name.as_bytes().starts_with(SOCKETS.as_bytes()));
+        beside.extend(listed(folder)?.into_iter().filter(|path| !hidden.starts_with(path) && path != shared && !is_socket(path)));
     }
     Ok(beside)
 }
@@ -272,12 +272,31 @@ mod tests {
     }
 
     #[test]
-    fn a_data_folder_where_agents_make_files_can_not_be_shut() {
-        // Any folder that is there.
-        let environment = Environment::of([("HOME", "/usr")]);
-        let refused = |folder: &Path| matches!(check(folder, &environment), Err(Impossible::InTheWay(_)));
-        assert!(refused(Path::new("/tmp/x/data")));
-        assert!(refused(Path::new("/usr/x/data")));
-        assert!(!refused(Path::new("/var/lib/clawdforge/data")));
+    fn a_data_folder_is_shut_wherever_it_lies_but_around_what_agents_need() {
+        // Folders that are there.
+        let environment = Environment::of([("HOME", "/usr"), ("CLAUDE_CONFIG_DIR", "/usr/share")]);
+        let refused = |folder: &str| matches!(check(Path::new(folder), &environment), Err(Impossible::InTheWay(_)));
+        for place in ["/var/lib/clawdforge/data", "/usr/x/data", "/tmp/x/data"] {
+            assert!(!refused(place), "{place}");
+        }
+        for place in ["/usr/share/data", "/usr", "/"] {
+            assert!(refused(place), "{place}");
+        }
+    }
+
+    #[test]
+    fn of_the_shared_temporary_folder_all_is_beside_but_the_way_and_the_sockets() {
+        let made = tempfile::Builder::new().prefix(SOCKETS).tempdir_in(SHARED_TEMPORARY).unwrap();
+        let other = tempfile::tempdir_in(SHARED_TEMPORARY).unwrap();
+        let way = tempfile::tempdir_in(SHARED_TEMPORARY).unwrap();
+        std::fs::create_dir_all(way.path().join("data")).unwrap();
+        std::fs::create_dir(way.path().join("home")).unwrap();
+        for hidden in [way.path().join("data"), PathBuf::from("/var/lib/clawdforge")] {
+            let beside = beside(&hidden).unwrap_or_default();
+            let in_tmp = hidden.starts_with(SHARED_TEMPORARY);
+            assert!(beside.contains(&other.path().to_owned()) && !beside.contains(&made.path().to_owned()), "{}", hidden.display());
+            assert_eq!((beside.contains(&way.path().to_owned()), beside.contains(&way.path().join("home"))), (!in_tmp, in_tmp));
+            assert!(!beside.iter().any(|path| path == Path::new(SHARED_TEMPORARY) || hidden.starts_with(path)));
+        }
     }
 }

@@ -17,6 +17,7 @@ mod standby;
 mod work;
 
 use std::io::Write;
+use std::path::Path;
 use std::path::PathBuf;
 use std::sync::OnceLock;
 
@@ -68,15 +69,16 @@ impl Forge {
     }
 
     async fn start_with(options: Options) -> Option<Self> {
-        Self::start_in(options, Options::start).await
+        Self::start_at(options, tempfile::tempdir().unwrap(), |options, _| options.start()).await
     }
 
-    async fn start_in(options: Options, start: fn(Options) -> Server) -> Option<Self> {
+    /// At home in this folder.
+    async fn start_at(options: Options, home: TempDir, start: fn(Options, &Path) -> Server) -> Option<Self> {
         let clis = clis()?;
-        let (stub, home) = (Stub::start().await.unwrap(), tempfile::tempdir().unwrap());
+        let stub = Stub::start().await.unwrap();
         let environment = clawdforge::demo::environment(clis, &stub.url(), home.path());
         let options = options.set("CLAWDFORGE_CLAUDE_BIN", clis.claude.display()).set("CLAWDFORGE_ACPX_BIN", clis.acpx.display());
-        let server = start(options.environment(environment.iter()));
+        let server = start(options.environment(environment.iter()), home.path());
         let token = server.mint("app").await;
         Some(Self { server, token, home, _stub: stub })
     }

@@ -19,7 +19,7 @@ async fn start(name: &str) -> Option<(Server, String, tempfile::TempDir, Stub)> 
     let environment = clawdforge::demo::environment(&clis, &stub.url(), home.path());
     let options = Options::default().set("CLAWDFORGE_ACP", "direct").set("CLAWDFORGE_AGENTS", format!("claude,{name}"));
     let options = options.set("CLAWDFORGE_CLAUDE_BIN", clis.claude.display()).set("CLAWDFORGE_ACPX_BIN", clis.acpx.display());
-    let server = options.environment(environment.iter()).start_outside_tmp();
+    let server = options.environment(environment.iter()).start();
     let token = server.mint("app").await;
     Some((server, token, home, stub))
 }

@@ -17,7 +17,9 @@ async fn sandboxed(options: Options) -> Option<Forge> {
         let _ = writeln!(std::io::stderr(), "SKIPPED: a test of the sandbox did not run: {error}");
         return None;
     }
-    Forge::start_in(options.set("CLAWDFORGE_SANDBOX", "required").set("CLAWDFORGE_STANDBY", 1), Options::start_outside_tmp).await
+    // The folder of the build may be in /tmp itself.
+    let outside = |options: Options, _: &Path| options.start_below(Path::new(env!("CARGO_TARGET_TMPDIR")));
+    Forge::start_at(options.set("CLAWDFORGE_SANDBOX", "required").set("CLAWDFORGE_STANDBY", 1), tempfile::tempdir().unwrap(), outside).await
 }
 
 async fn session(server: &Server, token: &str) -> Value {
@@ -209,6 +211,34 @@ async fn runs_are_confined_and_sessions_resume_after_a_restart() {
     assert!(told.json["text"].as_str().unwrap().contains("echo medlar > fruit"), "{told:?}");
     for place in [".acpx", ".claude/projects"] {
         assert!(!home.path().join(place).exists(), "{place}");
+    }
+}
+
+#[tokio::test]
+async fn the_sandbox_is_on_below_the_home_folder_and_in_tmp() {
+    let elsewhere = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    for home in [elsewhere, tempfile::tempdir().unwrap()] {
+        std::fs::create_dir_all(home.path().join(".claude/agents")).unwrap();
+        let forge = Forge::start_at(Options::default().set("CLAWDFORGE_STANDBY", 1), home, Options::start_below).await;
+        let Some(Forge { server, token, home, .. }) = &forge else { return };
+        if server.get("/healthz", "").await.json["sandbox"] == "off" {
+            let _ = writeln!(std::io::stderr(), "SKIPPED: a test of the sandbox did not run");
+            return;
+        }
+        assert_eq!(server.run(token, "Hello.").await.status, StatusCode::OK);
+        let mine = session(server, token).await;
+        for _ in 0..2 {
+            let data = server.data().display().to_string();
+            let attack = format!(
+                "head -c 15 {data}/clawdforge.db; ls {data}; echo x > ~/planted; echo x > {data}/planted; echo mine > mine; cat mine"
+            );
+            let told = shell(server, token, &mine, &attack).await;
+            assert!(told.contains("mine") && told.matches("denied").count() == 4 && !told.contains("SQLite"), "{told}");
+        }
+        assert!(!home.path().join("planted").exists());
+        // What claude keeps there, it keeps still.
+        let state = std::fs::read_to_string(home.path().join(".claude.json")).unwrap();
+        assert!(serde_json::from_str::<Value>(&state).unwrap().as_object().is_some_and(|state| !state.is_empty()), "{state}");
     }
 }
 

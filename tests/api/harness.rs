@@ -28,10 +28,10 @@ pub struct Options {
 }
 
 impl Options {
-    /// A server whose claude is the stand-in.
+    /// A server whose claude is the stand-in, which leaves its notes outside its folder.
     pub fn stand_in() -> Self {
         let stand_in = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/stand-in/claude");
-        Self::default().set("CLAWDFORGE_CLAUDE_BIN", stand_in.display())
+        Self::default().set("CLAWDFORGE_CLAUDE_BIN", stand_in.display()).set("CLAWDFORGE_SANDBOX", "off")
     }
 
     /// One whose sessions are by the stand-in of acpx, too.
@@ -55,11 +55,8 @@ impl Options {
         Server::start(self, tempfile::tempdir().unwrap())
     }
 
-    /// With a data folder where agents can be shut out of it.
-    pub fn start_outside_tmp(self) -> Server {
-        // The sources may be in /tmp themselves.
-        let target = Path::new(env!("CARGO_TARGET_TMPDIR"));
-        let folder = if target.starts_with("/tmp") { Path::new("/var/tmp") } else { target };
+    /// With a data folder below this one.
+    pub fn start_below(self, folder: &Path) -> Server {
         Server::start(self, tempfile::tempdir_in(folder).unwrap())
     }
 }

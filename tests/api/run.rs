@@ -147,9 +147,17 @@ async fn a_missing_cli_is_a_503_that_says_how_to_install_it() {
 
 #[tokio::test]
 async fn a_program_that_is_none_is_a_502() {
-    let server = Options::default().set("CLAWDFORGE_CLAUDE_BIN", concat!(env!("CARGO_MANIFEST_DIR"), "/tests/stand-in/no-program")).start();
+    let program = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/stand-in/no-program");
+    let start = |sandbox: &str| Options::default().set("CLAWDFORGE_CLAUDE_BIN", program).set("CLAWDFORGE_SANDBOX", sandbox).start();
+    let server = start("off");
     let token = server.mint("app").await;
     assert!(failure(&server.run(&token, "hello").await, "error").contains("could not be started"));
+    // In the sandbox it is the process itself that finds out.
+    let server = start("auto");
+    let token = server.mint("app").await;
+    let failed = server.run(&token, "hello").await;
+    assert_eq!(failed.json["stop_reason"], "error");
+    assert!(failed.text.contains("no-program can't be started") || failed.text.contains("no-program could not be started"), "{failed:?}");
 }
 
 #[tokio::test]
