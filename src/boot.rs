@@ -8,6 +8,7 @@ use anyhow::Context;
 use crate::agent::acpx::command::Acpx;
 use crate::agent::acpx::turn::Turns;
 use crate::agent::backend::Backends;
+use crate::agent::bounds::Bounds;
 use crate::agent::claude::models::KnownModels;
 use crate::agent::claude::run::Claude;
 use crate::agent::claude::workspace::RunDirs;
@@ -18,7 +19,6 @@ use crate::agent::family;
 use crate::agent::folder::clear;
 use crate::agent::kinds;
 use crate::agent::launcher::Launcher;
-use crate::agent::memory::Memory;
 use crate::agent::programs::{self, ACPX_TESTED, ADAPTER_TESTED, CLAUDE_TESTED, Cli};
 use crate::agent::sandbox::{self, Confinement};
 use crate::agent::tag::Tag;
@@ -53,7 +53,7 @@ pub async fn set_up(settings: Settings, environment: Environment) -> anyhow::Res
         tag: Tag::server(&data_dir)?,
         confinement: confinement(settings.sandbox, &data_dir, &environment)?,
         environment,
-        memory: settings.agent_memory_mb.map(Memory::new),
+        bounds: Bounds::new(settings.agent_memory_mb, settings.agent_disk_mb),
     };
     let uploads = Uploads::open(uploads, settings.max_upload_bytes).context("the uploads can't be read")?;
     let feeds = Feeds::new(folder(&data_dir, "feeds")?);

@@ -137,10 +137,9 @@ impl Server {
         let direct = self.direct.clone();
         tasks.spawn(async move { direct.keep().await });
         tasks.spawn(family::keep_ending());
-        if let Some(memory) = self.launcher.memory.clone() {
-            let tag = self.launcher.tag.clone();
-            tasks.spawn(async move { memory.watch(&tag).await });
-        }
+        let Launcher { bounds, tag, folder, .. } = self.launcher.clone();
+        let folders = [folder, self.direct.folder().to_owned()];
+        tasks.spawn(async move { bounds.watch(&tag, &folders).await });
         let others = self.app.others.iter().map(|other| other.cli.clone());
         for cli in [self.app.claude.clone(), self.app.acpx.clone(), self.app.adapter.clone()].into_iter().chain(others) {
             let launcher = self.launcher.clone();

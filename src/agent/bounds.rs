@@ -1,53 +1,99 @@
-//! A bound on what one run or session may take of memory.
+//! Bounds on what one run or session may take of memory and of the disk.
 //!
-//! By looking, twice a second: a control group would be exact, but few places let a server without privileges make one. So it
-//! stops a leak or a mistake; what must never be passed is for the container, or for systemd.
+//! By looking, twice a second at most: a control group or a quota of the file system would be exact, but few places let a server without
+//! privileges make one. So it stops a leak or a mistake; what must never be passed is for the container, or for systemd.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
+use std::future::pending;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use super::family::{self, Large};
+use tokio::time::sleep;
+
+use super::family::{self, Tree};
+use super::folder;
 use super::tag::Tag;
 use crate::metrics::METRICS;
 
 const LOOK: Duration = Duration::from_millis(500);
+/// Looking at the disk takes one part in so many of the time.
+const SHARE: u32 = 20;
 
-/// The bound, and whom it ended. Clones share it.
-#[derive(Clone, Debug)]
-pub struct Memory {
-    mib: u64,
-    ended: Arc<Mutex<HashSet<String>>>,
+/// The bounds, and whom they ended. Clones share that.
+#[derive(Clone, Debug, Default)]
+pub struct Bounds {
+    memory_mib: Option<u64>,
+    disk_mib: Option<u64>,
+    ended: Arc<Mutex<HashMap<String, Excess>>>,
 }
 
-impl Memory {
-    /// So many MiB for a run, or a session, with all that it started.
-    pub fn new(mib: u64) -> Self {
-        Self { mib, ended: Arc::default() }
+/// Of what it took too much.
+#[derive(Clone, Copy, Debug)]
+enum Excess {
+    Memory,
+    Disk,
+}
+
+impl Bounds {
+    /// So many MiB for a run, or a session: of memory for all that it started, and of the disk for its folder.
+    pub fn new(memory_mib: Option<u64>, disk_mib: Option<u64>) -> Self {
+        Self { memory_mib, disk_mib, ended: Arc::default() }
     }
 
-    fn ended(&self) -> MutexGuard<'_, HashSet<String>> {
+    fn ended(&self) -> MutexGuard<'_, HashMap<String, Excess>> {
         self.ended.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Ends whoever of this server takes too much, for ever.
-    pub async fn watch(&self, server: &Tag) {
+    /// Ends whoever of this server takes too much, for ever. Their folders are in `folders`, by their ids.
+    pub async fn watch(&self, server: &Tag, folders: &[PathBuf]) {
+        tokio::join!(self.watch_memory(server), self.watch_disk(server, folders));
+    }
+
+    async fn watch_memory(&self, server: &Tag) {
+        let Some(limit) = self.memory_mib.map(|mib| mib << 20) else { return pending().await };
         loop {
-            tokio::time::sleep(LOOK).await;
-            let (of, limit) = (server.clone(), self.mib << 20);
-            let too_large = tokio::task::spawn_blocking(move || family::larger_than(&of, limit)).await.unwrap_or_default();
-            for Large { id, bytes, tree } in too_large {
-                tracing::warn!(id, mib = bytes >> 20, most = self.mib, "it took too much memory; ending it");
-                METRICS.killed("memory");
-                self.ended().insert(id);
-                tree.end();
-            }
+            sleep(LOOK).await;
+            let server = server.clone();
+            let look = move || family::trees(&server).into_iter().filter(|(_, tree)| tree.takes_more_than(limit)).collect();
+            self.end(tokio::task::spawn_blocking(look).await.unwrap_or_default(), Excess::Memory);
+        }
+    }
+
+    async fn watch_disk(&self, server: &Tag, folders: &[PathBuf]) {
+        let Some(limit) = self.disk_mib.map(|mib| mib << 20) else { return pending().await };
+        let mut pause = LOOK;
+        loop {
+            sleep(pause).await;
+            let (begun, server, folders) = (Instant::now(), server.clone(), folders.to_vec());
+            let is_too_large = move |id: &str| folders.iter().any(|folder| folder::holds_more_than(&folder.join(id), limit));
+            let look = move || family::trees(&server).into_iter().filter(|(id, _)| is_too_large(id)).collect();
+            self.end(tokio::task::spawn_blocking(look).await.unwrap_or_default(), Excess::Disk);
+            pause = LOOK.max(begun.elapsed() * SHARE);
+        }
+    }
+
+    fn end(&self, large: Vec<(String, Tree)>, excess: Excess) {
+        for (id, tree) in large {
+            tracing::warn!(id, ?excess, "it took too much; ending it");
+            METRICS.killed(match excess {
+                Excess::Memory => "memory",
+                Excess::Disk => "disk",
+            });
+            self.ended().insert(id, excess);
+            tree.end();
         }
     }
 
     /// Says, once, that this run or session was ended, if it was.
     pub fn why_ended(&self, id: &str) -> Option<String> {
-        let ended = self.ended().remove(id);
-        ended.then(|| format!("it was ended because it took more than {} MiB of memory; give it less to do at once, or ask the operator (CLAWDFORGE_AGENT_MEMORY_MB)", self.mib))
+        let excess = self.ended().remove(id)?;
+        let (took, less, setting) = match excess {
+            Excess::Memory => (self.memory_mib, "of memory; give it less to do at once", "CLAWDFORGE_AGENT_MEMORY_MB"),
+            Excess::Disk => {
+                (self.disk_mib, "of the disk; have it make less, in another session where this was one", "CLAWDFORGE_AGENT_DISK_MB")
+            }
+        };
+        Some(format!("it was ended because it took more than {} MiB {less}, or ask the operator ({setting})", took.unwrap_or_default()))
     }
 }

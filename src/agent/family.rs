@@ -249,17 +249,6 @@ pub async fn has_no_tools(tag: &Tag, first: u32) -> bool {
     tokio::task::spawn_blocking(look).await.unwrap_or(false)
 }
 
-/// A child of this process, with all below it, that takes much memory.
-#[derive(Debug)]
-pub struct Large {
-    /// The run's id, by the child's tag.
-    pub id: String,
-    /// What is their own, swapped out or not.
-    pub bytes: u64,
-    /// The processes.
-    pub tree: Tree,
-}
-
 /// A child of this process, and all below it.
 #[derive(Debug)]
 pub struct Tree(Vec<Process>);
@@ -269,11 +258,18 @@ impl Tree {
     pub fn end(&self) {
         self.0.iter().for_each(|process| process.kill());
     }
+
+    /// Whether it takes more than `limit` bytes, swapped out or not.
+    pub fn takes_more_than(&self, limit: u64) -> bool {
+        let sum = |memory: fn(Process) -> u64| self.0.iter().copied().map(memory).sum::<u64>();
+        // Pages that a process shares with its children count once in the second look, which takes longer.
+        sum(Process::resident) > limit && sum(Process::own_memory) > limit
+    }
 }
 
-/// The tagged children of this process that take more than `limit` bytes, each with all below it. By descent and not by the
-/// tags of what they started: those an agent can forge.
-pub fn larger_than(server: &Tag, limit: u64) -> Vec<Large> {
+/// The tagged children of this process, by the ids of their runs, each with all below it. By descent and not by the tags of what they
+/// started: those an agent can forge.
+pub fn trees(server: &Tag) -> Vec<(String, Tree)> {
     let own_pid = rustix::process::getpid().as_raw_nonzero().get();
     let everyone = Process::everyone().unwrap_or_default();
     let children = everyone.values().filter(|process| process.parent == own_pid);
@@ -282,13 +278,7 @@ pub fn larger_than(server: &Tag, limit: u64) -> Vec<Large> {
         let members = everyone.values().filter(|process| descends(process.pid, &root, &everyone)).copied().collect();
         Some((server.run_of(&child.environ().ok()?)?, Tree(members)))
     });
-    let large = trees.filter_map(|(id, tree)| {
-        let sum = |memory: fn(Process) -> u64| tree.0.iter().copied().map(memory).sum::<u64>();
-        // Pages that a process shares with its children count once in the second look, which takes longer.
-        let bytes = if sum(Process::resident) > limit { sum(Process::own_memory) } else { 0 };
-        (bytes > limit).then_some(Large { id, bytes, tree })
-    });
-    large.collect()
+    trees.collect()
 }
 
 /// Whether an orphan can't be of one of these other runs: then they all began later. Else it is left to the end of the last of them.

@@ -9,7 +9,7 @@ use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use rustix::fs::{AtFlags, CWD, Dir, Mode, OFlags, linkat, open, openat, renameat, unlinkat};
+use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, linkat, open, openat, renameat, statat, unlinkat};
 use rustix::io::Errno;
 
 use super::contract::{Attachment, Unprepared};
@@ -202,13 +202,57 @@ pub fn remove_tree(path: &Path) -> io::Result<()> {
     }
 }
 
+/// How deep a folder is looked into.
+const DEPTH: usize = 200;
+/// What a file takes at least, in bytes; so its number is bounded too.
+const LEAST: u64 = 4096;
+
+/// Whether a folder holds more than `limit` bytes on the disk, or is deeper than 200 folders. What can't be read holds nothing. An agent
+/// may be at work in it.
+pub fn holds_more_than(path: &Path, limit: u64) -> bool {
+    fn add(folder: &OwnedFd, depth: usize, sum: &mut u64, limit: u64) -> io::Result<()> {
+        for entry in Dir::read_from(folder)? {
+            let entry = entry?;
+            let name = entry.file_name();
+            if matches!(name.to_bytes(), b"." | b"..") {
+                continue;
+            }
+            // It may be gone by now.
+            let Ok(found) = statat(folder, name, AtFlags::SYMLINK_NOFOLLOW) else { continue };
+            *sum += LEAST.max(512 * u64::try_from(found.st_blocks).unwrap_or(0));
+            if FileType::from_raw_mode(found.st_mode) == FileType::Directory {
+                if depth == DEPTH {
+                    *sum = u64::MAX;
+                } else if let Ok(inner) = open_folder(folder, OsStr::from_bytes(name.to_bytes())) {
+                    let _ = add(&inner, depth + 1, sum, limit);
+                }
+            }
+            if *sum > limit {
+                break;
+            }
+        }
+        Ok(())
+    }
+    let mut sum = 0;
+    if let Ok(top) = open_folder(CWD, path.as_os_str()) {
+        let _ = add(&top, 0, &mut sum, limit);
+    }
+    sum > limit
+}
+
+const FOLDER: OFlags = OFlags::DIRECTORY.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+
 /// Opens a folder that may be locked for its owner. Never follows a link.
 fn open_own(at: impl AsFd, name: &OsStr) -> io::Result<OwnedFd> {
-    let only = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let handle = openat(&at, name, only | OFlags::PATH, Mode::empty())?;
+    let handle = openat(&at, name, FOLDER | OFlags::PATH, Mode::empty())?;
     let path = format!("/proc/self/fd/{}", handle.as_raw_fd());
     let _ = fs::set_permissions(&path, Permissions::from_mode(0o700));
-    Ok(openat(at, name, only | OFlags::RDONLY, Mode::empty())?)
+    Ok(openat(at, name, FOLDER | OFlags::RDONLY, Mode::empty())?)
+}
+
+/// The same, and leaves its mode alone where it is not locked.
+fn open_folder(at: impl AsFd, name: &OsStr) -> io::Result<OwnedFd> {
+    openat(&at, name, FOLDER | OFlags::RDONLY, Mode::empty()).or_else(|_| open_own(at, name).map_err(|_| Errno::ACCESS)).map_err(Into::into)
 }
 
 /// Names of what is in a folder: all, or a good many.
@@ -278,6 +322,27 @@ mod tests {
         fs::set_permissions(folder.path().join("a"), Permissions::from_mode(0o500)).unwrap();
         folder.remove().unwrap();
         assert_eq!(fs::read_dir(parent.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn what_a_folder_holds_is_counted_without_following_or_changing_anything() {
+        let parent = tempfile::tempdir().unwrap();
+        let top = parent.path().join("top");
+        fs::create_dir_all(top.join("a/b")).unwrap();
+        fs::write(top.join("a/b/large"), vec![b'x'; 1 << 20]).unwrap();
+        fs::write(parent.path().join("elsewhere"), vec![b'x'; 4 << 20]).unwrap();
+        std::os::unix::fs::symlink(parent.path(), top.join("link")).unwrap();
+        fs::set_permissions(top.join("a"), Permissions::from_mode(0o755)).unwrap();
+        assert!(holds_more_than(&top, 1 << 20) && !holds_more_than(&top, 2 << 20));
+        assert_eq!(fs::metadata(top.join("a")).unwrap().permissions().mode() & 0o777, 0o755);
+        fs::set_permissions(top.join("a/b"), Permissions::from_mode(0o000)).unwrap();
+        assert!(holds_more_than(&top, 1 << 20));
+        for at in 0..100 {
+            fs::write(top.join(format!("a/{at}")), "").unwrap();
+        }
+        assert!(holds_more_than(&top.join("a"), 100 * LEAST + (1 << 20)) && !holds_more_than(&top.join("nowhere"), 0));
+        fs::create_dir_all(parent.path().join("deep").join("d/".repeat(DEPTH + 1))).unwrap();
+        assert!(holds_more_than(&parent.path().join("deep"), 1 << 30));
     }
 
     #[test]

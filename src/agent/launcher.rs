@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 
 use tokio::process::Command;
 
+use super::bounds::Bounds;
 use super::environment::Environment;
-use super::memory::Memory;
 use super::sandbox::{self, Confinement};
 use super::tag::Tag;
 
@@ -23,8 +23,8 @@ pub struct Launcher {
     pub environment: Environment,
     /// How agents are confined, if they are.
     pub confinement: Option<Confinement>,
-    /// What a run or a session may take of memory, if that is bounded.
-    pub memory: Option<Memory>,
+    /// What a run or a session may take of memory and of the disk.
+    pub bounds: Bounds,
 }
 
 impl Launcher {

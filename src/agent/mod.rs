@@ -4,6 +4,7 @@
 pub mod acp;
 pub mod acpx;
 pub mod backend;
+pub mod bounds;
 pub mod children;
 pub mod claude;
 pub mod completion;
@@ -15,7 +16,6 @@ pub mod family;
 pub mod folder;
 pub mod kinds;
 pub mod launcher;
-pub mod memory;
 mod proc;
 pub mod process;
 pub mod programs;

@@ -11,6 +11,7 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use super::healthcheck;
+use crate::agent::bounds::Bounds;
 use crate::agent::environment::Environment;
 use crate::agent::kinds;
 use crate::agent::launcher::Launcher;
@@ -66,7 +67,7 @@ async fn examine(settings: &Settings) -> anyhow::Result<Vec<Finding>> {
         tag: Tag::server(folder.path())?,
         environment: config::agents_environment()?,
         confinement: None,
-        memory: None,
+        bounds: Bounds::default(),
     };
     let mut findings = examine_clis(settings, &launcher).await;
     findings.extend(examine_data_dir(&settings.data_dir));

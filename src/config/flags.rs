@@ -93,6 +93,9 @@ pub struct Flags {
     /// MiB of memory after which a run, or a session, is ended; no bound by default
     #[arg(long, env = "CLAWDFORGE_AGENT_MEMORY_MB", value_name = "MIB", hide_env_values = true)]
     pub(super) agent_memory_mb: Option<String>,
+    /// MiB in its folder after which a run, or a session, is ended; no bound by default
+    #[arg(long, env = "CLAWDFORGE_AGENT_DISK_MB", value_name = "MIB", hide_env_values = true)]
+    pub(super) agent_disk_mb: Option<String>,
     /// Seconds without a turn after which a session's agent is ended, until the next turn [default: 300]
     #[arg(long, env = "CLAWDFORGE_AGENT_IDLE_SECS", value_name = "SECONDS", hide_env_values = true)]
     pub(super) agent_idle_secs: Option<String>,

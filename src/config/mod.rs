@@ -24,7 +24,7 @@ pub use secrets::{ADMIN_TOKEN, ADMIN_TOKEN_FLAG, ADMIN_TOKEN_SHA256, agents_envi
 pub use value::BadSetting;
 
 use secrets::admin;
-use value::{given, networks, number, text};
+use value::{bound, given, networks, number, text};
 
 const DEFAULT_ALLOW: &str = "127.0.0.0/8,::1/128,10.0.0.0/8,172.16.0.0/12,192.168.0.0/16,fc00::/7,fe80::/10";
 
@@ -80,6 +80,8 @@ pub struct Settings {
     pub metrics: Networks,
     /// MiB of memory after which a run, or a session, is ended.
     pub agent_memory_mb: Option<u64>,
+    /// MiB in its folder after which a run, or a session, is ended.
+    pub agent_disk_mb: Option<u64>,
     /// How long a session's agent stays without a turn.
     pub agent_idle: Duration,
     /// What speaks to the agents of new sessions.
@@ -131,10 +133,8 @@ impl Flags {
                 }
             },
             metrics: networks("CLAWDFORGE_METRICS_CIDRS", &text(self.metrics_cidrs, ""))?,
-            agent_memory_mb: match number("CLAWDFORGE_AGENT_MEMORY_MB", self.agent_memory_mb, 0, 0..=1 << 20)? {
-                0 => None,
-                mib => Some(mib),
-            },
+            agent_memory_mb: bound("CLAWDFORGE_AGENT_MEMORY_MB", self.agent_memory_mb)?,
+            agent_disk_mb: bound("CLAWDFORGE_AGENT_DISK_MB", self.agent_disk_mb)?,
             agent_idle: Duration::from_secs(number("CLAWDFORGE_AGENT_IDLE_SECS", self.agent_idle_secs, 300, 1..=86_400)?),
             driver: match given(self.acp.as_deref()).unwrap_or("direct") {
                 "acpx" => Driver::Acpx,

@@ -45,3 +45,8 @@ where
         BadSetting::new(variable, format!("is \"{text}\", which is not a whole number from {} to {}", range.start(), range.end()))
     })
 }
+
+/// A bound in MiB; none where it is not given, or 0.
+pub(super) fn bound(variable: &'static str, value: Option<String>) -> Result<Option<u64>, BadSetting> {
+    Ok(Some(number(variable, value, 0, 0..=1 << 20)?).filter(|mib| *mib > 0))
+}

@@ -80,9 +80,9 @@ impl Acpx {
         SessionDir::new(self.launcher.folder.join(session_id))
     }
 
-    /// Why the session's processes were ended, if that was for their memory.
+    /// Why the session's processes were ended, if they took too much.
     pub fn why_ended(&self, session_id: &str) -> Option<String> {
-        self.launcher.memory.as_ref()?.why_ended(session_id)
+        self.launcher.bounds.why_ended(session_id)
     }
 
     /// The tag of a session's family.

@@ -136,9 +136,9 @@ impl RunDir {
         self.run_dirs.launcher.tag.run(&self.uuid.simple().to_string())
     }
 
-    /// Why what worked there was ended, if that was for its memory.
+    /// Why what worked there was ended, if it took too much.
     pub fn why_ended(&self) -> Option<String> {
-        self.run_dirs.launcher.memory.as_ref()?.why_ended(&self.uuid.simple().to_string())
+        self.run_dirs.launcher.bounds.why_ended(&self.uuid.simple().to_string())
     }
 
     /// Removes the folder, and what claude keeps of the run elsewhere. What can't be removed is left to the sweeper.

@@ -11,6 +11,7 @@ mod turn;
 use std::collections::HashMap;
 use std::ffi::OsString;
 use std::io;
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -76,6 +77,11 @@ impl Direct {
     /// Agents by this adapter, in the folders of acpx's launcher, that stay for so long without a turn.
     pub fn new(acpx: Acpx, adapter: OsString, stays: Duration) -> Self {
         Self(Arc::new(Shared { acpx, adapter, idle: Mutex::default(), stays, ending: TaskTracker::new() }))
+    }
+
+    /// The folder of the sessions' folders.
+    pub fn folder(&self) -> &Path {
+        &self.0.acpx.launcher.folder
     }
 
     fn idle(&self) -> MutexGuard<'_, HashMap<String, (Connection, Instant)>> {
