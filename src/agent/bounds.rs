@@ -1,7 +1,8 @@
 //! Bounds on what one run or session may take of memory and of the disk.
 //!
 //! By looking, twice a second at most: a control group or a quota of the file system would be exact, but few places let a server without
-//! privileges make one. So it stops a leak or a mistake; what must never be passed is for the container, or for systemd.
+//! privileges make one. So it stops a leak or a mistake; what must never be passed is for the container, or for systemd. In the sandbox no
+//! file grows past the bound, however fast.
 
 use std::collections::HashMap;
 use std::future::pending;
@@ -39,6 +40,11 @@ impl Bounds {
     /// So many MiB for a run, or a session: of memory for all that it started, and of the disk for its folder.
     pub fn new(memory_mib: Option<u64>, disk_mib: Option<u64>) -> Self {
         Self { memory_mib, disk_mib, ended: Arc::default() }
+    }
+
+    /// Bytes that a file may have: as much as all of them together.
+    pub fn file_size(&self) -> Option<u64> {
+        self.disk_mib.map(|mib| mib << 20)
     }
 
     fn ended(&self) -> MutexGuard<'_, HashMap<String, Excess>> {

@@ -36,6 +36,7 @@ impl Launcher {
             let mut how: Vec<OsString> = vec!["--hidden".into(), hidden.into(), "--own".into(), folder.into()];
             how.extend(own.iter().flat_map(|path| ["--own".into(), path.into()]));
             how.extend(cut_off.then(|| "--cut-off".into()));
+            how.extend(self.bounds.file_size().into_iter().flat_map(|bytes| ["--file-size".into(), bytes.to_string().into()]));
             how.extend(["--".into(), program.into()]);
             command.arg0(sandbox::AGENT.name).env(sandbox::AGENT.variable, sandbox::packed(&how));
         }

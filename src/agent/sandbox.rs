@@ -13,6 +13,8 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use rustix::process::{Resource, Rlimit, setrlimit};
+
 use landlock::{
     ABI, Access, AccessFs, BitFlags, CompatLevel, Compatible, PathBeneath, PathFd, Ruleset, RulesetAttr, RulesetCreated,
     RulesetCreatedAttr, RulesetError, Scope,
@@ -43,6 +45,9 @@ pub enum Error {
 /// Why agents are not shut out of the data folder.
 #[derive(Debug, thiserror::Error)]
 pub enum Impossible {
+    /// It is not wanted.
+    #[error("CLAWDFORGE_SANDBOX is \"off\"")]
+    Off,
     /// The kernel has no Landlock, or it is switched off.
     #[error("this kernel has no Landlock, or it is switched off; use Linux 5.13 or newer")]
     Unsupported,
@@ -210,6 +215,30 @@ fn without_unix_sockets() -> Result<BpfProgram, seccompiler::Error> {
         (libc::SYS_io_uring_setup, Vec::new()),
     ];
     filter(rules.into_iter(), libc::EACCES)
+}
+
+/// Keeps this process, and all that it will start, from writing the memory of one that died to the disk, and files of more bytes than
+/// these. It has to take that with it: a limit can't be raised again.
+pub fn bound(file_size: Option<u64>) -> io::Result<()> {
+    let bound = |resource, most| setrlimit(resource, Rlimit { current: Some(most), maximum: Some(most) });
+    bound(Resource::Core, 0)?;
+    Ok(file_size.map_or(Ok(()), |most| bound(Resource::Fsize, most))?)
+}
+
+/// What agents can't reach or do on this machine, and what they can, each in words.
+pub fn fences(shut: Result<(), &Impossible>) -> Vec<(&'static str, Result<&'static str, String>)> {
+    let by = |how: &'static str| shut.map(|()| how).map_err(ToString::to_string);
+    let scoped = Ruleset::default().set_compatibility(CompatLevel::HardRequirement).scope(Scope::Signal);
+    let signals = scoped.and_then(Ruleset::create).map(drop).map_err(|_| "this kernel can't; use Linux 6.12 or newer".to_owned());
+    vec![
+        ("the ledger, uploads, other apps' runs and sessions", by("Landlock")),
+        ("signals to processes outside", by("Landlock").and_then(|how| signals.map(|()| how))),
+        ("memory, limits and priorities of other processes", by("seccomp")),
+        ("Unix sockets (Docker, systemd, tmux, ssh-agent), abstract ones too", by("seccomp")),
+        ("new files in /tmp", by("Landlock")),
+        ("the home folder of the server's user, with claude's sign-in and settings", Err("claude needs it".to_owned())),
+        ("the network", Err("nothing bounds it; a firewall can".to_owned())),
+    ]
 }
 
 /// The folder for what is temporary that all programs share.

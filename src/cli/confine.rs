@@ -27,6 +27,9 @@ pub struct Args {
     /// Also cut it off from the processes outside
     #[arg(long)]
     cut_off: bool,
+    /// Bytes that a file may have which it writes
+    #[arg(long, value_name = "BYTES")]
+    file_size: Option<u64>,
     /// Where it works, if that is not here
     #[arg(long, value_name = "DIR")]
     work: Option<PathBuf>,
@@ -45,6 +48,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     if !reachable.is_empty() {
         sandbox::restrict(&reachable)?;
     }
+    sandbox::bound(args.file_size)?;
     if args.cut_off {
         sandbox::cut_off()?;
     }

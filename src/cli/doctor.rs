@@ -17,7 +17,7 @@ use crate::agent::kinds;
 use crate::agent::launcher::Launcher;
 use crate::agent::process::{self, ConverseOptions, Line, Next};
 use crate::agent::programs::{self, ACPX_TESTED, ADAPTER_TESTED, CLAUDE_TESTED, Tested};
-use crate::agent::sandbox;
+use crate::agent::sandbox::{self, Impossible};
 use crate::agent::tag::Tag;
 use crate::config::{self, Flags, Sandbox, Settings};
 use crate::ledger::Ledger;
@@ -38,8 +38,10 @@ enum Finding {
     /// Works, but not all of it.
     Warning(String),
     Bad(String),
+    /// Nothing to do about, but to know.
+    Detail(String),
 }
-use Finding::{Bad, Good, Warning};
+use Finding::{Bad, Detail, Good, Warning};
 
 /// Prints a line for each check. Exit code 1 where a run could not work.
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
@@ -49,6 +51,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         match finding {
             Good(text) => println!("ok       {text}"),
             Warning(text) => println!("warning  {text}"),
+            Detail(text) => println!("         {text}"),
             Bad(text) => {
                 well = false;
                 println!("FAILED   {text}");
@@ -72,7 +75,7 @@ async fn examine(settings: &Settings) -> anyhow::Result<Vec<Finding>> {
     let mut findings = examine_clis(settings, &launcher).await;
     findings.extend(examine_data_dir(&settings.data_dir));
     findings.push(examine_port(settings).await);
-    findings.push(examine_sandbox(settings, &launcher.environment));
+    findings.extend(examine_sandbox(settings, &launcher.environment));
     findings.push(match settings.admin {
         Some(_) => Good("admin token: set".to_owned()),
         None => Warning(
@@ -200,14 +203,30 @@ fn examine_data_dir(folder: &Path) -> Vec<Finding> {
     vec![ledger, space]
 }
 
-fn examine_sandbox(settings: &Settings, environment: &Environment) -> Finding {
+fn examine_sandbox(settings: &Settings, environment: &Environment) -> Vec<Finding> {
     let folder = settings.data_dir.canonicalize().unwrap_or_else(|_| std::path::absolute(&settings.data_dir).unwrap_or_default());
-    match (settings.sandbox, sandbox::check(&folder, environment)) {
-        (Sandbox::Off, _) => Warning("sandbox: off, so agents can read the ledger and other apps' files".to_owned()),
-        (_, Ok(())) => Good("sandbox: agents are shut out of the data folder".to_owned()),
+    let shut = if settings.sandbox == Sandbox::Off { Err(Impossible::Off) } else { sandbox::check(&folder, environment) };
+    let finding = match (settings.sandbox, &shut) {
         (Sandbox::Required, Err(why)) => Bad(format!("sandbox: {why}")),
-        (Sandbox::Auto, Err(why)) => Warning(format!("sandbox: agents can read the ledger and other apps' files: {why}")),
-    }
+        (_, Err(why)) => Warning(format!("sandbox: agents can read the ledger and other apps' files: {why}")),
+        (_, Ok(())) => Good("sandbox: agents are shut out of the data folder".to_owned()),
+    };
+    let fences = sandbox::fences(shut.as_ref().copied()).into_iter().map(|(what, how)| {
+        Detail(match how {
+            Ok(how) => format!("{what:<74} closed ({how})"),
+            Err(why) => format!("{what:<74} open: {why}"),
+        })
+    });
+    let bounds =
+        [("memory", settings.agent_memory_mb, "CLAWDFORGE_AGENT_MEMORY_MB"), ("disk", settings.agent_disk_mb, "CLAWDFORGE_AGENT_DISK_MB")];
+    let bounds = bounds.map(|(what, bound, setting)| {
+        let what = format!("more {what} than a run or session is to have");
+        Detail(match bound {
+            Some(mib) => format!("{what:<74} ended past {mib} MiB (looked at twice a second)"),
+            None => format!("{what:<74} open: set {setting}"),
+        })
+    });
+    std::iter::once(finding).chain(fences).chain(bounds).collect()
 }
 
 async fn examine_port(settings: &Settings) -> Finding {

@@ -243,6 +243,20 @@ async fn the_sandbox_is_on_below_the_home_folder_and_in_tmp() {
 }
 
 #[tokio::test]
+async fn a_file_grows_no_larger_than_the_disk_bound_however_fast() {
+    let Some(forge) = sandboxed(Options::default().set("CLAWDFORGE_AGENT_DISK_MB", 50)).await else { return };
+    let (server, token) = (&forge.server, &forge.token);
+    let mine = session(server, token).await;
+    let tool = json!({"tool": {"name": "Bash", "input": {"command": "yes > large; ulimit -c; sleep 60", "description": "test"}}});
+    let path = format!("/sessions/{}/turn", mine["session_id"].as_str().unwrap());
+    let ended = server.post(&path, token, &json!({"prompt": format!("stub: {tool}")})).await;
+    assert_eq!(ended.status, StatusCode::BAD_GATEWAY, "{ended:?}");
+    assert!(ended.json["error"].as_str().unwrap().contains("more than 50 MiB of the disk"), "{ended:?}");
+    let large = Path::new(mine["cwd"].as_str().unwrap()).join("large");
+    assert!((1..=50 << 20).contains(&large.metadata().unwrap().len()), "{:?}", large.metadata());
+}
+
+#[tokio::test]
 async fn a_sign_in_is_shared_where_it_is() {
     let Some(forge) = sandboxed(Options::default().set("ANTHROPIC_API_KEY", "")).await else { return };
     let (server, token) = (&forge.server, &forge.token);

@@ -102,6 +102,16 @@ fn the_doctor_says_what_to_do_about_each_trouble() {
     assert_eq!(output.status.code(), Some(1), "{told}");
     assert!(told.contains("FAILED   claude") && told.contains("npm install -g @anthropic-ai/claude-code"), "{told}");
     assert!(told.contains("warning  data folder: ./data is not there yet") && told.contains("ok       port"), "{told}");
+    let settings = [("CLAWDFORGE_SANDBOX", "off"), ("CLAWDFORGE_AGENT_DISK_MB", "30")];
+    let told = String::from_utf8(clawdforge(&["doctor", "--bind", "127.0.0.1:0"], &settings).stdout).unwrap();
+    for (what, how) in [
+        ("the ledger", "open: CLAWDFORGE_SANDBOX is \"off\""),
+        ("the network", "open: "),
+        ("more memory", "open: set CLAWDFORGE_AGENT_MEMORY_MB"),
+        ("more disk", "ended past 30 MiB"),
+    ] {
+        assert!(told.lines().any(|line| line.trim_start().starts_with(what) && line.contains(how)), "{what}: {told}");
+    }
 }
 
 #[test]
