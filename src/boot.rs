@@ -9,6 +9,7 @@ use crate::agent::acpx::command::Acpx;
 use crate::agent::acpx::turn::Turns;
 use crate::agent::backend::Backends;
 use crate::agent::bounds::Bounds;
+use crate::agent::claude::files::config_folder;
 use crate::agent::claude::models::KnownModels;
 use crate::agent::claude::run::Claude;
 use crate::agent::claude::workspace::RunDirs;
@@ -162,7 +163,14 @@ fn confinement(sandbox: Sandbox, data_dir: &Path, environment: &Environment) -> 
         return Ok(None);
     }
     match sandbox::check(data_dir, environment) {
-        Ok(()) => Ok(Some(Confinement { hidden: data_dir.to_owned(), cut_off: true })),
+        Ok(()) => {
+            let home = environment.get("HOME").and_then(|home| Path::new(home).canonicalize().ok());
+            // Some services have / for their home.
+            let home = home.filter(|home| home.parent().is_some());
+            // It may come to be there later, with the sign-in.
+            let kept = config_folder(environment).map(|folder| folder.canonicalize().unwrap_or(folder));
+            Ok(Some(Confinement { hidden: data_dir.to_owned(), home, kept, cut_off: true }))
+        }
         Err(why) if sandbox == Sandbox::Required => Err(why).context("CLAWDFORGE_SANDBOX is \"required\""),
         Err(why) => {
             tracing::warn!("agents are not shut out of the data folder: {why}");

@@ -32,9 +32,10 @@ impl Launcher {
     pub fn command(&self, program: &Path, folder: &Path, own: &[PathBuf]) -> Command {
         let mut command = Command::new(self.confinement.as_ref().map_or(program, |_| Path::new("/proc/self/exe")));
         command.env_clear().envs(self.environment.iter()).current_dir(folder);
-        if let Some(Confinement { hidden, cut_off }) = &self.confinement {
+        if let Some(Confinement { hidden, home, kept, cut_off }) = &self.confinement {
             let mut how: Vec<OsString> = vec!["--hidden".into(), hidden.into(), "--own".into(), folder.into()];
-            how.extend(own.iter().flat_map(|path| ["--own".into(), path.into()]));
+            how.extend(home.iter().flat_map(|home| ["--home-to-read".into(), home.into()]));
+            how.extend(own.iter().chain(kept).flat_map(|path| ["--own".into(), path.into()]));
             how.extend(cut_off.then(|| "--cut-off".into()));
             how.extend(self.bounds.file_size().into_iter().flat_map(|bytes| ["--file-size".into(), bytes.to_string().into()]));
             how.extend(["--".into(), program.into()]);

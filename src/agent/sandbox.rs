@@ -6,6 +6,7 @@
 //! `clawdforge confine …`, which restricts itself and becomes the agent. Symbolic links are not followed on the way: what
 //! one names is allowed where it really is, or not at all.
 
+use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::unix::ffi::OsStrExt;
@@ -121,6 +122,10 @@ pub fn unpacked(value: &OsStr) -> Vec<OsString> {
 pub struct Confinement {
     /// The folder that they are shut out of, but for the folder that each works in; absolute, without links.
     pub hidden: PathBuf,
+    /// The home folder of the server's user, which they can only read; the same.
+    pub home: Option<PathBuf>,
+    /// What in it claude writes to.
+    pub kept: Option<PathBuf>,
     /// Whether they are cut off from the processes outside.
     pub cut_off: bool,
 }
@@ -236,7 +241,8 @@ pub fn fences(shut: Result<(), &Impossible>) -> Vec<(&'static str, Result<&'stat
         ("memory, limits and priorities of other processes", by("seccomp")),
         ("Unix sockets (Docker, systemd, tmux, ssh-agent), abstract ones too", by("seccomp")),
         ("new files in /tmp", by("Landlock")),
-        ("the home folder of the server's user, with claude's sign-in and settings", Err("claude needs it".to_owned())),
+        ("writing in the home folder of the server's user", by("Landlock")),
+        ("reading there, and writing claude's sign-in and settings", Err("claude needs them".to_owned())),
         ("the network", Err("nothing bounds it; a firewall can".to_owned())),
     ]
 }
@@ -246,19 +252,42 @@ pub const SHARED_TEMPORARY: &str = "/tmp";
 /// What the names of acpx's folders for sockets begin with; they are in [`SHARED_TEMPORARY`].
 pub const SOCKETS: &str = "acpx-";
 
-/// All that is not in `hidden`, by listing what is beside the way to it; and of the shared temporary folder what is there, but for
-/// acpx's sockets: nothing new can be made beside those, or in their place. `hidden` is absolute, without links.
-pub fn beside(hidden: &Path) -> Result<Vec<PathBuf>, Error> {
-    let shared = Path::new(SHARED_TEMPORARY);
-    let mut folders: Vec<_> = hidden.ancestors().skip(1).collect();
-    if !hidden.starts_with(shared) {
-        folders.push(shared);
+/// What an agent reaches outside its own folder.
+#[derive(Debug, Default)]
+pub struct Reach {
+    /// As its user does.
+    pub all: Vec<PathBuf>,
+    /// To read, and to run what is there.
+    pub read: Vec<PathBuf>,
+}
+
+/// All that is not in `hidden`, of which `home` can only be read. Both are absolute, without links.
+pub fn reach(hidden: &Path, home: Option<&Path>) -> Result<Reach, Error> {
+    let Some(home) = home else { return Ok(Reach { all: beside(&[hidden])?, read: Vec::new() }) };
+    let mut read = Vec::new();
+    if hidden.starts_with(home) {
+        for folder in hidden.ancestors().skip(1).take_while(|folder| folder.starts_with(home)) {
+            read.extend(listed(folder)?.into_iter().filter(|path| !hidden.starts_with(path)));
+        }
+    } else {
+        read.push(home.to_owned());
     }
+    Ok(Reach { all: beside(&[hidden, home])?, read })
+}
+
+/// All that is in none of these folders, by listing what is beside the ways to them; and of the shared temporary folder what is there, but
+/// for acpx's sockets: nothing new can be made beside those, or in their place. The folders are absolute, without links.
+pub fn beside(hidden: &[&Path]) -> Result<Vec<PathBuf>, Error> {
+    let shared = Path::new(SHARED_TEMPORARY);
+    let is_hidden = |folder: &Path| hidden.iter().any(|hidden| folder.starts_with(hidden));
+    let is_on_the_way = |folder: &Path| hidden.iter().any(|hidden| hidden.starts_with(folder));
+    let ways = hidden.iter().flat_map(|hidden| hidden.ancestors().skip(1)).chain([shared]);
+    let folders: BTreeSet<_> = ways.filter(|folder| !is_hidden(folder)).collect();
     let mut beside = Vec::new();
     for folder in folders {
         let is_socket =
             |path: &Path| folder == shared && path.file_name().is_some_and(|name| name.as_bytes().starts_with(SOCKETS.as_bytes()));
-        beside.extend(listed(folder)?.into_iter().filter(|path| !hidden.starts_with(path) && path != shared && !is_socket(path)));
+        beside.extend(listed(folder)?.into_iter().filter(|path| !is_on_the_way(path) && path != shared && !is_socket(path)));
     }
     Ok(beside)
 }
@@ -270,16 +299,17 @@ fn listed(folder: &Path) -> Result<Vec<PathBuf>, Error> {
 }
 
 /// Restricts this process, and all that it will start, to what is at these paths and below them.
-pub fn restrict(to: &[PathBuf]) -> Result<(), Error> {
+pub fn restrict(to: &Reach) -> Result<(), Error> {
     ruleset(CompatLevel::HardRequirement, ABI::V1)?;
     let rules = ruleset(CompatLevel::BestEffort, NEWEST)?;
-    to.iter().try_fold(rules, |rules, path| allow(rules, path))?.restrict_self()?;
+    // What is written there changes processes, others of the same user too (oom_score_adj, timerslack_ns, cgroup.kill).
+    let is_read_only = |path: &Path| ["/proc", "/sys"].map(Path::new).contains(&path);
+    let rules = to.all.iter().try_fold(rules, |rules, path| allow(rules, path, is_read_only(path)))?;
+    to.read.iter().try_fold(rules, |rules, path| allow(rules, path, true))?.restrict_self()?;
     Ok(())
 }
 
-fn allow(rules: RulesetCreated, path: &Path) -> Result<RulesetCreated, RulesetError> {
-    // What is written there changes processes, others of the same user too (oom_score_adj, timerslack_ns, cgroup.kill).
-    let read_only = ["/proc", "/sys"].map(Path::new).contains(&path);
+fn allow(rules: RulesetCreated, path: &Path, read_only: bool) -> Result<RulesetCreated, RulesetError> {
     let all = if read_only { AccessFs::from_read(NEWEST) } else { AccessFs::from_all(NEWEST) };
     allow_only(rules, path, if path.is_dir() { all } else { all & AccessFs::from_file(NEWEST) })
 }
@@ -321,7 +351,7 @@ mod tests {
         std::fs::create_dir_all(way.path().join("data")).unwrap();
         std::fs::create_dir(way.path().join("home")).unwrap();
         for hidden in [way.path().join("data"), PathBuf::from("/var/lib/clawdforge")] {
-            let beside = beside(&hidden).unwrap_or_default();
+            let beside = beside(&[&hidden]).unwrap_or_default();
             let in_tmp = hidden.starts_with(SHARED_TEMPORARY);
             assert!(beside.contains(&other.path().to_owned()) && !beside.contains(&made.path().to_owned()), "{}", hidden.display());
             assert_eq!((beside.contains(&way.path().to_owned()), beside.contains(&way.path().join("home"))), (!in_tmp, in_tmp));

@@ -21,6 +21,9 @@ pub struct Args {
     /// The data folder, absolute and without links: what is outside it can be reached
     #[arg(long, value_name = "DIR")]
     hidden: Option<PathBuf>,
+    /// The home folder, which can only be read but for what is its own
+    #[arg(long, value_name = "DIR", requires = "hidden")]
+    home_to_read: Option<PathBuf>,
     /// What else can be reached; without this and the data folder, everything
     #[arg(long, value_name = "PATH")]
     own: Vec<PathBuf>,
@@ -43,16 +46,18 @@ pub struct Args {
 
 /// Returns only where that failed.
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let beside = args.hidden.as_deref().map(sandbox::beside).transpose()?.unwrap_or_default();
-    let reachable = [beside, args.own].concat();
-    if !reachable.is_empty() {
-        sandbox::restrict(&reachable)?;
+    let reach = args.hidden.as_deref().map(|hidden| sandbox::reach(hidden, args.home_to_read.as_deref())).transpose()?;
+    let mut reach = reach.unwrap_or_default();
+    reach.all.extend(args.own);
+    let restricted = !reach.all.is_empty();
+    if restricted {
+        sandbox::restrict(&reach)?;
     }
     sandbox::bound(args.file_size)?;
     if args.cut_off {
         sandbox::cut_off()?;
     }
-    if args.cut_off || !reachable.is_empty() {
+    if args.cut_off || restricted {
         sandbox::leave_others_alone()?;
     }
     let (program, arguments) = args.command.split_first().context("no program is named")?;

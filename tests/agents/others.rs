@@ -101,7 +101,7 @@ fn bytes_in(folder: &Path) -> u64 {
 }
 
 async fn goes_through_all_of_it(name: &str, shell: Shell) {
-    let Some((server, token, _home, _stub)) = start(name).await else { return };
+    let Some((server, token, home, _stub)) = start(name).await else { return };
     let call = |command: &str| format!("stub: {}", json!({"tool": shell(command, false)}));
     let (id, cwd) = create(&server, &token, &json!({"agent": name})).await;
     turn(&server, &token, &id, "The word is quince.").await;
@@ -116,10 +116,13 @@ async fn goes_through_all_of_it(name: &str, shell: Shell) {
     std::fs::create_dir_all(&other).unwrap();
     std::fs::write(other.join("secret"), "medlar").unwrap();
     let data = server.data().display().to_string();
-    let attack = format!("head -c 15 {data}/clawdforge.db; cat {data}/sessions/other/work/secret; echo x > {data}/pwned; echo done");
+    let planted = home.path().join("planted").display().to_string();
+    let attack = format!(
+        "head -c 15 {data}/clawdforge.db; cat {data}/sessions/other/work/secret; for f in {data}/pwned {planted}; do echo x > $f; done; echo done"
+    );
     let attacked = turn(&server, &token, &id, &call(&attack)).await;
     assert!(attacked.contains("done") && !attacked.contains("SQLite") && !attacked.contains("medlar"), "{attacked}");
-    assert!(!server.data().join("pwned").exists());
+    assert!(!server.data().join("pwned").exists() && !home.path().join("planted").exists());
     std::fs::remove_dir_all(server.data().join("sessions/other")).unwrap();
 
     // Cancelled, nothing of it goes on.

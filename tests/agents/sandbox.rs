@@ -218,7 +218,9 @@ async fn runs_are_confined_and_sessions_resume_after_a_restart() {
 async fn the_sandbox_is_on_below_the_home_folder_and_in_tmp() {
     let elsewhere = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     for home in [elsewhere, tempfile::tempdir().unwrap()] {
-        std::fs::create_dir_all(home.path().join(".claude/agents")).unwrap();
+        std::fs::create_dir_all(home.path().join(".config")).unwrap();
+        std::fs::write(home.path().join(".bashrc"), "true\n").unwrap();
+        std::fs::write(home.path().join(".claude.json"), r#"{"projects": {"/a": {}}}"#).unwrap();
         let forge = Forge::start_at(Options::default().set("CLAWDFORGE_STANDBY", 1), home, Options::start_below).await;
         let Some(Forge { server, token, home, .. }) = &forge else { return };
         if server.get("/healthz", "").await.json["sandbox"] == "off" {
@@ -230,15 +232,18 @@ async fn the_sandbox_is_on_below_the_home_folder_and_in_tmp() {
         for _ in 0..2 {
             let data = server.data().display().to_string();
             let attack = format!(
-                "head -c 15 {data}/clawdforge.db; ls {data}; echo x > ~/planted; echo x > {data}/planted; echo mine > mine; cat mine"
+                "head -c 15 {data}/clawdforge.db; ls {data}; echo x > {data}/planted; echo mine > mine; cat mine ~/.bashrc; \
+                 for place in .bashrc planted .config/planted .claude.json; do echo x >> ~/$place; done"
             );
             let told = shell(server, token, &mine, &attack).await;
-            assert!(told.contains("mine") && told.matches("denied").count() == 4 && !told.contains("SQLite"), "{told}");
+            assert!(told.contains("mine\ntrue\n") && told.matches("denied").count() == 7 && !told.contains("SQLite"), "{told}");
         }
-        assert!(!home.path().join("planted").exists());
-        // What claude keeps there, it keeps still.
-        let state = std::fs::read_to_string(home.path().join(".claude.json")).unwrap();
-        assert!(serde_json::from_str::<Value>(&state).unwrap().as_object().is_some_and(|state| !state.is_empty()), "{state}");
+        // Nothing is left in it, and nothing changed: what claude writes down is in the sessions' and the runs' own folders.
+        let mut names: Vec<_> = home.path().read_dir().unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.retain(|name| name != ".claude" && !server.folder().ends_with(name));
+        names.sort();
+        assert_eq!(names, [".bashrc", ".claude.json", ".config"]);
+        assert_eq!(std::fs::read_to_string(home.path().join(".claude.json")).unwrap(), r#"{"projects": {"/a": {}}}"#);
     }
 }
 

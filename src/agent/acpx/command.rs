@@ -154,9 +154,9 @@ impl Acpx {
     /// A command by which an agent other than claude is started, at home in the session's folder and shut out of all others'.
     pub fn command_of(&self, target: &Target, kind: &Kind, program: &Path) -> Result<Command, Error> {
         Self::check(target)?;
-        let confinement = self.launcher.confinement.clone().map(|confinement| Confinement { cut_off: true, ..confinement });
+        let confinement = self.launcher.confinement.clone().map(|confinement| Confinement { cut_off: true, kept: None, ..confinement });
         let launcher = Launcher { confinement, ..self.launcher.clone() };
-        let mut command = launcher.command(program, target.dir.folder(), &[]);
+        let mut command = launcher.command(program, target.dir.folder(), &kind.sign_in.found(&launcher.environment));
         target.dir.furnish(&mut command, &launcher.environment);
         let linked = kind.sign_in.link(&mut command, &target.dir.home(), &launcher.environment);
         linked.map_err(|error| Error::Failed(format!("the sign-in of {} can't be put into the session's folder ({error})", kind.name)))?;
@@ -169,7 +169,7 @@ impl Acpx {
         let mut how: Vec<OsString> = Vec::new();
         if let Some(Confinement { hidden, .. }) = &self.launcher.confinement {
             // Listed here: what acpx starts can't see any more what is beside the data folder.
-            let beside = sandbox::beside(hidden).map_err(|error| Error::Failed(error.to_string()))?;
+            let beside = sandbox::beside(&[hidden]).map_err(|error| Error::Failed(error.to_string()))?;
             let reachable = beside.into_iter().chain(target.dir.agents_own());
             how.extend(reachable.flat_map(|path| ["--own".into(), path.into_os_string()]));
             how.push("--cut-off".into());

@@ -7,14 +7,14 @@
 
 use std::fs::{self, DirBuilder, OpenOptions};
 use std::io::{self, ErrorKind, Write};
-use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt, symlink};
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use rustix::process::geteuid;
 use serde::Deserialize;
 use tokio::process::Command;
 
-use crate::agent::claude::files::config_folder;
+use crate::agent::claude::files;
 use crate::agent::environment::Environment;
 use crate::agent::folder::{Folder, TEMPORARY, clear, read_regular, remove_tree};
 use crate::agent::sandbox::{SHARED_TEMPORARY, SOCKETS};
@@ -86,21 +86,13 @@ impl SessionDir {
         let make = |folder: &Path| DirBuilder::new().mode(0o700).create(folder);
         make(&self.0)?;
         Folder::create(&self.0, "work")?;
-        for folder in [self.config(), self.home(), self.home().join(".acpx"), self.temporary()] {
+        for folder in [self.home(), self.home().join(".acpx"), self.temporary()] {
             make(&folder)?;
         }
-        let folder_of = |variable: &str| environment.get(variable).map(PathBuf::from).filter(|folder| folder.is_absolute());
-        let Some(state) = folder_of("CLAUDE_CONFIG_DIR").or(folder_of("HOME")) else {
+        if !files::config_folder(environment).is_some_and(|folder| folder.is_absolute()) {
             return Err(io::Error::other("HOME is not set to a whole path, and sessions need one"));
-        };
-        DirBuilder::new().recursive(true).mode(0o700).create(&state)?;
-        let state = state.join(STATE);
-        // claude would put a file of its own in the place of a link to nothing.
-        match OpenOptions::new().write(true).create_new(true).mode(0o600).open(&state) {
-            Err(error) if error.kind() != ErrorKind::AlreadyExists => return Err(error),
-            made => made.ok().map_or(Ok(()), |mut file| file.write_all(b"{}"))?,
         }
-        symlink(state, self.config().join(STATE))?;
+        files::make_config(&self.config(), environment, false)?;
         fs::write(self.config().join("settings.json"), SETTINGS)
     }
 
@@ -120,8 +112,13 @@ impl SessionDir {
     }
 
     /// Brings what an earlier release made up to date.
-    pub fn renew(&self) -> io::Result<()> {
+    pub fn renew(&self, environment: &Environment) -> io::Result<()> {
         make_private(&self.temporary())?;
+        let state = self.config().join(STATE);
+        if state.is_symlink() {
+            fs::remove_file(&state)?;
+            files::write_state(&self.config(), environment)?;
+        }
         for path in LINKED_BEFORE.iter().map(|name| self.config().join(name)) {
             if path.is_symlink() {
                 fs::remove_file(&path)?;
@@ -136,8 +133,8 @@ impl SessionDir {
     /// Has `command`, which works in the folder, be at home there. Not in the agent's part of it: acpx takes settings from where it
     /// works, and could be told to start something else.
     pub fn furnish(&self, command: &mut Command, environment: &Environment) {
-        command.env("HOME", self.home()).env("CLAUDE_CONFIG_DIR", self.config());
-        command.env("CLAUDE_SECURESTORAGE_CONFIG_DIR", config_folder(environment).unwrap_or_default());
+        command.env("HOME", self.home());
+        files::use_config(command, &self.config(), environment);
         command.env("CLAUDE_CODE_TMPDIR", self.work().join(TEMPORARY));
         // acpx's own, which its agent does not reach: Node keeps compiled code there. The agent's is in its folder.
         command.env("TMPDIR", self.temporary());

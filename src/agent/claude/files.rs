@@ -1,12 +1,15 @@
 //! The `claude` CLI's own files, under the user's home.
 
-use std::io;
+use std::fs::{DirBuilder, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, symlink};
 use std::path::{Path, PathBuf};
 
-use serde_json::Value;
+use serde_json::{Map, Value};
+use tokio::process::Command;
 
 use crate::agent::environment::Environment;
-use crate::agent::folder::{is_regular, read_regular, remove_tree};
+use crate::agent::folder::{is_regular, read_regular};
 use crate::blocking::blocking;
 
 /// Bytes of one of the CLI's own files, at most.
@@ -64,30 +67,39 @@ pub fn kept_in_its_state(environment: &Environment) -> String {
     ["primaryApiKey", "oauthAccount", "mcpServers"].map(|key| all[key].to_string()).concat()
 }
 
-/// Removes what the CLI keeps of a run under the user's home although it was told to keep nothing.
-pub fn clean_up(session_id: &str, environment: &Environment) -> io::Result<()> {
-    // It becomes part of a path.
-    if session_id.is_empty() || !session_id.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-') {
-        return Ok(());
+/// The user's settings that a run's agent reads, in the folder of the CLI's own files.
+const SETTINGS: &[&str] = &["settings.json", "CLAUDE.md", "agents", "commands", "output-styles", "plugins", "rules", "skills"];
+/// What of `.claude.json` is of no use to an agent: which folders the user has worked in, and what was said there.
+const OF_THE_USER: &[&str] = &["projects", "githubRepoPaths"];
+
+/// Makes a folder for the CLI's own files of one agent: what it writes stays there, but for the sign-in, which it renews where that is.
+/// The user's settings are links, and the state, which every process of the CLI would else write, is a copy.
+pub fn make_config(folder: &Path, environment: &Environment, with_settings: bool) -> io::Result<()> {
+    DirBuilder::new().mode(0o700).create(folder)?;
+    write_state(folder, environment)?;
+    let config = config_folder(environment).unwrap_or_default();
+    // The CLI would put a file of its own in the place of a link to nothing.
+    let mut names = SETTINGS.iter().filter(|name| with_settings && config.join(name).exists());
+    names.try_for_each(|name| symlink(config.join(name), folder.join(name)))
+}
+
+/// Copies the user's state into such a folder.
+pub fn write_state(folder: &Path, environment: &Environment) -> io::Result<()> {
+    let state = read_regular(&state_file(environment), MOST_IN_A_FILE).unwrap_or_default();
+    let mut all: Map<String, Value> = serde_json::from_slice(&state).unwrap_or_default();
+    for key in OF_THE_USER {
+        all.remove(*key);
     }
-    let Some(Ok(kinds)) = config_folder(environment).map(|config| config.read_dir()) else { return Ok(()) };
-    let unsent = format!("1p_failed_events.{session_id}.");
-    for kind in kinds {
-        let kind = kind?.path();
-        // `session-env`, and whatever else is filed by session.
-        let path = kind.join(session_id);
-        if path.exists() {
-            remove_tree(&path)?;
-        }
-        // Telemetry that could not be sent, a file a session.
-        let files = kind.ends_with("telemetry").then(|| kind.read_dir()).transpose()?;
-        for file in files.into_iter().flatten().flatten() {
-            if file.file_name().as_encoded_bytes().starts_with(unsent.as_bytes()) {
-                remove_tree(&file.path())?;
-            }
-        }
-    }
-    Ok(())
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(folder.join(".claude.json"))?;
+    file.write_all(serde_json::to_string(&all)?.as_bytes())
+}
+
+/// Has `command` be a claude with such a folder.
+pub fn use_config(command: &mut Command, folder: &Path, environment: &Environment) {
+    // npm fails where it can't write there, and the home folder may be closed to it.
+    command.env("CLAUDE_CONFIG_DIR", folder).env("npm_config_cache", folder.join("npm"));
+    // Its lock is there, too (seen in claude 2.1.197, which does not document it).
+    command.env("CLAUDE_SECURESTORAGE_CONFIG_DIR", config_folder(environment).unwrap_or_default());
 }
 
 #[cfg(test)]
@@ -95,20 +107,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_filed_by_session_goes_with_it() {
+    fn an_agents_own_files_are_a_copy_of_the_state_and_links_to_the_settings() {
         let home = tempfile::tempdir().unwrap();
-        let config = home.path().join(".claude");
-        for folder in ["session-env/one", "session-env/two", "telemetry"] {
-            std::fs::create_dir_all(config.join(folder)).unwrap();
-        }
-        for file in ["session-env/one/a", "telemetry/1p_failed_events.one.5.json", "telemetry/1p_failed_events.two.6.json"] {
-            std::fs::write(config.join(file), "").unwrap();
-        }
+        std::fs::create_dir_all(home.path().join(".claude/skills")).unwrap();
+        std::fs::write(home.path().join(".claude.json"), r#"{"projects": {"/secret": {}}, "mcpServers": {"a": 1}}"#).unwrap();
         let environment = Environment::of([("HOME", home.path())]);
-        clean_up("one", &environment).unwrap();
-        clean_up("../session-env/two", &environment).unwrap();
-        let left = |folder: &str| config.join(folder).read_dir().unwrap().map(|entry| entry.unwrap().file_name()).collect::<Vec<_>>();
-        assert_eq!(left("session-env"), ["two"]);
-        assert_eq!(left("telemetry"), ["1p_failed_events.two.6.json"]);
+        let own = home.path().join("own");
+        make_config(&own, &environment, true).unwrap();
+        assert_eq!(std::fs::read_to_string(own.join(".claude.json")).unwrap(), r#"{"mcpServers":{"a":1}}"#);
+        let names: Vec<_> = own.read_dir().unwrap().map(|entry| entry.unwrap().file_name()).filter(|name| name != ".claude.json").collect();
+        assert_eq!(names, ["skills"]);
+        make_config(&home.path().join("bare"), &Environment::of([("HOME", home.path().join("nobody"))]), false).unwrap();
+        assert_eq!(std::fs::read_to_string(home.path().join("bare/.claude.json")).unwrap(), "{}");
     }
 }

@@ -60,6 +60,11 @@ pub enum NotStarted {
     Failed(String),
 }
 
+/// Where claude has its own files of a run.
+fn config_of(folder: &Folder) -> PathBuf {
+    folder.temporary().join("config")
+}
+
 impl RunDirs {
     /// Folders in that of the launcher.
     pub fn new(launcher: Launcher, claude: OsString) -> Self {
@@ -67,14 +72,15 @@ impl RunDirs {
     }
 
     /// Makes a folder, with the files in it. Gives the files' paths.
-    pub async fn set_up(&self, uuid: Uuid, files: Vec<Attachment>) -> io::Result<(RunDir, Vec<PathBuf>)> {
+    pub async fn set_up(&self, uuid: Uuid, attached: Vec<Attachment>) -> io::Result<(RunDir, Vec<PathBuf>)> {
         let run_dirs = self.clone();
         blocking(move || {
             let id = uuid.simple().to_string();
             run_dirs.in_use().insert(id.clone());
             let in_use = InUse { run_dirs: run_dirs.clone(), id };
             let folder = Folder::create(&run_dirs.launcher.folder, &in_use.id)?;
-            match folder.attach(&run_dirs.launcher.uploads, &files) {
+            let made = files::make_config(&config_of(&folder), &run_dirs.launcher.environment, true);
+            match made.and_then(|()| folder.attach(&run_dirs.launcher.uploads, &attached)) {
                 Ok(files) => Ok((RunDir { uuid, folder, run_dirs, _in_use: in_use }, files)),
                 Err(error) => folder.remove().and(Err(error)),
             }
@@ -105,6 +111,7 @@ impl RunDir {
         let program = programs::find(claude, &launcher.environment).ok_or_else(|| NotStarted::NotInstalled(claude.clone()))?;
         let mut process = launcher.command(&program, self.folder.path(), &[]);
         command::prepare(&mut process, purpose, self.uuid, model, &self.folder.temporary());
+        files::use_config(&mut process, &config_of(&self.folder), &launcher.environment);
         process::start(&mut process, &self.tag()).map_err(|error| {
             NotStarted::Failed(format!("{} could not be started ({error}); check that it is a program of this machine", program.display()))
         })
@@ -141,7 +148,7 @@ impl RunDir {
         self.run_dirs.launcher.bounds.why_ended(&self.uuid.simple().to_string())
     }
 
-    /// Removes the folder, and what claude keeps of the run elsewhere. What can't be removed is left to the sweeper.
+    /// Removes the folder. What can't be removed is left to the sweeper.
     pub async fn clear_away(self) {
         let folder = self.folder.path().to_owned();
         if let Err(error) = blocking(move || self.remove()).await {
@@ -150,6 +157,6 @@ impl RunDir {
     }
 
     fn remove(self) -> io::Result<()> {
-        self.folder.remove().and(files::clean_up(&self.uuid.to_string(), &self.run_dirs.launcher.environment))
+        self.folder.remove()
     }
 }

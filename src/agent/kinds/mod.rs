@@ -151,8 +151,14 @@ impl SignIn {
         self.methods.iter().find(|(variable, _)| can_be(*variable)).map(|(_, method)| *method)
     }
 
+    /// Its files that are there.
+    pub fn found(&self, environment: &Environment) -> Vec<PathBuf> {
+        let folder = self.real(environment).unwrap_or_default();
+        self.files.iter().map(|file| folder.join(file)).filter(|file| file.is_file()).collect()
+    }
+
     fn has_files(&self, environment: &Environment) -> bool {
-        self.real(environment).is_some_and(|folder| self.files.iter().any(|file| folder.join(file).is_file()))
+        !self.found(environment).is_empty()
     }
 
     /// The folder of the user's own.
