@@ -155,9 +155,8 @@ async fn a_program_that_is_none_is_a_502() {
     // In the sandbox it is the process itself that finds out.
     let server = start("auto");
     let token = server.mint("app").await;
-    let failed = server.run(&token, "hello").await;
-    assert_eq!(failed.json["stop_reason"], "error");
-    assert!(failed.text.contains("no-program can't be started") || failed.text.contains("no-program could not be started"), "{failed:?}");
+    let error = failure(&server.run(&token, "hello").await, "error");
+    assert!(error.contains("no-program can't be started") || error.contains("no-program could not be started"), "{error}");
 }
 
 #[tokio::test]

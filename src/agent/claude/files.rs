@@ -96,8 +96,9 @@ pub fn write_state(folder: &Path, environment: &Environment) -> io::Result<()> {
 
 /// Has `command` be a claude with such a folder.
 pub fn use_config(command: &mut Command, folder: &Path, environment: &Environment) {
-    // npm fails where it can't write there, and the home folder may be closed to it.
-    command.env("CLAUDE_CONFIG_DIR", folder).env("npm_config_cache", folder.join("npm"));
+    // These fail where they can't write what they fetched, and the home folder may be closed to them.
+    command.env("npm_config_cache", folder.join("npm")).env("UV_CACHE_DIR", folder.join("uv"));
+    command.env("CLAUDE_CONFIG_DIR", folder);
     // Its lock is there, too (seen in claude 2.1.197, which does not document it).
     command.env("CLAUDE_SECURESTORAGE_CONFIG_DIR", config_folder(environment).unwrap_or_default());
 }

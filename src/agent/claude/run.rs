@@ -211,7 +211,7 @@ impl Claude {
                 continue;
             }
             if !report.is_said() {
-                let outcome = match (outcome(finished.end, &mut reader, spec.timeout), run_dir.why_ended()) {
+                let outcome = match (outcome(finished.end, &finished.stderr, &mut reader, spec.timeout), run_dir.why_ended()) {
                     (Outcome { ending: Ending::Failed(_), .. }, Some(why)) => Outcome::of(Ending::Failed(why)),
                     (outcome, _) => outcome,
                 };
@@ -230,11 +230,13 @@ impl Ready {
 }
 
 /// What the end of the process and what it said make of the run. A whole reply is one, however its process ended.
-fn outcome(end: End, reader: &mut Reader<'_>, timeout: Duration) -> Outcome {
+fn outcome(end: End, stderr: &str, reader: &mut Reader<'_>, timeout: Duration) -> Outcome {
     if let Some(reply) = reader.take_reply() {
         return reply;
     }
-    let trouble = reader.trouble();
+    // What this program says that was to become claude, in the sandbox.
+    let own = stderr.lines().find_map(|line| line.strip_prefix("clawdforge: ")).map(str::to_owned);
+    let trouble = reader.trouble().or(own);
     let with_trouble = |text: String| match &trouble {
         Some(trouble) => format!("{text}; {trouble}"),
         None => text,
