@@ -75,7 +75,10 @@ pub(super) fn check_agent(app: &App, agent: &str) -> Result<(), ApiError> {
     if app.agents.iter().any(|known| known == agent) {
         return Ok(());
     }
-    Err(ApiError::Invalid(vec![FieldError::new("/agent", format!("the agent must be one of {}", app.agents.join(", ")))]))
+    Err(ApiError::Invalid(vec![FieldError::new(
+        "/agent",
+        format!("the agent must be one of {}; the operator names them in CLAWDFORGE_AGENTS", app.agents.join(", ")),
+    )]))
 }
 
 /// The caller's files behind `tokens`. One that is not the caller's own, or not any more, is a `400` that names it.
