@@ -211,14 +211,10 @@ const LEAST: u64 = 4096;
 /// may be at work in it.
 pub fn holds_more_than(path: &Path, limit: u64) -> bool {
     fn add(folder: &OwnedFd, depth: usize, sum: &mut u64, limit: u64) -> io::Result<()> {
-        for entry in Dir::read_from(folder)? {
-            let entry = entry?;
-            let name = entry.file_name();
-            if matches!(name.to_bytes(), b"." | b"..") {
-                continue;
-            }
+        for name in names(folder)? {
+            let name = name?;
             // It may be gone by now.
-            let Ok(found) = statat(folder, name, AtFlags::SYMLINK_NOFOLLOW) else { continue };
+            let Ok(found) = statat(folder, name.as_c_str(), AtFlags::SYMLINK_NOFOLLOW) else { continue };
             *sum += LEAST.max(512 * u64::try_from(found.st_blocks).unwrap_or(0));
             if FileType::from_raw_mode(found.st_mode) == FileType::Directory {
                 if depth == DEPTH {
@@ -252,14 +248,21 @@ fn open_own(at: impl AsFd, name: &OsStr) -> io::Result<OwnedFd> {
 
 /// The same, and leaves its mode alone where it is not locked.
 fn open_folder(at: impl AsFd, name: &OsStr) -> io::Result<OwnedFd> {
-    openat(&at, name, FOLDER | OFlags::RDONLY, Mode::empty()).or_else(|_| open_own(at, name).map_err(|_| Errno::ACCESS)).map_err(Into::into)
+    match openat(&at, name, FOLDER | OFlags::RDONLY, Mode::empty()) {
+        Ok(folder) => Ok(folder),
+        Err(_) => open_own(at, name),
+    }
 }
 
-/// Names of what is in a folder: all, or a good many.
-fn some_names(folder: &OwnedFd) -> io::Result<Vec<CString>> {
+/// Names of what is in a folder.
+fn names(folder: &OwnedFd) -> io::Result<impl Iterator<Item = Result<CString, Errno>>> {
     let entries = Dir::read_from(folder)?.map(|entry| entry.map(|entry| entry.file_name().to_owned()));
-    let others = entries.filter(|name| !name.as_ref().is_ok_and(|name| matches!(name.to_bytes(), b"." | b"..")));
-    Ok(others.take(10_000).collect::<Result<_, _>>()?)
+    Ok(entries.filter(|name| !name.as_ref().is_ok_and(|name| matches!(name.to_bytes(), b"." | b".."))))
+}
+
+/// All of them, or a good many.
+fn some_names(folder: &OwnedFd) -> io::Result<Vec<CString>> {
+    Ok(names(folder)?.take(10_000).collect::<Result<_, _>>()?)
 }
 
 /// Removes what `folder` holds, but for what is to be kept. What can't be removed is logged, and left.

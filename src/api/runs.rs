@@ -149,7 +149,7 @@ fn other_agent(app: &App, asked: &RunRequest) -> Result<Option<Setup>, ApiError>
     };
     let mut errors = Vec::new();
     let permissions = asked.permissions.clone().unwrap_or_else(|| "deny-all".to_owned());
-    check_kept(kind, &permissions, &mut errors);
+    check_kept(&agent, kind.permissions, &permissions, &mut errors);
     let has_system = asked.system.as_ref().is_some_and(|system| !system.is_empty());
     for (pointer, is_there) in [("/system", has_system), ("/schema", asked.schema.is_some())] {
         if is_there {

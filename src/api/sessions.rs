@@ -17,7 +17,7 @@ use super::auth::Caller;
 use super::body::{ValidJson, Validate, whole_number};
 use super::error::{ApiError, FieldError, Problem};
 use super::submission::{self, SubmitOptions};
-use super::validate::{ask, check_agent, check_model, check_permission_timeout, check_permissions};
+use super::validate::{ask, check_agent, check_kept, check_model, check_permission_timeout, check_permissions};
 use crate::agent::contract::{Driver, Setup};
 use crate::agent::kinds;
 use crate::agent::turn::{APPROVE_ALL, ASK, CLAUDE_AGENT};
@@ -212,9 +212,8 @@ fn check_promised(app: &App, agent: &str, asked: &SessionRequest) -> Result<(), 
             "acpx, which speaks to {agent} here, can ask nobody; choose other permissions, or have the operator set CLAWDFORGE_ACP to direct"
         );
         errors.push(FieldError::new("/permissions", detail));
-    } else if !kept.contains(&permissions) {
-        let detail = format!("that {agent} asks before it acts can't be promised; it can only have {}", kept.join(", "));
-        errors.push(FieldError::new("/permissions", detail));
+    } else {
+        check_kept(agent, kept, permissions, &mut errors);
     }
     if asked.model.is_some() && kind.is_none() {
         let detail = format!("{agent} would not be told of the model; leave it out, and choose it in the agent's own settings");

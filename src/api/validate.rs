@@ -5,7 +5,6 @@ use std::time::Duration;
 use super::auth::Caller;
 use super::error::{ApiError, FieldError};
 use crate::agent::contract::Attachment;
-use crate::agent::kinds::Kind;
 use crate::agent::questions::Ask;
 use crate::agent::turn::{ASK, PERMISSIONS};
 use crate::app::App;
@@ -63,9 +62,9 @@ pub(super) fn check_permissions(permissions: Option<&str>, errors: &mut Vec<Fiel
 }
 
 /// Refuses permissions that an agent does not keep.
-pub(super) fn check_kept(Kind { name, permissions: kept, .. }: &Kind, permissions: &str, errors: &mut Vec<FieldError>) {
+pub(super) fn check_kept(agent: &str, kept: &[&str], permissions: &str, errors: &mut Vec<FieldError>) {
     if !kept.contains(&permissions) {
-        let detail = format!("that {name} asks before it acts can't be promised; it can only have {}", kept.join(", "));
+        let detail = format!("that {agent} asks before it acts can't be promised; it can only have {}", kept.join(", "));
         errors.push(FieldError::new("/permissions", detail));
     }
 }

@@ -91,3 +91,46 @@ async fn what_nobody_knows_passes_through_whole() {
     assert!(answer.text.contains(update), "{}", answer.text);
     assert!(answer.text.contains(r#""usage":{"inputTokens":1,"outputTokens":2,"sips":3}},"extra":true,"type":"stop"}"#), "{}", answer.text);
 }
+
+/// The same stand-in for another agent, with which runs are made.
+fn other(behaviour: &str) -> Options {
+    options(behaviour).set("CLAWDFORGE_AGENTS", "claude,gemini")
+}
+
+fn no_run_is_left(server: &Server) -> bool {
+    server.agents().is_empty() && server.data().join("sessions").read_dir().unwrap().count() == 0
+}
+
+#[tokio::test]
+async fn a_run_by_an_agent_that_misbehaves_is_a_clear_error_and_leaves_nothing() {
+    for (behaviour, stop_reason, words) in [
+        ("die", "error", "the agent ended before it answered \"initialize\"; it said: It is broken."),
+        ("hang", "timeout", "within 5 s"),
+        ("stall", "timeout", "within 5 s"),
+    ] {
+        let server = other(behaviour).start();
+        let token = server.mint("app").await;
+        let failed = server.post("/run", &token, &json!({"prompt": "Hello.", "agent": "gemini", "timeout_secs": 5})).await;
+        assert_eq!((failed.status, &failed.json["stop_reason"]), (StatusCode::BAD_GATEWAY, &json!(stop_reason)), "{failed:?}");
+        assert!(failed.json["error"].as_str().unwrap().contains(words), "{failed:?}");
+        until("its end", || no_run_is_left(&server)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_run_by_another_agent_ends_with_its_client_and_with_the_server() {
+    let server = other("stall").start();
+    let token = server.mint("app").await;
+    let body = json!({"prompt": "Hello.", "agent": "gemini"});
+    let leaving = server.request(Method::POST, "/run", &token).json(&body).timeout(Duration::from_secs(2));
+    leaving.send().await.unwrap_err();
+    until("its end", || no_run_is_left(&server)).await;
+    until("its row", || server.query::<i64>("SELECT count(*) FROM runs WHERE status = 'cancelled'") == 1).await;
+
+    let going_on = server.request(Method::POST, "/run", &token).header("prefer", "respond-async").json(&body);
+    assert_eq!(Answer::of(going_on).await.status, StatusCode::ACCEPTED);
+    until("the agent", || !server.agents().is_empty()).await;
+    let server = server.crash_and_restart();
+    assert!(no_run_is_left(&server));
+    assert_eq!(server.query::<String>("SELECT group_concat(status) FROM runs"), "cancelled,interrupted");
+}

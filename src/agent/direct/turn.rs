@@ -47,7 +47,7 @@ impl Direct {
         }
     }
 
-    /// Has the agent take the turn. Its agent stays.
+    /// Has the session's agent take the turn, to its end. The agent stays.
     pub(super) async fn take(&self, target: &Target, known_as: Option<&str>, spec: &Spec, control: Control<'_>) -> Outcome {
         // What came of it before has nothing to do with this turn.
         let _ = self.0.acpx.why_ended(&target.name);
