@@ -17,11 +17,10 @@ impl Sessions {
             |dir| if dir.is_unclaimed() { dir.remove() } else { Ok(()) },
         )
         .await;
-        let environment = self.0.acpx.launcher.environment.clone();
         self.each_folder("a session's folder may not be up to date", move |dir| {
             // A file of a turn that was being copied.
             let cleared = if interrupted { clear(&dir.work(), |name| !name.starts_with(ATTACHING)).map(drop) } else { Ok(()) };
-            cleared.and(dir.renew(&environment))
+            cleared.and(dir.renew())
         })
         .await;
         self.forget_owners().await;

@@ -9,7 +9,7 @@ use reqwest::StatusCode;
 use serde_json::{Value, json};
 
 use crate::Forge;
-use crate::harness::{Answer, Options, Server, by_acpx, until};
+use crate::harness::{Answer, Options, Server, by_acpx, settled, until};
 
 /// Without Landlock the caller is to return: the test is skipped, which is said aloud.
 async fn sandboxed(options: Options) -> Option<Forge> {
@@ -286,4 +286,24 @@ async fn a_sign_in_is_shared_where_it_is() {
     let path = format!("/sessions/{}/turn", another["session_id"].as_str().unwrap());
     let told = server.post(&path, token, &json!({"prompt": "stub: {\"credential\": true}"})).await;
     assert!(told.json["text"].as_str().unwrap().contains("Bearer second"), "{told:?}");
+}
+
+#[tokio::test]
+async fn a_key_in_the_users_state_is_the_next_agents() {
+    let Some(forge) = Forge::start_with(Options::default().set("ANTHROPIC_API_KEY", "")).await else { return };
+    let (server, token) = (&forge.server, &forge.token);
+    let sign_in = |key: &str| std::fs::write(forge.home.path().join(".claude.json"), json!({"primaryApiKey": key}).to_string()).unwrap();
+    sign_in("first");
+    let created = session(server, token).await;
+    let path = format!("/sessions/{}/turn", created["session_id"].as_str().unwrap());
+    for key in ["first", "second"] {
+        sign_in(key);
+        for pid in server.agents() {
+            let _ =
+                rustix::process::kill_process(rustix::process::Pid::from_raw(pid.cast_signed()).unwrap(), rustix::process::Signal::KILL);
+        }
+        settled("no agent", 0, || server.agents()).await;
+        let told = server.post(&path, token, &json!({"prompt": "stub: {\"credential\": true}"})).await;
+        assert!(told.json["text"].as_str().unwrap_or_default().contains(key), "{told:?}");
+    }
 }

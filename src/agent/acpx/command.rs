@@ -128,6 +128,8 @@ impl Acpx {
     /// A command in the session's folder, at home there, that can start the session's claude.
     pub fn agents_command(&self, target: &Target, program: &Path, own: &[PathBuf]) -> Result<Command, Error> {
         Self::check(target)?;
+        let renewed = target.dir.renew_state(&self.launcher.environment);
+        renewed.map_err(|error| Error::Failed(format!("claude's state can't be put into the session's folder ({error})")))?;
         let mut command = self.launcher.command(program, target.dir.folder(), own);
         target.dir.furnish(&mut command, &self.launcher.environment);
         command.envs(VARIABLES.iter().copied());

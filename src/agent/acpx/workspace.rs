@@ -112,13 +112,8 @@ impl SessionDir {
     }
 
     /// Brings what an earlier release made up to date.
-    pub fn renew(&self, environment: &Environment) -> io::Result<()> {
+    pub fn renew(&self) -> io::Result<()> {
         make_private(&self.temporary())?;
-        let state = self.config().join(STATE);
-        if state.is_symlink() {
-            fs::remove_file(&state)?;
-            files::write_state(&self.config(), environment)?;
-        }
         for path in LINKED_BEFORE.iter().map(|name| self.config().join(name)) {
             if path.is_symlink() {
                 fs::remove_file(&path)?;
@@ -128,6 +123,13 @@ impl SessionDir {
             Err(error) if error.kind() != ErrorKind::AlreadyExists => Err(error),
             made => made.ok().map_or(Ok(()), |mut file| file.write_all(SETTINGS.as_bytes())),
         }
+    }
+
+    /// Brings claude's copy of the user's state up to date, in which there may be another sign-in or setting by now. Earlier releases had a
+    /// link in its place.
+    pub fn renew_state(&self, environment: &Environment) -> io::Result<()> {
+        remove_tree(&self.config().join(STATE))?;
+        files::write_state(&self.config(), environment)
     }
 
     /// Has `command`, which works in the folder, be at home there. Not in the agent's part of it: acpx takes settings from where it
