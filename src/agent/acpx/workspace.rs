@@ -81,18 +81,17 @@ impl SessionDir {
         self.0.join("home")
     }
 
-    /// Makes the folders, with settings of its own and a link to the user's sign-in.
+    /// Makes the folders, with settings of its own.
     pub fn make(&self, environment: &Environment) -> io::Result<()> {
         let make = |folder: &Path| DirBuilder::new().mode(0o700).create(folder);
         make(&self.0)?;
         Folder::create(&self.0, "work")?;
-        for folder in [self.home(), self.home().join(".acpx"), self.temporary()] {
+        for folder in [self.config(), self.home(), self.home().join(".acpx"), self.temporary()] {
             make(&folder)?;
         }
         if !files::config_folder(environment).is_some_and(|folder| folder.is_absolute()) {
             return Err(io::Error::other("HOME is not set to a whole path, and sessions need one"));
         }
-        files::make_config(&self.config(), environment, false)?;
         fs::write(self.config().join("settings.json"), SETTINGS)
     }
 

@@ -72,14 +72,14 @@ const SETTINGS: &[&str] = &["settings.json", "CLAUDE.md", "agents", "commands", 
 /// What of `.claude.json` is of no use to an agent: which folders the user has worked in, and what was said there.
 const OF_THE_USER: &[&str] = &["projects", "githubRepoPaths"];
 
-/// Makes a folder for the CLI's own files of one agent: what it writes stays there, but for the sign-in, which it renews where that is.
+/// Makes a folder for the CLI's own files of a run: what it writes stays there, but for the sign-in, which it renews where that is.
 /// The user's settings are links, and the state, which every process of the CLI would else write, is a copy.
-pub fn make_config(folder: &Path, environment: &Environment, with_settings: bool) -> io::Result<()> {
+pub fn make_config(folder: &Path, environment: &Environment) -> io::Result<()> {
     DirBuilder::new().mode(0o700).create(folder)?;
     write_state(folder, environment)?;
     let config = config_folder(environment).unwrap_or_default();
     // The CLI would put a file of its own in the place of a link to nothing.
-    let mut names = SETTINGS.iter().filter(|name| with_settings && config.join(name).exists());
+    let mut names = SETTINGS.iter().filter(|name| config.join(name).exists());
     names.try_for_each(|name| symlink(config.join(name), folder.join(name)))
 }
 
@@ -114,11 +114,11 @@ mod tests {
         std::fs::write(home.path().join(".claude.json"), r#"{"projects": {"/secret": {}}, "mcpServers": {"a": 1}}"#).unwrap();
         let environment = Environment::of([("HOME", home.path())]);
         let own = home.path().join("own");
-        make_config(&own, &environment, true).unwrap();
+        make_config(&own, &environment).unwrap();
         assert_eq!(std::fs::read_to_string(own.join(".claude.json")).unwrap(), r#"{"mcpServers":{"a":1}}"#);
         let names: Vec<_> = own.read_dir().unwrap().map(|entry| entry.unwrap().file_name()).filter(|name| name != ".claude.json").collect();
         assert_eq!(names, ["skills"]);
-        make_config(&home.path().join("bare"), &Environment::of([("HOME", home.path().join("nobody"))]), false).unwrap();
+        make_config(&home.path().join("bare"), &Environment::of([("HOME", home.path().join("nobody"))])).unwrap();
         assert_eq!(std::fs::read_to_string(home.path().join("bare/.claude.json")).unwrap(), "{}");
     }
 }

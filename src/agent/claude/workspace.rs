@@ -79,7 +79,7 @@ impl RunDirs {
             run_dirs.in_use().insert(id.clone());
             let in_use = InUse { run_dirs: run_dirs.clone(), id };
             let folder = Folder::create(&run_dirs.launcher.folder, &in_use.id)?;
-            let made = files::make_config(&config_of(&folder), &run_dirs.launcher.environment, true);
+            let made = files::make_config(&config_of(&folder), &run_dirs.launcher.environment);
             match made.and_then(|()| folder.attach(&run_dirs.launcher.uploads, &attached)) {
                 Ok(files) => Ok((RunDir { uuid, folder, run_dirs, _in_use: in_use }, files)),
                 Err(error) => folder.remove().and(Err(error)),
