@@ -9,9 +9,9 @@ use crate::agent::acpx::command::Acpx;
 use crate::agent::acpx::turn::Turns;
 use crate::agent::backend::Backends;
 use crate::agent::bounds::Bounds;
-use crate::agent::claude::files::config_folder;
 use crate::agent::claude::models::KnownModels;
 use crate::agent::claude::run::Claude;
+use crate::agent::claude::sign_in::SignIn;
 use crate::agent::claude::workspace::RunDirs;
 use crate::agent::direct::Direct;
 use crate::agent::direct::run::Runs;
@@ -52,7 +52,7 @@ pub async fn set_up(settings: Settings, environment: Environment) -> anyhow::Res
         folder: folder(&data_dir, "runs")?,
         uploads: uploads.clone(),
         tag: Tag::server(&data_dir)?,
-        confinement: confinement(settings.sandbox, &data_dir, &environment)?,
+        confinement: confinement(&settings, &data_dir, &environment)?,
         environment,
         bounds: Bounds::new(settings.agent_memory_mb, settings.agent_disk_mb),
     };
@@ -61,7 +61,8 @@ pub async fn set_up(settings: Settings, environment: Environment) -> anyhow::Res
     let acpx = acpx(&settings, &data_dir, &launcher)?;
     let run_dirs = RunDirs::new(launcher.clone(), settings.claude_bin.clone());
     let direct = Direct::new(acpx.clone(), programs::adapter(&settings.acpx_bin, &launcher.environment), settings.agent_idle);
-    let warm = Pool::new(settings.standby, run_dirs.clone(), acpx.clone(), direct.clone());
+    let sign_in = SignIn::new(Launcher { folder: folder(&data_dir, "sign-in")?, ..launcher.clone() }, settings.claude_bin.clone());
+    let warm = Pool::new(settings.standby, run_dirs.clone(), acpx.clone(), direct.clone(), sign_in.clone());
     let lanes = Lanes::default();
     let claude = Claude::new(run_dirs.clone(), warm.clone(), KnownModels::default());
     let backends = Backends {
@@ -82,7 +83,7 @@ pub async fn set_up(settings: Settings, environment: Environment) -> anyhow::Res
     );
     let sessions =
         Sessions::new(lanes, acpx, (direct.clone(), settings.driver), warm.clone(), ledger.clone(), feeds.clone(), settings.sessions);
-    recover(&launcher, &jobs, &sessions).await.context("what an earlier end left can't be cleared away")?;
+    recover(&launcher, &sign_in, &jobs, &sessions).await.context("what an earlier end left can't be cleared away")?;
 
     let environment = &launcher.environment;
     let app = App {
@@ -116,6 +117,7 @@ pub async fn set_up(settings: Settings, environment: Environment) -> anyhow::Res
         launcher,
         run_dirs,
         direct,
+        sign_in,
         warm,
         places: Places::new(
             settings.max_runs + settings.max_queued_runs + SPARE_CONNECTIONS,
@@ -145,10 +147,10 @@ fn acpx(settings: &Settings, data_dir: &Path, launcher: &Launcher) -> anyhow::Re
 }
 
 /// Ends what a crash left running, removes the folders of its runs, and settles its rows. Before the first job.
-async fn recover(launcher: &Launcher, jobs: &Jobs, sessions: &Sessions) -> anyhow::Result<()> {
+async fn recover(launcher: &Launcher, sign_in: &SignIn, jobs: &Jobs, sessions: &Sessions) -> anyhow::Result<()> {
     let processes = family::end(&launcher.tag).await;
-    let runs_folder = launcher.folder.clone();
-    let folders = blocking(move || clear(&runs_folder, |_| false)).await?;
+    let folders = [launcher.folder.clone(), sign_in.folder().to_owned()];
+    let folders: usize = blocking(move || folders.iter().map(|folder| clear(folder, |_| false)).sum()).await?;
     let settled = jobs.settle_interrupted().await?;
     if processes + folders + settled.len() > 0 {
         tracing::warn!(processes, folders, rows = settled.len(), "cleared away what an earlier end left");
@@ -158,20 +160,21 @@ async fn recover(launcher: &Launcher, jobs: &Jobs, sessions: &Sessions) -> anyho
 }
 
 /// How agents are to be confined, and can be.
-fn confinement(sandbox: Sandbox, data_dir: &Path, environment: &Environment) -> anyhow::Result<Option<Confinement>> {
-    if sandbox == Sandbox::Off {
+fn confinement(
+    Settings { sandbox, agents_read, .. }: &Settings,
+    data_dir: &Path,
+    environment: &Environment,
+) -> anyhow::Result<Option<Confinement>> {
+    if *sandbox == Sandbox::Off {
         return Ok(None);
     }
-    match sandbox::check(data_dir, environment) {
+    let hidden = sandbox::hidden(data_dir, environment);
+    match sandbox::check(&hidden) {
         Ok(()) => {
-            let home = environment.get("HOME").and_then(|home| Path::new(home).canonicalize().ok());
-            // Some services have / for their home.
-            let home = home.filter(|home| home.parent().is_some());
-            // It may come to be there later, with the sign-in.
-            let kept = config_folder(environment).map(|folder| folder.canonicalize().unwrap_or(folder));
-            Ok(Some(Confinement { hidden: data_dir.to_owned(), home, kept, cut_off: true }))
+            let read = [programs::places_on_path(environment), agents_read.clone()].concat();
+            Ok(Some(Confinement { hidden, read, cut_off: true }))
         }
-        Err(why) if sandbox == Sandbox::Required => Err(why).context("CLAWDFORGE_SANDBOX is \"required\""),
+        Err(why) if *sandbox == Sandbox::Required => Err(why).context("CLAWDFORGE_SANDBOX is \"required\""),
         Err(why) => {
             tracing::warn!("agents are not shut out of the data folder: {why}");
             Ok(None)

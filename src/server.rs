@@ -15,6 +15,9 @@ use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tower_http::catch_panic::CatchPanicLayer;
 
+use crate::agent::acpx::workspace::CONFIG;
+use crate::agent::claude::sign_in::SignIn;
+use crate::agent::claude::workspace::CONFIG_OF_RUN;
 use crate::agent::claude::workspace::RunDirs;
 use crate::agent::direct::Direct;
 use crate::agent::family;
@@ -46,6 +49,7 @@ pub struct Server {
     pub(crate) launcher: Launcher,
     pub(crate) run_dirs: RunDirs,
     pub(crate) direct: Direct,
+    pub(crate) sign_in: SignIn,
     pub(crate) warm: Pool,
     pub(crate) places: Places,
     pub(crate) sweep_every: Duration,
@@ -136,6 +140,9 @@ impl Server {
         tasks.spawn(async move { warm.keep().await });
         let direct = self.direct.clone();
         tasks.spawn(async move { direct.keep().await });
+        let sign_in = self.sign_in.clone();
+        let rooms: [(_, &[_]); 2] = [(self.launcher.folder.clone(), &CONFIG_OF_RUN), (self.direct.folder().to_owned(), &[CONFIG])];
+        tasks.spawn(async move { sign_in.keep(rooms).await });
         tasks.spawn(family::keep_ending());
         let Launcher { bounds, tag, folder, .. } = self.launcher.clone();
         let folders = [folder, self.direct.folder().to_owned()];

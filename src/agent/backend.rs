@@ -54,6 +54,7 @@ pub struct Executed<'a> {
 impl Backends {
     /// Makes ready what the work needs and nobody else sees.
     pub async fn prepare<'a>(&'a self, uuid: Uuid, spec: &'a Spec) -> Ready<'a> {
+        self.warm.renew_sign_in().await;
         match (&spec.session, &spec.agent) {
             (None, None) => Ready::Claude(&self.claude, Box::new(self.claude.prepare(uuid, spec).await)),
             (None, Some(setup)) => Ready::Other(&self.others, Box::new(self.others.prepare(setup).await)),

@@ -141,6 +141,12 @@ impl Folder {
     }
 }
 
+/// Opens the folder that lies below another by these names, on whose way an agent may have put links: none is followed.
+pub fn open_below(folder: &Path, names: &[&str]) -> io::Result<OwnedFd> {
+    let top = openat(CWD, folder, FOLDER | OFlags::RDONLY, Mode::empty())?;
+    names.iter().try_fold(top, |folder, name| Ok(openat(&folder, *name, FOLDER | OFlags::RDONLY, Mode::empty())?))
+}
+
 /// Reads a file that an agent may have put there: a regular one of at most `most` bytes, or it is an error. Nothing else is waited
 /// for, as a pipe would be.
 pub fn read_regular(path: &Path, most: u64) -> io::Result<Vec<u8>> {

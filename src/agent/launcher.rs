@@ -28,15 +28,18 @@ pub struct Launcher {
 }
 
 impl Launcher {
-    /// A command that works in `folder`, which is its own as the paths of `own` are, with the agents' environment and no other.
-    pub fn command(&self, program: &Path, folder: &Path, own: &[PathBuf]) -> Command {
+    /// A command that works in `folder`, which is its own as the paths of `own` are, and reads those of `read`, with the agents' environment
+    /// and no other.
+    pub fn command(&self, program: &Path, folder: &Path, own: &[PathBuf], read: &[PathBuf]) -> Command {
         let mut command = Command::new(self.confinement.as_ref().map_or(program, |_| Path::new("/proc/self/exe")));
         command.env_clear().envs(self.environment.iter()).current_dir(folder);
-        if let Some(Confinement { hidden, home, kept, cut_off }) = &self.confinement {
-            let mut how: Vec<OsString> = vec!["--hidden".into(), hidden.into(), "--own".into(), folder.into()];
-            how.extend(home.iter().flat_map(|home| ["--home-to-read".into(), home.into()]));
-            how.extend(own.iter().chain(kept).flat_map(|path| ["--own".into(), path.into()]));
-            how.extend(cut_off.then(|| "--cut-off".into()));
+        if let Some(confinement) = &self.confinement {
+            let named = |option: &str, path: &Path| [option.into(), path.into()];
+            let mut how: Vec<OsString> = named("--own", folder).to_vec();
+            how.extend(confinement.hidden.iter().flat_map(|path| named("--hidden", path)));
+            how.extend(own.iter().flat_map(|path| named("--own", path)));
+            how.extend(confinement.to_read(program, read).iter().flat_map(|path| named("--read", path)));
+            how.extend(confinement.cut_off.then(|| "--cut-off".into()));
             how.extend(self.bounds.file_size().into_iter().flat_map(|bytes| ["--file-size".into(), bytes.to_string().into()]));
             how.extend(["--".into(), program.into()]);
             command.arg0(sandbox::AGENT.name).env(sandbox::AGENT.variable, sandbox::packed(&how));

@@ -68,10 +68,23 @@ pub fn find(program: &OsStr, environment: &Environment) -> Option<PathBuf> {
         .find(|path| executable(path))
 }
 
+/// Where lies what a program reads when it runs: the packages that it is one of, or the folder that it really is in; and itself.
+pub fn places(program: &Path) -> Vec<PathBuf> {
+    let Ok(real) = program.canonicalize() else { return Vec::new() };
+    let packages = real.ancestors().filter(|folder| folder.ends_with("node_modules")).last();
+    packages.or(real.parent()).map(Path::to_owned).into_iter().chain([real.clone()]).collect()
+}
+
+/// Where the programs on PATH lie, and Node's own packages, npm among them.
+pub fn places_on_path(environment: &Environment) -> Vec<PathBuf> {
+    let folders = environment.get("PATH").map(std::env::split_paths).into_iter().flatten().filter(|folder| folder.is_absolute());
+    folders.flat_map(|folder| [folder.with_file_name("lib/node_modules"), folder]).collect()
+}
+
 /// What `program --version` says, such as `2.1.197`; `None` where it does not answer within 10 s.
 pub async fn version(program: &Path, launcher: &Launcher) -> Option<String> {
     let mut version = None;
-    let mut command = launcher.command(program, &launcher.folder, &[]);
+    let mut command = launcher.command(program, &launcher.folder, &[], &[]);
     // Of its own: the end of one family must not be that of another.
     let tag = launcher.tag.run(&format!("version of {}", program.display()));
     let time_up = Box::pin(sleep(VERSION_TIMEOUT));

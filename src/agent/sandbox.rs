@@ -1,7 +1,7 @@
 //! The sandbox: an agent keeps everything that its user can reach, but for the server's data folder, of which only its own
-//! folder is its own.
+//! folder is its own, and the user's home, of which it can read programs and settings.
 //!
-//! Landlock only allows, so all but the data folder is allowed by walking down to it and allowing every sibling on the way.
+//! Landlock only allows, so all but these two is allowed by walking down to them and allowing every sibling on the way.
 //! A process that restricted itself passes the restriction on to all that it starts. So the server starts an agent as
 //! `clawdforge confine …`, which restricts itself and becomes the agent. Symbolic links are not followed on the way: what
 //! one names is allowed where it really is, or not at all.
@@ -23,6 +23,7 @@ use seccompiler::{BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, Sec
 
 use super::claude::files::config_folder;
 use super::environment::Environment;
+use super::programs;
 
 /// The newest interface of which the rights to files are made use of.
 const NEWEST: ABI = ABI::V5;
@@ -36,7 +37,7 @@ pub enum Error {
     /// The kernel has no filters of system calls, or this processor is not known.
     #[error("this kernel can't restrict agents (seccomp: {0})")]
     Unfiltered(#[from] seccompiler::Error),
-    /// A folder on the way to the data folder can't be read.
+    /// A folder on the way to what is hidden can't be read.
     #[error("{0} can't be read ({1})")]
     Unreadable(PathBuf, #[source] io::Error),
 }
@@ -55,26 +56,29 @@ pub enum Impossible {
         "this kernel has no filters of system calls, or the service may not use them; allow the call \"seccomp\", as packaging/clawdforge.service does"
     )]
     Unfiltered,
-    /// Whoever can't reach a folder can't make anything new beside it either, nor in it.
-    #[error("agents have to reach {}, and the data folder is in it or around it; move one of them, the data folder to /var/lib/clawdforge for instance", .0.display())]
-    InTheWay(PathBuf),
-    /// What is beside the data folder, and so to be allowed, is not known.
-    #[error("{} can't be listed by this user, and it is above the data folder; move that, to /var/lib/clawdforge for instance", .0.display())]
-    Unlisted(PathBuf),
+    /// What is beside a hidden folder, and so to be allowed, is not known.
+    #[error("{} can't be listed by this user, and agents are to be shut out of {}; move that, to /var/lib/clawdforge for instance", .0.display(), .1.display())]
+    Unlisted(PathBuf, PathBuf),
 }
 
-/// Whether agents can be shut out of the folder `hidden`, on this kernel and where it lies.
-pub fn check(hidden: &Path, environment: &Environment) -> Result<(), Impossible> {
+/// What agents are to be shut out of: the data folder, the home of the server's user, and claude's configuration, which may lie elsewhere, and
+/// come to be there later.
+pub fn hidden(data_dir: &Path, environment: &Environment) -> Vec<PathBuf> {
+    let own = [environment.get("HOME").map(PathBuf::from), config_folder(environment)].into_iter().flatten();
+    // Some services have / for their home.
+    let own = own.map(|folder| folder.canonicalize().unwrap_or(folder)).filter(|folder| folder.is_absolute() && folder.parent().is_some());
+    own.chain([data_dir.to_owned()]).collect()
+}
+
+/// Whether agents can be shut out of these, on this kernel and where they lie.
+pub fn check(hidden: &[PathBuf]) -> Result<(), Impossible> {
     ruleset(CompatLevel::HardRequirement, ABI::V1).map_err(|_| Impossible::Unsupported)?;
-    let home = environment.get("HOME").map(PathBuf::from);
-    let real = |place: Option<PathBuf>| place.and_then(|place| place.canonicalize().ok());
-    let [home, config] = [real(home), real(config_folder(environment))];
-    let is_within = |place: &&PathBuf| place.starts_with(hidden) || (hidden.starts_with(place) && Some(*place) == config.as_ref());
-    if let Some(place) = [&home, &config].into_iter().flatten().find(is_within) {
-        return Err(Impossible::InTheWay(place.clone()));
-    }
-    if let Some(folder) = hidden.ancestors().skip(1).find(|folder| folder.read_dir().is_err()) {
-        return Err(Impossible::Unlisted(folder.to_owned()));
+    for folder in hidden {
+        // What is not there has nothing beside it.
+        let above = folder.ancestors().skip(1).filter(|above| above.exists());
+        if let Some(above) = above.into_iter().find(|above| above.read_dir().is_err()) {
+            return Err(Impossible::Unlisted(above.to_owned(), folder.clone()));
+        }
     }
     // A filter can't be taken off again, so another process tries it.
     let mut tries = Command::new("/proc/self/exe");
@@ -118,14 +122,22 @@ pub fn unpacked(value: &OsStr) -> Vec<OsString> {
 /// How agents are confined.
 #[derive(Clone, Debug)]
 pub struct Confinement {
-    /// The folder that they are shut out of, but for the folder that each works in; absolute, without links.
-    pub hidden: PathBuf,
-    /// The home folder of the server's user, which they can only read; the same.
-    pub home: Option<PathBuf>,
-    /// What in it claude writes to.
-    pub kept: Option<PathBuf>,
+    /// What they are shut out of, but for the folder that each works in: the data folder, and the home of the server's user. Absolute,
+    /// without links.
+    pub hidden: Vec<PathBuf>,
+    /// What they can read all the same.
+    pub read: Vec<PathBuf>,
     /// Whether they are cut off from the processes outside.
     pub cut_off: bool,
+}
+
+impl Confinement {
+    /// What an agent can read that is to be this program, and to read this too. Nothing around what is hidden.
+    pub fn to_read(&self, program: &Path, read: &[PathBuf]) -> Vec<PathBuf> {
+        let is_around = |path: &PathBuf| self.hidden.iter().any(|hidden| hidden.starts_with(path));
+        let all = self.read.iter().chain(read).cloned().chain(programs::places(program));
+        all.filter(|path| !path.canonicalize().is_ok_and(|real| is_around(&real))).collect()
+    }
 }
 
 /// Cuts this process, and all that it will start, off from the processes outside: it can't send them signals, where the
@@ -239,8 +251,8 @@ pub fn fences(shut: Result<(), &Impossible>) -> Vec<(&'static str, Result<&'stat
         ("memory, limits and priorities of other processes", by("seccomp")),
         ("Unix sockets (Docker, systemd, tmux, ssh-agent), abstract ones too", by("seccomp")),
         ("new files in /tmp", by("Landlock")),
-        ("writing in the home folder of the server's user", by("Landlock")),
-        ("reading there, and writing claude's sign-in and settings", Err("claude needs them".to_owned())),
+        ("the home folder of the server's user, but for programs and settings", by("Landlock")),
+        ("writing claude's settings and sign-in", by("Landlock")),
         ("the network", Err("nothing bounds it; a firewall can".to_owned())),
     ]
 }
@@ -259,23 +271,9 @@ pub struct Reach {
     pub read: Vec<PathBuf>,
 }
 
-/// All that is not in `hidden`, of which `home` can only be read. Both are absolute, without links.
-pub fn reach(hidden: &Path, home: Option<&Path>) -> Result<Reach, Error> {
-    let Some(home) = home else { return Ok(Reach { all: beside(&[hidden])?, read: Vec::new() }) };
-    let mut read = Vec::new();
-    if hidden.starts_with(home) {
-        for folder in hidden.ancestors().skip(1).take_while(|folder| folder.starts_with(home)) {
-            read.extend(listed(folder)?.into_iter().filter(|path| !hidden.starts_with(path)));
-        }
-    } else {
-        read.push(home.to_owned());
-    }
-    Ok(Reach { all: beside(&[hidden, home])?, read })
-}
-
 /// All that is in none of these folders, by listing what is beside the ways to them; and of the shared temporary folder what is there, but
 /// for acpx's sockets: nothing new can be made beside those, or in their place. The folders are absolute, without links.
-pub fn beside(hidden: &[&Path]) -> Result<Vec<PathBuf>, Error> {
+pub fn beside(hidden: &[PathBuf]) -> Result<Vec<PathBuf>, Error> {
     let shared = Path::new(SHARED_TEMPORARY);
     let is_hidden = |folder: &Path| hidden.iter().any(|hidden| folder.starts_with(hidden));
     let is_on_the_way = |folder: &Path| hidden.iter().any(|hidden| hidden.starts_with(folder));
@@ -329,16 +327,14 @@ mod tests {
     }
 
     #[test]
-    fn a_data_folder_is_shut_wherever_it_lies_but_around_what_agents_need() {
-        // Folders that are there.
-        let environment = Environment::of([("HOME", "/usr"), ("CLAUDE_CONFIG_DIR", "/usr/share")]);
-        let refused = |folder: &str| matches!(check(Path::new(folder), &environment), Err(Impossible::InTheWay(_)));
-        for place in ["/var/lib/clawdforge/data", "/usr/x/data", "/tmp/x/data"] {
-            assert!(!refused(place), "{place}");
-        }
-        for place in ["/usr/share/data", "/usr", "/"] {
-            assert!(refused(place), "{place}");
-        }
+    fn agents_are_shut_out_of_the_data_the_home_and_claudes_configuration() {
+        let all = |home: &str, config: &str| hidden(Path::new("/data"), &Environment::of([("HOME", home), ("CLAUDE_CONFIG_DIR", config)]));
+        assert_eq!(all("/usr", "/usr/share"), ["/usr", "/usr/share", "/data"].map(PathBuf::from));
+        assert_eq!(all("/", ""), [PathBuf::from("/data")]);
+        // Programs are read wherever they lie, but for what is around something hidden.
+        let confinement = Confinement { hidden: all("/usr", "/usr/share"), read: vec!["/usr/bin".into(), "/".into()], cut_off: true };
+        let sh = Path::new("/bin/sh").canonicalize().unwrap();
+        assert_eq!(confinement.to_read(Path::new("/bin/sh"), &[]), [Path::new("/usr/bin"), sh.parent().unwrap(), &sh]);
     }
 
     #[test]
@@ -349,7 +345,7 @@ mod tests {
         std::fs::create_dir_all(way.path().join("data")).unwrap();
         std::fs::create_dir(way.path().join("home")).unwrap();
         for hidden in [way.path().join("data"), PathBuf::from("/var/lib/clawdforge")] {
-            let beside = beside(&[&hidden]).unwrap_or_default();
+            let beside = beside(std::slice::from_ref(&hidden)).unwrap_or_default();
             let in_tmp = hidden.starts_with(SHARED_TEMPORARY);
             assert!(beside.contains(&other.path().to_owned()) && !beside.contains(&made.path().to_owned()), "{}", hidden.display());
             assert_eq!((beside.contains(&way.path().to_owned()), beside.contains(&way.path().join("home"))), (!in_tmp, in_tmp));

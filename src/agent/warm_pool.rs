@@ -21,6 +21,7 @@ use uuid::Uuid;
 use super::acpx::command::{Acpx, Target};
 use super::claude::command::Purpose;
 use super::claude::files::{kept_in_its_state, obstacle_for, read_at_start};
+use super::claude::sign_in::SignIn;
 use super::claude::workspace::{RunDir, RunDirs};
 use super::contract::Setup;
 use super::direct::{Direct, Unclaimed};
@@ -66,6 +67,7 @@ struct Shared {
     run_dirs: RunDirs,
     acpx: Acpx,
     direct: Direct,
+    sign_in: SignIn,
     state: Mutex<State>,
     wake: Notify,
     /// Comes when nothing is to be started any more.
@@ -125,12 +127,13 @@ impl Drop for Hold {
 
 impl Pool {
     /// A pool of at most `most` processes.
-    pub fn new(most: usize, run_dirs: RunDirs, acpx: Acpx, direct: Direct) -> Self {
+    pub fn new(most: usize, run_dirs: RunDirs, acpx: Acpx, direct: Direct, sign_in: SignIn) -> Self {
         let shared = Shared {
             most,
             run_dirs,
             acpx,
             direct,
+            sign_in,
             state: Mutex::default(),
             wake: Notify::new(),
             stop: CancellationToken::new(),
@@ -208,6 +211,11 @@ impl Pool {
         Some(state.ready.remove(at))
     }
 
+    /// Has claude's sign-in renewed where it would end soon. Before any claude is started.
+    pub async fn renew_sign_in(&self) {
+        self.0.sign_in.renew().await;
+    }
+
     /// Notes that this was asked for, and went well.
     pub fn used(&self, want: WarmKey) {
         if self.0.most == 0 {
@@ -274,6 +282,7 @@ impl Pool {
         if self.0.stop.is_cancelled() {
             return;
         }
+        self.renew_sign_in().await;
         let print = self.fingerprint(&want).await;
         let started = match &want {
             WarmKey::Claude { .. } if let Some(why) = obstacle_for(&self.0.run_dirs.launcher.environment).await => Err(why),

@@ -9,7 +9,7 @@ use anyhow::Context;
 use clap::Parser;
 
 use crate::agent::folder::TEMPORARY;
-use crate::agent::sandbox::{self, CalledAs};
+use crate::agent::sandbox::{self, CalledAs, Reach};
 
 /// Run a program that can't reach the data folder, but for folders of its own
 #[derive(clap::Args)]
@@ -18,15 +18,15 @@ use crate::agent::sandbox::{self, CalledAs};
     after_help = "Example:\n  clawdforge confine --hidden /var/lib/clawdforge --own /var/lib/clawdforge/runs/1 -- claude -p"
 )]
 pub struct Args {
-    /// The data folder, absolute and without links: what is outside it can be reached
+    /// A folder, absolute and without links: what is outside all of them can be reached
     #[arg(long, value_name = "DIR")]
-    hidden: Option<PathBuf>,
-    /// The home folder, which can only be read but for what is its own
-    #[arg(long, value_name = "DIR", requires = "hidden")]
-    home_to_read: Option<PathBuf>,
-    /// What else can be reached; without this and the data folder, everything
+    hidden: Vec<PathBuf>,
+    /// What else can be reached; without this and a hidden folder, everything
     #[arg(long, value_name = "PATH")]
     own: Vec<PathBuf>,
+    /// What else can be read
+    #[arg(long, value_name = "PATH")]
+    read: Vec<PathBuf>,
     /// Also cut it off from the processes outside
     #[arg(long)]
     cut_off: bool,
@@ -46,9 +46,8 @@ pub struct Args {
 
 /// Returns only where that failed.
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let reach = args.hidden.as_deref().map(|hidden| sandbox::reach(hidden, args.home_to_read.as_deref())).transpose()?;
-    let mut reach = reach.unwrap_or_default();
-    reach.all.extend(args.own);
+    let beside = if args.hidden.is_empty() { Vec::new() } else { sandbox::beside(&args.hidden)? };
+    let reach = Reach { all: [beside, args.own].concat(), read: args.read };
     let restricted = !reach.all.is_empty();
     if restricted {
         sandbox::restrict(&reach)?;

@@ -162,7 +162,7 @@ async fn examine_sign_in(claude: &Path, launcher: &Launcher) -> Finding {
         }
         Next::More
     };
-    let mut command = launcher.command(claude, &launcher.folder, &[]);
+    let mut command = launcher.command(claude, &launcher.folder, &[], &[]);
     let time_up = Box::pin(sleep(Duration::from_secs(15)));
     let talk =
         ConverseOptions { input: Vec::new(), hold_input: false, time_up, cancel: &CancellationToken::new(), patience: None, more: None };
@@ -205,11 +205,11 @@ fn examine_data_dir(folder: &Path) -> Vec<Finding> {
 
 fn examine_sandbox(settings: &Settings, environment: &Environment) -> Vec<Finding> {
     let folder = settings.data_dir.canonicalize().unwrap_or_else(|_| std::path::absolute(&settings.data_dir).unwrap_or_default());
-    let shut = if settings.sandbox == Sandbox::Off { Err(Impossible::Off) } else { sandbox::check(&folder, environment) };
+    let shut = if settings.sandbox == Sandbox::Off { Err(Impossible::Off) } else { sandbox::check(&sandbox::hidden(&folder, environment)) };
     let finding = match (settings.sandbox, &shut) {
         (Sandbox::Required, Err(why)) => Bad(format!("sandbox: {why}")),
-        (_, Err(why)) => Warning(format!("sandbox: agents can read the ledger and other apps' files: {why}")),
-        (_, Ok(())) => Good("sandbox: agents are shut out of the data folder".to_owned()),
+        (_, Err(why)) => Warning(format!("sandbox: agents can read the ledger, other apps' files and the home folder: {why}")),
+        (_, Ok(())) => Good("sandbox: agents are shut out of the data folder and the home folder".to_owned()),
     };
     let fences = sandbox::fences(shut.as_ref().copied()).into_iter().map(|(what, how)| {
         Detail(match how {

@@ -84,9 +84,12 @@ pub struct Flags {
     /// Idle processes that are kept started ahead of need; 0 for none [default: 2]
     #[arg(long, env = "CLAWDFORGE_STANDBY", value_name = "N", hide_env_values = true)]
     pub(super) standby: Option<String>,
-    /// Whether agents are shut out of the data folder: required, auto or off [default: auto]
+    /// Whether agents are shut out of the data folder and the home: required, auto or off [default: auto]
     #[arg(long, env = "CLAWDFORGE_SANDBOX", value_name = "WHEN", hide_env_values = true)]
     pub(super) sandbox: Option<String>,
+    /// What agents can read in the home of the server's user beside programs and claude's settings, as on PATH; nothing by default
+    #[arg(long, env = "CLAWDFORGE_AGENTS_READ", value_name = "PATH:…", hide_env_values = true)]
+    pub(super) agents_read: Option<String>,
     /// Networks that see /metrics without the operator's token, comma-joined; none by default
     #[arg(long, env = "CLAWDFORGE_METRICS_CIDRS", value_name = "CIDRS", hide_env_values = true)]
     pub(super) metrics_cidrs: Option<String>,

@@ -76,6 +76,8 @@ pub struct Settings {
     pub standby: usize,
     /// Whether agents are shut out of the data folder.
     pub sandbox: Sandbox,
+    /// What agents can read although it lies in the home of the server's user, absolute.
+    pub agents_read: Vec<PathBuf>,
     /// Networks that see the metrics without the operator's token.
     pub metrics: Networks,
     /// MiB of memory after which a run, or a session, is ended.
@@ -132,6 +134,7 @@ impl Flags {
                     return Err(BadSetting::new("CLAWDFORGE_SANDBOX", format!("is \"{other}\", which is neither required, auto nor off")));
                 }
             },
+            agents_read: agents_read(&text(self.agents_read, ""))?,
             metrics: networks("CLAWDFORGE_METRICS_CIDRS", &text(self.metrics_cidrs, ""))?,
             agent_memory_mb: bound("CLAWDFORGE_AGENT_MEMORY_MB", self.agent_memory_mb)?,
             agent_disk_mb: bound("CLAWDFORGE_AGENT_DISK_MB", self.agent_disk_mb)?,
@@ -155,6 +158,15 @@ impl Settings {
     /// The ledger's file inside a data folder.
     pub fn ledger_file(data_dir: &Path) -> PathBuf {
         data_dir.join("clawdforge.db")
+    }
+}
+
+/// Paths, apart as on PATH.
+fn agents_read(list: &str) -> Result<Vec<PathBuf>, BadSetting> {
+    let paths: Vec<_> = std::env::split_paths(list.trim()).filter(|path| !path.as_os_str().is_empty()).collect();
+    match paths.iter().find(|path| !path.is_absolute()) {
+        Some(path) => Err(BadSetting::new("CLAWDFORGE_AGENTS_READ", format!("has \"{}\", which is not a whole path", path.display()))),
+        None => Ok(paths),
     }
 }
 

@@ -240,6 +240,7 @@ impl Shared {
         if let Some(why) = obstacle_for(&environment).await {
             return Err(Error::Failed(why));
         }
+        self.warm.renew_sign_in().await;
         if ahead.is_none() {
             let dir = self.acpx.dir(&new.session_id);
             blocking(move || dir.make(&environment)).await?;

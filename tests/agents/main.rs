@@ -13,6 +13,7 @@ mod questions;
 mod run;
 mod sandbox;
 mod sessions;
+mod sign_in;
 mod standby;
 mod work;
 

@@ -39,7 +39,9 @@ async fn each_permission_holds_also_after_the_family_was_killed() {
     let Some(forge) = Forge::start().await else { return };
     let (server, token) = (&forge.server, &forge.token);
     allow_all(forge.home.path());
-    let secret = forge.home.path().join("diary");
+    // Neither in the home nor new in /tmp, which are closed whatever the permissions are.
+    let elsewhere = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let secret = elsewhere.path().join("diary");
     std::fs::write(&secret, "quince").unwrap();
     for (permissions, may) in
         [("deny-all", [false, false, false]), ("approve-reads", [false, false, true]), ("approve-all", [true, true, true])]

@@ -227,8 +227,6 @@ async fn a_pipe_where_claude_reads_fails_the_run_at_once() {
         ".claude/plugins/installed_plugins.json",
         ".claude/plugins/known_marketplaces.json",
         ".claude/skills/manifest.json",
-        ".config/anthropic/active_config",
-        ".config/anthropic/configs/default.json",
     ] {
         let pipe = forge.home.path().join(place);
         std::fs::create_dir_all(pipe.parent().unwrap()).unwrap();

@@ -3,7 +3,6 @@
 use std::io::Write;
 use std::path::Path;
 
-use clawdforge::agent::environment::Environment;
 use clawdforge::agent::sandbox::{self, Impossible};
 use reqwest::StatusCode;
 use serde_json::{Value, json};
@@ -13,7 +12,7 @@ use crate::harness::{Answer, Options, Server, by_acpx, settled, until};
 
 /// Without Landlock the caller is to return: the test is skipped, which is said aloud.
 async fn sandboxed(options: Options) -> Option<Forge> {
-    if let Err(error @ Impossible::Unsupported) = sandbox::check(Path::new("/var/lib/clawdforge"), &Environment::of([("HOME", "/usr")])) {
+    if let Err(error @ Impossible::Unsupported) = sandbox::check(&["/var/lib/clawdforge".into()]) {
         let _ = writeln!(std::io::stderr(), "SKIPPED: a test of the sandbox did not run: {error}");
         return None;
     }
@@ -109,7 +108,7 @@ async fn an_agent_with_a_shell_reaches_its_own_folder_and_no_other() {
     let left: Vec<_> = server.data().read_dir().unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
     assert!(
         left.iter().all(|name| name.starts_with("clawdforge.db")
-            || ["claude-of-session", "feeds", "files", "lock", "runs", "sessions"].contains(&&**name)),
+            || ["claude-of-session", "feeds", "files", "lock", "runs", "sessions", "sign-in"].contains(&&**name)),
         "{left:?}"
     );
     assert_eq!(std::fs::read_to_string(&diary).unwrap(), "quince\n");
@@ -230,13 +229,14 @@ async fn the_sandbox_is_on_below_the_home_folder_and_in_tmp() {
         assert_eq!(server.run(token, "Hello.").await.status, StatusCode::OK);
         let mine = session(server, token).await;
         for _ in 0..2 {
-            let data = server.data().display().to_string();
+            let (data, home) = (server.data().display().to_string(), home.path().display());
             let attack = format!(
-                "head -c 15 {data}/clawdforge.db; ls {data}; echo x > {data}/planted; echo mine > mine; cat mine ~/.bashrc; \
-                 for place in .bashrc planted .config/planted .claude.json; do echo x >> ~/$place; done"
+                "head -c 15 {data}/clawdforge.db; ls {data}; echo x > {data}/planted; echo mine > mine; cat mine {home}/.bashrc; \
+                 for place in .bashrc planted .config/planted .claude.json; do echo x >> {home}/$place; done; echo x > ~/mine; cat ~/mine"
             );
             let told = shell(server, token, &mine, &attack).await;
-            assert!(told.contains("mine\ntrue\n") && told.matches("denied").count() == 7 && !told.contains("SQLite"), "{told}");
+            assert!(told.contains("mine\n") && told.ends_with('x') && told.matches("denied").count() == 8, "{told}");
+            assert!(!told.contains("SQLite") && !told.contains("true\n"), "{told}");
         }
         // Nothing is left in it, and nothing changed: what claude writes down is in the sessions' and the runs' own folders.
         let mut names: Vec<_> = home.path().read_dir().unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
@@ -262,7 +262,7 @@ async fn a_file_grows_no_larger_than_the_disk_bound_however_fast() {
 }
 
 #[tokio::test]
-async fn a_sign_in_is_shared_where_it_is() {
+async fn a_sign_in_can_be_used_and_not_be_renewed_and_a_new_one_is_handed_out() {
     let Some(forge) = sandboxed(Options::default().set("ANTHROPIC_API_KEY", "")).await else { return };
     let (server, token) = (&forge.server, &forge.token);
     let config = forge.home.path().join(".claude");
@@ -278,14 +278,18 @@ async fn a_sign_in_is_shared_where_it_is() {
     let credential = async || server.post(&path, token, &json!({"prompt": "stub: {\"credential\": true}"})).await;
     let told = credential().await;
     assert!(told.json["text"].as_str().unwrap().contains("Bearer first"), "{told:?}");
-    // Another sign-in, of the operator or of a refresh, is the next agent's.
+    // Another sign-in, of the operator or of a renewal, is at once that of agents which live.
     sign_in("second");
-    let told = shell(server, token, &created, "ls -A $CLAUDE_CONFIG_DIR; cat $CLAUDE_SECURESTORAGE_CONFIG_DIR/.credentials.json").await;
-    assert!(!told.lines().any(|line| line == ".credentials.json") && told.contains("second"), "{told}");
-    let another = session(server, token).await;
-    let path = format!("/sessions/{}/turn", another["session_id"].as_str().unwrap());
-    let told = server.post(&path, token, &json!({"prompt": "stub: {\"credential\": true}"})).await;
+    let copy = Path::new(created["cwd"].as_str().unwrap()).with_file_name("config").join(".credentials.json");
+    until("the copy is the new one", || std::fs::read_to_string(&copy).is_ok_and(|copy| copy.contains("second"))).await;
+    let told = credential().await;
     assert!(told.json["text"].as_str().unwrap().contains("Bearer second"), "{told:?}");
+    let theirs = format!(
+        "cat $CLAUDE_CONFIG_DIR/.credentials.json; for what in cat 'echo x >'; do eval $what {}; done",
+        config.join(".credentials.json").display()
+    );
+    let told = shell(server, token, &created, &theirs).await;
+    assert!(told.contains(r#""accessToken":"second""#) && !told.contains("refreshToken") && told.matches("denied").count() == 2, "{told}");
 }
 
 #[tokio::test]

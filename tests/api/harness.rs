@@ -78,7 +78,7 @@ impl Server {
         let mut command = Command::new(BINARY);
         command.args(["serve", "--bind", "127.0.0.1:0"]).env_clear().stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
         if options.environment.is_empty() {
-            command.env("PATH", "/usr/local/bin:/usr/bin:/bin").env("HOME", folder.path());
+            command.env("PATH", "/usr/local/bin:/usr/bin:/bin").env("HOME", folder.path()).env("STAND_IN_NOTES", folder.path());
         }
         command.envs(options.environment.iter().cloned());
         // Tests count processes; those of standbys ask for some.

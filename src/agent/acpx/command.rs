@@ -128,18 +128,20 @@ impl Acpx {
     /// A command in the session's folder, at home there, that can start the session's claude.
     pub fn agents_command(&self, target: &Target, program: &Path, own: &[PathBuf]) -> Result<Command, Error> {
         Self::check(target)?;
-        let renewed = target.dir.renew_state(&self.launcher.environment);
-        renewed.map_err(|error| Error::Failed(format!("claude's state can't be put into the session's folder ({error})")))?;
-        let mut command = self.launcher.command(program, target.dir.folder(), own);
-        target.dir.furnish(&mut command, &self.launcher.environment);
+        let renewed = target.dir.renew_copies(&self.launcher.environment);
+        renewed.map_err(|error| Error::Failed(format!("claude's state and sign-in can't be put into the session's folder ({error})")))?;
+        // The adapter would else look for a copy of its own, which installations leave out.
+        let environment = &self.launcher.environment;
+        let named = environment.get("CLAUDE_CODE_EXECUTABLE").unwrap_or(&self.claude_program);
+        let claude = programs::find(named, environment);
+        let read = claude.as_deref().map(programs::places).unwrap_or_default();
+        let mut command = self.launcher.command(program, target.dir.folder(), own, &read);
+        target.dir.furnish(&mut command);
         command.envs(VARIABLES.iter().copied());
         if let Some(model) = &target.setup.model {
             command.env("ANTHROPIC_MODEL", model);
         }
-        // The adapter would else look for a copy of its own, which installations leave out.
-        let environment = &self.launcher.environment;
-        let named = environment.get("CLAUDE_CODE_EXECUTABLE").unwrap_or(&self.claude_program);
-        match programs::find(named, environment) {
+        match claude {
             Some(claude) => {
                 command.env("CLAUDE_CODE_EXECUTABLE", &self.claude).env(CLAUDE.variable, self.how_to_start(&claude, target)?);
             }
@@ -156,29 +158,29 @@ impl Acpx {
     /// A command by which an agent other than claude is started, at home in the session's folder and shut out of all others'.
     pub fn command_of(&self, target: &Target, kind: &Kind, program: &Path) -> Result<Command, Error> {
         Self::check(target)?;
-        let confinement = self.launcher.confinement.clone().map(|confinement| Confinement { cut_off: true, kept: None, ..confinement });
+        let confinement = self.launcher.confinement.clone().map(|confinement| Confinement { cut_off: true, ..confinement });
         let launcher = Launcher { confinement, ..self.launcher.clone() };
-        let mut command = launcher.command(program, target.dir.folder(), &kind.sign_in.found(&launcher.environment));
-        target.dir.furnish(&mut command, &launcher.environment);
+        let mut command = launcher.command(program, target.dir.folder(), &kind.sign_in.found(&launcher.environment), &[]);
+        target.dir.furnish(&mut command);
         let linked = kind.sign_in.link(&mut command, &target.dir.home(), &launcher.environment);
         linked.map_err(|error| Error::Failed(format!("the sign-in of {} can't be put into the session's folder ({error})", kind.name)))?;
         kind.furnish(&mut command, &target.setup.permissions, target.setup.model.as_deref());
         Ok(command)
     }
 
-    /// How this program is to start a session's claude: with its user's home, and shut out of acpx's.
+    /// How this program is to start a session's claude: with a home of its own, and shut out of acpx's.
     fn how_to_start(&self, claude: &Path, target: &Target) -> Result<OsString, Error> {
         let mut how: Vec<OsString> = Vec::new();
-        if let Some(Confinement { hidden, .. }) = &self.launcher.confinement {
-            // Listed here: what acpx starts can't see any more what is beside the data folder.
-            let beside = sandbox::beside(&[hidden]).map_err(|error| Error::Failed(error.to_string()))?;
+        if let Some(confinement) = &self.launcher.confinement {
+            // Listed here: what acpx starts can't see any more what is beside the hidden folders.
+            let beside = sandbox::beside(&confinement.hidden).map_err(|error| Error::Failed(error.to_string()))?;
             let reachable = beside.into_iter().chain(target.dir.agents_own());
             how.extend(reachable.flat_map(|path| ["--own".into(), path.into_os_string()]));
+            how.extend(confinement.to_read(claude, &[]).into_iter().flat_map(|path| ["--read".into(), path.into_os_string()]));
             how.push("--cut-off".into());
         }
         how.extend(["--work".into(), target.dir.work().into_os_string()]);
-        how.extend(self.launcher.environment.get("HOME").into_iter().flat_map(|home| ["--home".into(), home.into()]));
-        how.extend(["--".into(), claude.into()]);
+        how.extend(["--home".into(), target.dir.agents_home().into_os_string(), "--".into(), claude.into()]);
         Ok(sandbox::packed(&how))
     }
 

@@ -1,9 +1,8 @@
 //! A session's folder: where its agent works in, claude's configuration and transcripts, and acpx's home.
 //!
 //! claude keeps conversations under `CLAUDE_CONFIG_DIR`, acpx under `HOME`. Each session has both to itself, so that its
-//! agent can be shut out of all others'. The sign-in stays where it is, and so does the lock under which it is refreshed:
-//! `CLAUDE_SECURESTORAGE_CONFIG_DIR` names its folder (seen in claude 2.1.197, which does not document it). What acpx keeps
-//! is out of the agent's reach, because acpx runs what stands there, and is less restricted than the agent.
+//! agent can be shut out of all others'. What acpx keeps is out of the agent's reach, because acpx runs what stands there, and
+//! is less restricted than the agent.
 
 use std::fs::{self, DirBuilder, OpenOptions};
 use std::io::{self, ErrorKind, Write};
@@ -23,6 +22,8 @@ use crate::secret::sha256_hex;
 
 /// A file that says that nobody has asked for the session yet.
 const UNCLAIMED: &str = "unclaimed";
+/// Where claude has its own files of a session, below its folder.
+pub const CONFIG: &str = "config";
 const STATE: &str = ".claude.json";
 /// With what the line of a transcript begins that says what the conversation had cost (seen in claude 2.1.332).
 const COST_STATE: &[u8] = b"{\"type\":\"cost-state\"";
@@ -73,7 +74,12 @@ impl SessionDir {
     }
 
     fn config(&self) -> PathBuf {
-        self.0.join("config")
+        self.0.join(CONFIG)
+    }
+
+    /// Where claude is at home.
+    pub fn agents_home(&self) -> PathBuf {
+        files::home_in(&self.config())
     }
 
     /// Where it is at home: acpx, or an agent other than claude.
@@ -86,9 +92,10 @@ impl SessionDir {
         let make = |folder: &Path| DirBuilder::new().mode(0o700).create(folder);
         make(&self.0)?;
         Folder::create(&self.0, "work")?;
-        for folder in [self.config(), self.home(), self.home().join(".acpx"), self.temporary()] {
+        for folder in [self.home(), self.home().join(".acpx"), self.temporary()] {
             make(&folder)?;
         }
+        files::make_bare_config(&self.config())?;
         if !files::config_folder(environment).is_some_and(|folder| folder.is_absolute()) {
             return Err(io::Error::other("HOME is not set to a whole path, and sessions need one"));
         }
@@ -124,18 +131,21 @@ impl SessionDir {
         }
     }
 
-    /// Brings claude's copy of the user's state up to date, in which there may be another sign-in or setting by now. Earlier releases had a
-    /// link in its place.
-    pub fn renew_state(&self, environment: &Environment) -> io::Result<()> {
+    /// Brings claude's copies of the user's sign-in and state up to date. Earlier releases had a link in the place of that, and no home.
+    pub fn renew_copies(&self, environment: &Environment) -> io::Result<()> {
         remove_tree(&self.config().join(STATE))?;
-        files::write_state(&self.config(), environment)
+        files::write_copies(&self.config(), environment)?;
+        match files::make_home(&self.config()) {
+            Err(error) if error.kind() != ErrorKind::AlreadyExists => Err(error),
+            _ => Ok(()),
+        }
     }
 
     /// Has `command`, which works in the folder, be at home there. Not in the agent's part of it: acpx takes settings from where it
     /// works, and could be told to start something else.
-    pub fn furnish(&self, command: &mut Command, environment: &Environment) {
+    pub fn furnish(&self, command: &mut Command) {
+        files::use_config(command, &self.config());
         command.env("HOME", self.home());
-        files::use_config(command, &self.config(), environment);
         command.env("CLAUDE_CODE_TMPDIR", self.work().join(TEMPORARY));
         // acpx's own, which its agent does not reach: Node keeps compiled code there. The agent's is in its folder.
         command.env("TMPDIR", self.temporary());

@@ -1,4 +1,4 @@
-//! The `claude` CLI's own files, under the user's home.
+//! The `claude` CLI's own files: the user's, and those that each agent has for itself.
 
 use std::fs::{DirBuilder, OpenOptions};
 use std::io::{self, Write};
@@ -8,8 +8,9 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value};
 use tokio::process::Command;
 
+use super::sign_in;
 use crate::agent::environment::Environment;
-use crate::agent::folder::{is_regular, read_regular};
+use crate::agent::folder::{is_regular, open_below, read_regular};
 use crate::blocking::blocking;
 
 /// Bytes of one of the CLI's own files, at most.
@@ -24,8 +25,8 @@ pub fn config_folder(environment: &Environment) -> Option<PathBuf> {
 /// What of its files the CLI reads when it starts, and not again for a run.
 pub fn read_at_start(environment: &Environment) -> Vec<PathBuf> {
     let config = config_folder(environment).unwrap_or_default();
-    let own = [".credentials.json", "settings.json", "CLAUDE.md", "agents", "skills", "rules"];
-    own.iter().map(|file| config.join(file)).chain([PathBuf::from("/etc/claude-code/managed-settings.json")]).collect()
+    let own = ["settings.json", "CLAUDE.md", "agents", "skills", "rules"].map(|file| config.join(file));
+    own.into_iter().chain([sign_in::file(environment), PathBuf::from("/etc/claude-code/managed-settings.json")]).collect()
 }
 
 /// The file that every process of the CLI reads and writes.
@@ -36,14 +37,12 @@ fn state_file(environment: &Environment) -> PathBuf {
 
 /// What else of its files the CLI reads at its start without a look at what they are (seen in 2.1.332).
 const WAITED_FOR: &[&str] = &["plugins/installed_plugins.json", "plugins/known_marketplaces.json", "skills/manifest.json"];
-/// The same, of the home folder.
-const WAITED_FOR_AT_HOME: &[&str] = &[".config/anthropic/active_config", ".config/anthropic/configs/default.json"];
 
-/// What the CLI would wait for when it starts, for ever, in words. Agents may write where it reads, and could have put a pipe there.
+/// What the CLI would wait for when it starts, for ever, in words. Agents may write where it reads where there is no sandbox, and could have put
+/// a pipe there.
 pub fn obstacle(environment: &Environment) -> Option<String> {
     let config = config_folder(environment).unwrap_or_default();
-    let home = environment.get("HOME").map(PathBuf::from).unwrap_or_default();
-    let others = WAITED_FOR.iter().map(|file| config.join(file)).chain(WAITED_FOR_AT_HOME.iter().map(|file| home.join(file)));
+    let others = WAITED_FOR.iter().map(|file| config.join(file));
     let files = read_at_start(environment).into_iter().chain([state_file(environment)]).chain(others);
     let wrong = |path: PathBuf| {
         // What is not there is not read.
@@ -67,24 +66,49 @@ pub fn kept_in_its_state(environment: &Environment) -> String {
     ["primaryApiKey", "oauthAccount", "mcpServers"].map(|key| all[key].to_string()).concat()
 }
 
-/// The user's settings that a run's agent reads, in the folder of the CLI's own files.
-const SETTINGS: &[&str] = &["settings.json", "CLAUDE.md", "agents", "commands", "output-styles", "plugins", "rules", "skills"];
+/// The user's settings that a run's agent reads, in the folder of the CLI's own files. The CLI knows nothing of `hooks`: settings name what
+/// lies there.
+const SETTINGS: &[&str] = &["settings.json", "CLAUDE.md", "agents", "commands", "hooks", "output-styles", "plugins", "rules", "skills"];
 /// What of `.claude.json` is of no use to an agent: which folders the user has worked in, and what was said there.
 const OF_THE_USER: &[&str] = &["projects", "githubRepoPaths"];
 
-/// Makes a folder for the CLI's own files of a run: what it writes stays there, but for the sign-in, which it renews where that is.
-/// The user's settings are links, and the state, which every process of the CLI would else write, is a copy.
-pub fn make_config(folder: &Path, environment: &Environment) -> io::Result<()> {
-    DirBuilder::new().mode(0o700).create(folder)?;
-    write_state(folder, environment)?;
+/// The user's settings.
+pub fn settings(environment: &Environment) -> Vec<PathBuf> {
     let config = config_folder(environment).unwrap_or_default();
-    // The CLI would put a file of its own in the place of a link to nothing.
-    let mut names = SETTINGS.iter().filter(|name| config.join(name).exists());
-    names.try_for_each(|name| symlink(config.join(name), folder.join(name)))
+    SETTINGS.iter().map(|name| config.join(name)).collect()
 }
 
-/// Copies the user's state into such a folder.
-pub fn write_state(folder: &Path, environment: &Environment) -> io::Result<()> {
+/// Makes a folder for the CLI's own files of a run: what it writes stays there. The user's settings are links, and the state, which every
+/// process of the CLI would else write, and the sign-in are copies.
+pub fn make_config(folder: &Path, environment: &Environment) -> io::Result<()> {
+    make_bare_config(folder)?;
+    write_copies(folder, environment)?;
+    // The CLI would put a file of its own in the place of a link to nothing.
+    let mut there = settings(environment).into_iter().filter(|path| path.exists());
+    there.try_for_each(|path| symlink(&path, folder.join(path.file_name().unwrap_or_default())))
+}
+
+/// Makes such a folder with nothing in it but a home, where `~/.claude` is the folder itself.
+pub fn make_bare_config(folder: &Path) -> io::Result<()> {
+    DirBuilder::new().mode(0o700).create(folder)?;
+    make_home(folder)
+}
+
+/// Makes its home.
+pub fn make_home(folder: &Path) -> io::Result<()> {
+    let home = home_in(folder);
+    DirBuilder::new().mode(0o700).create(&home)?;
+    symlink("..", home.join(".claude"))
+}
+
+/// The home in such a folder.
+pub fn home_in(folder: &Path) -> PathBuf {
+    folder.join("home")
+}
+
+/// Copies the user's state and sign-in into such a folder.
+pub fn write_copies(folder: &Path, environment: &Environment) -> io::Result<()> {
+    sign_in::put(&open_below(folder, &[])?, environment)?;
     let state = read_regular(&state_file(environment), MOST_IN_A_FILE).unwrap_or_default();
     let mut all: Map<String, Value> = serde_json::from_slice(&state).unwrap_or_default();
     for key in OF_THE_USER {
@@ -94,13 +118,16 @@ pub fn write_state(folder: &Path, environment: &Environment) -> io::Result<()> {
     file.write_all(serde_json::to_string(&all)?.as_bytes())
 }
 
-/// Has `command` be a claude with such a folder.
-pub fn use_config(command: &mut Command, folder: &Path, environment: &Environment) {
-    // These fail where they can't write what they fetched, and the home folder may be closed to them.
-    command.env("npm_config_cache", folder.join("npm")).env("UV_CACHE_DIR", folder.join("uv"));
-    command.env("CLAUDE_CONFIG_DIR", folder);
-    // Its lock is there, too (seen in claude 2.1.197, which does not document it).
-    command.env("CLAUDE_SECURESTORAGE_CONFIG_DIR", config_folder(environment).unwrap_or_default());
+/// Variables that would lead programs from the home that they are given back to the user's.
+const OF_THE_HOME: &[&str] =
+    &["CLAUDE_SECURESTORAGE_CONFIG_DIR", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_RUNTIME_DIR", "XDG_STATE_HOME"];
+
+/// Has `command` be a claude with such a folder, at home in it.
+pub fn use_config(command: &mut Command, folder: &Path) {
+    command.env("HOME", home_in(folder)).env("CLAUDE_CONFIG_DIR", folder);
+    for name in OF_THE_HOME {
+        command.env_remove(name);
+    }
 }
 
 #[cfg(test)]
@@ -116,8 +143,10 @@ mod tests {
         let own = home.path().join("own");
         make_config(&own, &environment).unwrap();
         assert_eq!(std::fs::read_to_string(own.join(".claude.json")).unwrap(), r#"{"mcpServers":{"a":1}}"#);
-        let names: Vec<_> = own.read_dir().unwrap().map(|entry| entry.unwrap().file_name()).filter(|name| name != ".claude.json").collect();
-        assert_eq!(names, ["skills"]);
+        let mut names: Vec<_> = own.read_dir().unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        names.sort();
+        assert_eq!(names, [".claude.json", "home", "skills"]);
+        assert_eq!(own.join("home/.claude/skills").canonicalize().unwrap(), home.path().join(".claude/skills").canonicalize().unwrap());
         make_config(&home.path().join("bare"), &Environment::of([("HOME", home.path().join("nobody"))])).unwrap();
         assert_eq!(std::fs::read_to_string(home.path().join("bare/.claude.json")).unwrap(), "{}");
     }

@@ -9,4 +9,5 @@ pub mod models;
 mod output;
 mod result;
 pub mod run;
+pub mod sign_in;
 pub mod workspace;

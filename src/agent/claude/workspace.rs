@@ -12,7 +12,7 @@ use super::command::{self, Purpose};
 use super::files;
 use crate::agent::contract::Attachment;
 use crate::agent::family;
-use crate::agent::folder::{Folder, clear};
+use crate::agent::folder::{Folder, TEMPORARY, clear};
 use crate::agent::launcher::Launcher;
 use crate::agent::process::{self, Waiting};
 use crate::agent::programs;
@@ -60,9 +60,11 @@ pub enum NotStarted {
     Failed(String),
 }
 
-/// Where claude has its own files of a run.
+/// Where claude has its own files of a run, below its folder.
+pub const CONFIG_OF_RUN: [&str; 2] = [TEMPORARY, "config"];
+
 fn config_of(folder: &Folder) -> PathBuf {
-    folder.temporary().join("config")
+    CONFIG_OF_RUN.iter().fold(folder.path().to_owned(), |path, name| path.join(name))
 }
 
 impl RunDirs {
@@ -109,9 +111,9 @@ impl RunDir {
     pub fn start(&self, purpose: Purpose, model: &str) -> Result<Waiting, NotStarted> {
         let RunDirs { launcher, claude, .. } = &self.run_dirs;
         let program = programs::find(claude, &launcher.environment).ok_or_else(|| NotStarted::NotInstalled(claude.clone()))?;
-        let mut process = launcher.command(&program, self.folder.path(), &[]);
+        let mut process = launcher.command(&program, self.folder.path(), &[], &files::settings(&launcher.environment));
         command::prepare(&mut process, purpose, self.uuid, model, &self.folder.temporary());
-        files::use_config(&mut process, &config_of(&self.folder), &launcher.environment);
+        files::use_config(&mut process, &config_of(&self.folder));
         process::start(&mut process, &self.tag()).map_err(|error| {
             NotStarted::Failed(format!("{} could not be started ({error}); check that it is a program of this machine", program.display()))
         })
