@@ -17,6 +17,11 @@ use std::time::{Duration, Instant};
 use server::{Server, median, ms, row};
 
 const RUNS: usize = 200;
+const WARM_RUNS: usize = 15;
+/// In which a successor is started.
+const SETTLED: Duration = Duration::from_millis(1300);
+/// A token whose agents are in a network namespace.
+const BOUND: &str = r#"{"name": "bound", "network": "model"}"#;
 const CONNECTIONS: usize = 32;
 const LOAD_FOR: Duration = Duration::from_secs(5);
 const STARTS: usize = 20;
@@ -63,15 +68,40 @@ fn main() {
     let data = folder.path().join("data");
     let confined = start_with(&stand_in, &[("CLAWDFORGE_SANDBOX", "required"), ("CLAWDFORGE_DATA_DIR", data.to_str().unwrap())]);
     let confined_token = confined.mint();
-    let (mut open, mut closed) = (Vec::new(), Vec::new());
+    let bound_token = confined.mint_with(BOUND);
+    let (mut open, mut closed, mut bound) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..RUNS {
         open.push(time(|| run(&server, &token)));
         closed.push(time(|| run(&confined, &confined_token)));
+        bound.push(time(|| run(&confined, &bound_token)));
     }
-    let (open, closed) = (median(open), median(closed));
+    let (open, closed, bound) = (median(open), median(closed), median(bound));
     row("POST /run in the sandbox, median", &format!("{:.2} ms", ms(closed)), "");
     row("added by the sandbox", &format!("{:.2} ms", ms(closed.saturating_sub(open))), "10 ms");
+    row("added by it and a network of its own", &format!("{:.2} ms", ms(bound.saturating_sub(open))), "");
     drop(confined);
+
+    // Those that were started ahead, whose fences stand already.
+    let warm = |sandbox: &str| {
+        let data = folder.path().join(format!("warm-{sandbox}"));
+        let settings = [("CLAWDFORGE_SANDBOX", sandbox), ("CLAWDFORGE_DATA_DIR", data.to_str().unwrap()), ("CLAWDFORGE_STANDBY", "2")];
+        start_with(&stand_in, &settings)
+    };
+    let (open, closed) = (warm("off"), warm("required"));
+    let [open_token, closed_token, bound_token] = [open.mint(), closed.mint(), closed.mint_with(BOUND)];
+    let mut times = [const { Vec::new() }; 3];
+    for round in 0..=WARM_RUNS {
+        for (times, (server, token)) in times.iter_mut().zip([(&open, &open_token), (&closed, &closed_token), (&closed, &bound_token)]) {
+            let took = time(|| run(server, token));
+            // The first was cold.
+            times.extend((round > 0).then_some(took));
+            std::thread::sleep(SETTLED);
+        }
+    }
+    let [open, closed, bound] = times.map(median);
+    row("warm POST /run, median", &format!("{:.2} ms", ms(open)), "");
+    row("added by the sandbox", &format!("{:.2} ms", ms(closed.saturating_sub(open))), "10 ms");
+    row("added by it and a network of its own", &format!("{:.2} ms", ms(bound.saturating_sub(open))), "10 ms");
 
     let program = folder.path().join("at-once");
     std::fs::write(&program, AT_ONCE_PROGRAM).unwrap();

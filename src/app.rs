@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use crate::agent::environment::Environment;
 use crate::agent::kinds::Kind;
+use crate::agent::network;
 use crate::agent::programs::Cli;
 use crate::job::Jobs;
 use crate::job::feed::Feeds;
@@ -36,6 +37,8 @@ pub struct App {
     pub agents: Vec<String>,
     /// What shuts agents out of the data folder: `landlock`, or `off`.
     pub sandbox: &'static str,
+    /// Whether agents can be bound in what they reach of the network; why not.
+    pub network: Result<(), network::Impossible>,
     /// The `claude` CLI.
     pub claude: Arc<Cli>,
     /// The `acpx` CLI.

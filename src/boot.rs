@@ -18,8 +18,11 @@ use crate::agent::direct::run::Runs;
 use crate::agent::environment::Environment;
 use crate::agent::family;
 use crate::agent::folder::clear;
+use crate::agent::groups::Groups;
 use crate::agent::kinds;
 use crate::agent::launcher::Launcher;
+use crate::agent::network::proxy::Proxy;
+use crate::agent::network::{self, Impossible, WayOut};
 use crate::agent::programs::{self, ACPX_TESTED, ADAPTER_TESTED, CLAUDE_TESTED, Cli};
 use crate::agent::sandbox::{self, Confinement};
 use crate::agent::tag::Tag;
@@ -48,13 +51,21 @@ pub async fn set_up(settings: Settings, environment: Environment) -> anyhow::Res
     data_dir::remove_partial(&data_dir);
     let ledger = Ledger::open(&Settings::ledger_file(&data_dir))?;
     let uploads = folder(&data_dir, "files")?;
+    let (confinement, network) = confinement(&settings, &data_dir, &environment)?;
+    let socket = data_dir.join("network.sock");
+    let models = network::models(&settings.agents, &environment, &settings.model_hosts);
+    let way_out = network.is_ok().then(|| WayOut::new(socket.clone(), &models));
+    let proxy = network.is_ok().then(|| Proxy::at(&socket, models)).transpose();
+    let proxy = proxy.with_context(|| format!("{} can't be made", socket.display()))?;
     let launcher = Launcher {
+        way_out,
+        memories: data_dir.join("memories"),
         folder: folder(&data_dir, "runs")?,
         uploads: uploads.clone(),
         tag: Tag::server(&data_dir)?,
-        confinement: confinement(&settings, &data_dir, &environment)?,
+        confinement,
         environment,
-        bounds: Bounds::new(settings.agent_memory_mb, settings.agent_disk_mb),
+        bounds: Bounds::new(settings.agent_memory_mb, settings.agent_disk_mb, groups(settings.agent_processes)),
     };
     let uploads = Uploads::open(uploads, settings.max_upload_bytes).context("the uploads can't be read")?;
     let feeds = Feeds::new(folder(&data_dir, "feeds")?);
@@ -108,6 +119,7 @@ pub async fn set_up(settings: Settings, environment: Environment) -> anyhow::Res
         sessions,
         models: Models::new(settings.model_map, claude),
         agents: settings.agents,
+        network,
         sandbox: if launcher.confinement.is_some() { "landlock" } else { "off" },
         ledger,
         uploads,
@@ -117,6 +129,7 @@ pub async fn set_up(settings: Settings, environment: Environment) -> anyhow::Res
         launcher,
         run_dirs,
         direct,
+        proxy,
         sign_in,
         warm,
         places: Places::new(
@@ -159,25 +172,37 @@ async fn recover(launcher: &Launcher, sign_in: &SignIn, jobs: &Jobs, sessions: &
     Ok(())
 }
 
-/// How agents are to be confined, and can be.
+/// The control groups of agents, if there can be such, and how many processes each may have.
+fn groups(processes: u32) -> Option<(Groups, u32)> {
+    match Groups::find().and_then(Groups::take) {
+        Ok(groups) => Some((groups, processes)),
+        Err(why) => {
+            tracing::info!("agents have no control groups of their own: {why}");
+            None
+        }
+    }
+}
+
+/// How agents are to be confined, and can be, and whether they can be bound in what they reach of the network.
 fn confinement(
     Settings { sandbox, agents_read, .. }: &Settings,
     data_dir: &Path,
     environment: &Environment,
-) -> anyhow::Result<Option<Confinement>> {
-    if *sandbox == Sandbox::Off {
-        return Ok(None);
-    }
+) -> anyhow::Result<(Option<Confinement>, Result<(), Impossible>)> {
     let hidden = sandbox::hidden(data_dir, environment);
-    match sandbox::check(&hidden) {
+    let shut = if *sandbox == Sandbox::Off { Err(sandbox::Impossible::Off) } else { sandbox::check(&hidden) };
+    match shut {
         Ok(()) => {
-            let read = [programs::places_on_path(environment), agents_read.clone()].concat();
-            Ok(Some(Confinement { hidden, read, cut_off: true }))
+            // A session's claude is started by this program.
+            let read = [programs::places_on_path(environment), agents_read.clone(), vec![std::env::current_exe()?]].concat();
+            Ok((Some(Confinement { hidden, read, cut_off: true }), network::check(environment)))
         }
         Err(why) if *sandbox == Sandbox::Required => Err(why).context("CLAWDFORGE_SANDBOX is \"required\""),
         Err(why) => {
-            tracing::warn!("agents are not shut out of the data folder: {why}");
-            Ok(None)
+            if *sandbox == Sandbox::Auto {
+                tracing::warn!("agents are not shut out of the data folder: {why}");
+            }
+            Ok((None, Err(Impossible::Unconfined(why.to_string()))))
         }
     }
 }

@@ -22,6 +22,7 @@ use crate::agent::claude::workspace::RunDirs;
 use crate::agent::direct::Direct;
 use crate::agent::family;
 use crate::agent::launcher::Launcher;
+use crate::agent::network::proxy::Proxy;
 use crate::agent::tag::Tag;
 use crate::agent::warm_pool::Pool;
 use crate::api;
@@ -49,6 +50,7 @@ pub struct Server {
     pub(crate) launcher: Launcher,
     pub(crate) run_dirs: RunDirs,
     pub(crate) direct: Direct,
+    pub(crate) proxy: Option<Proxy>,
     pub(crate) sign_in: SignIn,
     pub(crate) warm: Pool,
     pub(crate) places: Places,
@@ -67,8 +69,11 @@ impl Server {
 
     /// Serves until `stop.begin`, then lets running work finish for the drain time, or until `stop.hurry`, and ends what
     /// is left. An error means that the server could not go on.
-    pub async fn serve(self, listener: TcpListener, stop: Stop) -> anyhow::Result<()> {
+    pub async fn serve(mut self, listener: TcpListener, stop: Stop) -> anyhow::Result<()> {
         let mut background = self.background();
+        if let Some(proxy) = self.proxy.take() {
+            background.spawn(proxy.serve());
+        }
         let graceful = GracefulShutdown::new();
         let router = router(self.app.clone());
         let cut = CancellationToken::new();
@@ -132,6 +137,7 @@ impl Server {
             ledger: self.app.ledger.clone(),
             feeds: self.app.feeds.clone(),
             run_dirs: self.run_dirs.clone(),
+            memories: self.launcher.memories.clone(),
             retention_days: self.retention_days,
         };
         let period = self.sweep_every;

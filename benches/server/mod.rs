@@ -133,7 +133,11 @@ impl Server {
     }
 
     pub fn mint(&self) -> String {
-        let answer = self.ask("POST", "/admin/tokens", ADMIN, r#"{"name": "bench"}"#);
+        self.mint_with(r#"{"name": "bench"}"#)
+    }
+
+    pub fn mint_with(&self, asked: &str) -> String {
+        let answer = self.ask("POST", "/admin/tokens", ADMIN, asked);
         answer.split("\"token\":\"").nth(1).and_then(|rest| rest.split('"').next()).unwrap().to_owned()
     }
 }

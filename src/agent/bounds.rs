@@ -1,8 +1,8 @@
-//! Bounds on what one run or session may take of memory and of the disk.
+//! Bounds on what one run or session may take of memory, processes and the disk.
 //!
-//! By looking, twice a second at most: a control group or a quota of the file system would be exact, but few places let a server without
-//! privileges make one. So it stops a leak or a mistake; what must never be passed is for the container, or for systemd. In the sandbox no
-//! file grows past the bound, however fast.
+//! Memory, processes and the processors by control groups, where the server can make them. Else memory, and the disk anywhere, by looking, twice a second at
+//! most: that stops a leak or a mistake; what must never be passed is then for the container, or for systemd. In the sandbox no file grows past
+//! the bound, however fast.
 
 use std::collections::HashMap;
 use std::future::pending;
@@ -14,6 +14,7 @@ use tokio::time::sleep;
 
 use super::family::{self, Tree};
 use super::folder;
+use super::groups::{Groups, Most};
 use super::tag::Tag;
 use crate::metrics::METRICS;
 
@@ -26,6 +27,7 @@ const SHARE: u32 = 20;
 pub struct Bounds {
     memory_mib: Option<u64>,
     disk_mib: Option<u64>,
+    groups: Option<(Groups, u32)>,
     ended: Arc<Mutex<HashMap<String, Excess>>>,
 }
 
@@ -37,9 +39,16 @@ enum Excess {
 }
 
 impl Bounds {
-    /// So many MiB for a run, or a session: of memory for all that it started, and of the disk for its folder.
-    pub fn new(memory_mib: Option<u64>, disk_mib: Option<u64>) -> Self {
-        Self { memory_mib, disk_mib, ended: Arc::default() }
+    /// So many MiB for a run, or a session: of memory for all that it started, and of the disk for its folder. In these groups, if there
+    /// are such, so many processes.
+    pub fn new(memory_mib: Option<u64>, disk_mib: Option<u64>, groups: Option<(Groups, u32)>) -> Self {
+        Self { memory_mib, disk_mib, groups, ended: Arc::default() }
+    }
+
+    /// The group of a run or session, and what it may take.
+    pub fn group(&self, id: &str) -> Option<(PathBuf, Most)> {
+        let (groups, processes) = self.groups.as_ref()?;
+        Some((groups.of(id), Most { memory: self.memory_mib.map(|mib| mib << 20), processes: *processes }))
     }
 
     /// Bytes that a file may have: as much as all of them together.
@@ -53,11 +62,21 @@ impl Bounds {
 
     /// Ends whoever of this server takes too much, for ever. Their folders are in `folders`, by their ids.
     pub async fn watch(&self, server: &Tag, folders: &[PathBuf]) {
-        tokio::join!(self.watch_memory(server), self.watch_disk(server, folders));
+        tokio::join!(self.watch_memory(server), self.watch_disk(server, folders), self.clear_groups(folders));
+    }
+
+    async fn clear_groups(&self, folders: &[PathBuf]) {
+        let Some((groups, _)) = &self.groups else { return pending().await };
+        loop {
+            sleep(LOOK).await;
+            let (groups, folders) = (groups.clone(), folders.to_vec());
+            let clear = move || groups.clear(|id| folders.iter().any(|folder| folder.join(id).exists()));
+            let _ = tokio::task::spawn_blocking(clear).await;
+        }
     }
 
     async fn watch_memory(&self, server: &Tag) {
-        let Some(limit) = self.memory_mib.map(|mib| mib << 20) else { return pending().await };
+        let Some(limit) = self.memory_mib.map(|mib| mib << 20).filter(|_| self.groups.is_none()) else { return pending().await };
         loop {
             sleep(LOOK).await;
             let server = server.clone();
@@ -93,7 +112,8 @@ impl Bounds {
 
     /// Says, once, that this run or session was ended, if it was.
     pub fn why_ended(&self, id: &str) -> Option<String> {
-        let excess = self.ended().remove(id)?;
+        let lacked_memory = || self.groups.as_ref().is_some_and(|(groups, _)| groups.lacked_memory(id));
+        let excess = self.ended().remove(id).or_else(|| lacked_memory().then_some(Excess::Memory))?;
         let (took, less, setting) = match excess {
             Excess::Memory => (self.memory_mib, "of memory; give it less to do at once", "CLAWDFORGE_AGENT_MEMORY_MB"),
             Excess::Disk => {

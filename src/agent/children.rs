@@ -40,6 +40,7 @@ impl Drop for Started {
 
 /// Starts `command` as the first of a family, in a process group of its own: a Ctrl-C at the terminal is for the server.
 pub fn start(command: &mut Command, tag: &Tag) -> io::Result<Started> {
+    tag.begin();
     command.env(VARIABLE, tag.value()).process_group(0).kill_on_drop(true);
     // Under the lock, so that the child is never seen as one that was adopted.
     let mut known = started();

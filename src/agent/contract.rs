@@ -33,6 +33,43 @@ pub struct Spec {
     pub ask: Option<Ask>,
     /// The agent of a run, and what it is started with, where that is not claude.
     pub agent: Option<Setup>,
+    /// What binds the agent of a run.
+    pub rules: Rules,
+}
+
+impl Spec {
+    /// The same, for an app whose agents are bound by these rules. A completion has no agent.
+    #[must_use]
+    pub fn bound_by(self, rules: &Rules) -> Self {
+        let bound = |setup| Setup { rules: rules.clone(), ..setup };
+        let session = self.session.map(|conversation| Conversation { setup: bound(conversation.setup), ..conversation });
+        let own = if self.completion.is_some() { Rules::default() } else { rules.clone() };
+        Self { rules: own, session, agent: self.agent.map(bound), ..self }
+    }
+}
+
+/// What binds an app's agents, beside what binds all.
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Rules {
+    /// What they reach of the network.
+    #[serde(default)]
+    pub network: Network,
+    /// The name under which claude's memory folder is kept for them from run to run; none where it is not.
+    #[serde(default)]
+    pub memory: Option<String>,
+}
+
+/// What an agent reaches of the network.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Network {
+    /// What the server's user does.
+    #[default]
+    Open,
+    /// The web outside private networks, and the models' APIs.
+    Web,
+    /// The models' APIs.
+    Model,
 }
 
 /// The session that a turn is of.
@@ -61,6 +98,25 @@ pub struct Setup {
     pub permissions: String,
     /// How it asks, if it does.
     pub ask: Option<Ask>,
+    /// What binds it: not the session's own, but of whoever uses it.
+    #[serde(default)]
+    pub rules: Rules,
+}
+
+impl Network {
+    /// The rule of this name.
+    pub fn named(name: &str) -> Option<Self> {
+        [Self::Open, Self::Web, Self::Model].into_iter().find(|rule| rule.as_str() == name)
+    }
+
+    /// Its name.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Open => "open",
+            Self::Web => "web",
+            Self::Model => "model",
+        }
+    }
 }
 
 /// What speaks to a session's agent. A session keeps the one that it was created with.

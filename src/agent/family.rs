@@ -62,7 +62,7 @@ fn children_of(tag: &Tag) -> io::Result<Children> {
                 children.of_it.push(child);
             } else if let Some(idle) = known.get(&pid.cast_unsigned()) {
                 others.extend((!idle).then_some(child));
-            } else if !exiting && !tag.is_of_this_server(&environ) {
+            } else if !exiting && !tag.is_of_live_run(&environ) {
                 // The idle processes of a session were adopted too, and carry its own tag.
                 orphans.push(child);
             }
@@ -88,10 +88,13 @@ fn surely_gone(tag: &Tag) -> io::Result<bool> {
 /// Ends with SIGKILL all that carries the tag, or descends from what does, and orphans. Returns when none is left, with
 /// how many there were. Where that takes too long, what is left is said, and [`keep_ending`] goes on with it.
 pub async fn end(tag: &Tag) -> usize {
-    let of = tag.clone();
+    let (of, starts) = (tag.clone(), tag.starts());
     let ended = tokio::task::spawn_blocking(move || end_blocking(&of)).await;
     match ended {
-        Ok(Ok(count)) => count,
+        Ok(Ok(count)) => {
+            tag.end(starts);
+            count
+        }
         Ok(Err(left)) => {
             tracing::error!(family = tag.value(), %left, "processes of an agent are left; trying again until they are gone");
             unfinished().push(tag.clone());
@@ -107,9 +110,12 @@ pub async fn keep_ending() {
         tokio::time::sleep(AGAIN).await;
         let left = std::mem::take(&mut *unfinished());
         for tag in left {
-            let of = tag.clone();
+            let (of, starts) = (tag.clone(), tag.starts());
             match tokio::task::spawn_blocking(move || end_blocking(&of)).await {
-                Ok(Ok(count)) => tracing::info!(family = tag.value(), count, "what was left of an agent is gone"),
+                Ok(Ok(count)) => {
+                    tag.end(starts);
+                    tracing::info!(family = tag.value(), count, "what was left of an agent is gone");
+                }
                 _ => unfinished().push(tag),
             }
         }
@@ -223,7 +229,7 @@ fn members(tag: &Tag) -> io::Result<Family> {
         let environ = process.environ()?;
         if tag.is_in(&environ) {
             family.insert(process.pid);
-        } else if process.parent == own_pid && !tag.is_of_this_server(&environ) {
+        } else if process.parent == own_pid && !tag.is_of_live_run(&environ) {
             adopted.push(*process);
         }
     }

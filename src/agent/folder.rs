@@ -2,7 +2,7 @@
 
 use std::ffi::{CString, OsStr};
 use std::fs::{self, DirBuilder, File, Permissions};
-use std::io::{self, ErrorKind, Read};
+use std::io::{self, ErrorKind, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
@@ -145,6 +145,17 @@ impl Folder {
 pub fn open_below(folder: &Path, names: &[&str]) -> io::Result<OwnedFd> {
     let top = openat(CWD, folder, FOLDER | OFlags::RDONLY, Mode::empty())?;
     names.iter().try_fold(top, |folder, name| Ok(openat(&folder, *name, FOLDER | OFlags::RDONLY, Mode::empty())?))
+}
+
+/// The name of a file that is to replace another, until it does.
+pub const NEW: &str = ".new";
+
+/// Puts a file in the place of whatever file is there, or link, in a folder in which an agent may be at work. Nothing else is written.
+pub fn replace(folder: &OwnedFd, name: &str, content: &[u8]) -> io::Result<()> {
+    let _ = unlinkat(folder, NEW, AtFlags::empty());
+    let new = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    File::from(openat(folder, NEW, new, Mode::RUSR | Mode::WUSR)?).write_all(content)?;
+    Ok(renameat(folder, NEW, folder, name)?)
 }
 
 /// Reads a file that an agent may have put there: a regular one of at most `most` bytes, or it is an error. Nothing else is waited

@@ -10,7 +10,7 @@ use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
 use super::environment::Environment;
-use super::launcher::Launcher;
+use super::launcher::{Grants, Launcher};
 use super::process::{self, ConverseOptions, Line, Next};
 
 /// How long `--version` may take.
@@ -84,7 +84,7 @@ pub fn places_on_path(environment: &Environment) -> Vec<PathBuf> {
 /// What `program --version` says, such as `2.1.197`; `None` where it does not answer within 10 s.
 pub async fn version(program: &Path, launcher: &Launcher) -> Option<String> {
     let mut version = None;
-    let mut command = launcher.command(program, &launcher.folder, &[], &[]);
+    let mut command = launcher.command(program, &launcher.folder, Grants::default());
     // Of its own: the end of one family must not be that of another.
     let tag = launcher.tag.run(&format!("version of {}", program.display()));
     let time_up = Box::pin(sleep(VERSION_TIMEOUT));

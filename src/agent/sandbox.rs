@@ -19,6 +19,7 @@ use landlock::{
     RulesetCreatedAttr, RulesetError, Scope,
 };
 use rustix::process::{Resource, Rlimit, setrlimit};
+use rustix::thread::{CapabilitySet, remove_capability_from_bounding_set};
 use seccompiler::{BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule};
 
 use super::claude::files::config_folder;
@@ -61,10 +62,14 @@ pub enum Impossible {
     Unlisted(PathBuf, PathBuf),
 }
 
-/// What agents are to be shut out of: the data folder, the home of the server's user, and claude's configuration, which may lie elsewhere, and
-/// come to be there later.
+/// Folders for what is temporary that all programs share.
+const SHARED: [&str; 2] = ["/tmp", "/var/tmp"];
+
+/// What agents are to be shut out of: the data folder, the home of the server's user, claude's configuration, which may lie elsewhere, and
+/// come to be there later, and what all programs share for what is temporary.
 pub fn hidden(data_dir: &Path, environment: &Environment) -> Vec<PathBuf> {
     let own = [environment.get("HOME").map(PathBuf::from), config_folder(environment)].into_iter().flatten();
+    let own = own.chain(SHARED.map(PathBuf::from));
     // Some services have / for their home.
     let own = own.map(|folder| folder.canonicalize().unwrap_or(folder)).filter(|folder| folder.is_absolute() && folder.parent().is_some());
     own.chain([data_dir.to_owned()]).collect()
@@ -151,6 +156,24 @@ pub fn cut_off() -> Result<(), Error> {
     Ok(seccompiler::apply_filter(&without_unix_sockets()?)?)
 }
 
+/// What root may do that has to do with files and ports. An agent of root's keeps it.
+const KEPT_OF_ROOT: CapabilitySet = CapabilitySet::CHOWN
+    .union(CapabilitySet::DAC_OVERRIDE)
+    .union(CapabilitySet::FOWNER)
+    .union(CapabilitySet::FSETID)
+    .union(CapabilitySet::NET_BIND_SERVICE)
+    .union(CapabilitySet::SETGID)
+    .union(CapabilitySet::SETUID);
+
+/// Keeps what this process will become, and all that it will start, from having the rest of what root may. By one of those, newer kernels
+/// show every process's environment to it, whatever Landlock says.
+pub fn give_up_powers() {
+    for capability in (CapabilitySet::all() - KEPT_OF_ROOT).iter() {
+        // Who may not do this has none of them.
+        let _ = remove_capability_from_bounding_set(capability);
+    }
+}
+
 /// Keeps this process, and all that it will start, from changing other processes by the calls that take the id of one. Each may
 /// still be made on the caller itself, by the id 0, where that is of use. `docs/security.md` goes through all such calls.
 pub fn leave_others_alone() -> Result<(), Error> {
@@ -166,7 +189,16 @@ pub fn leave_others_alone() -> Result<(), Error> {
         Ok::<_, seccompiler::Error>(vec![is_request(TIOCSTI)?, is_request(TIOCLINUX)?])
     };
     let always = Vec::new;
+    // By a namespace of its own it would have powers there, and more of the kernel to attack. The bits of a flag that clone has for another
+    // purpose are unshare's alone.
+    let in_new_namespace = |flags: &[libc::c_int]| {
+        let asks_for = |flag: &libc::c_int| Ok(SeccompRule::new(vec![is(0, u64::from(flag.cast_unsigned()), *flag)?])?);
+        flags.iter().map(asks_for).collect::<Result<Vec<_>, seccompiler::Error>>()
+    };
     let rules = [
+        (libc::SYS_unshare, in_new_namespace(&[NAMESPACES, &[CLONE_NEWTIME]].concat())?),
+        (libc::SYS_clone, in_new_namespace(NAMESPACES)?),
+        (libc::SYS_setns, always()),
         (libc::SYS_prlimit64, not_itself(0)?),
         (libc::SYS_sched_setaffinity, not_itself(0)?),
         (libc::SYS_sched_setattr, not_itself(0)?),
@@ -189,8 +221,23 @@ pub fn leave_others_alone() -> Result<(), Error> {
     // Those of the third set that have numbers of their own there: ioctl, ptrace, move_pages, process_vm_readv and process_vm_writev.
     let x32 = [(514, types()?), (521, always()), (533, always()), (539, always()), (540, always())];
     let x32 = x32.map(|(call, rules)| (X32 | call, rules));
-    Ok(seccompiler::apply_filter(&filter(rules.into_iter().chain(x32), libc::EPERM)?)?)
+    seccompiler::apply_filter(&filter(rules.into_iter().chain(x32), libc::EPERM)?)?;
+    // Its flags are in memory, which a filter can't read. C libraries go on with clone where it is not there.
+    Ok(seccompiler::apply_filter(&filter([(libc::SYS_clone3, always())].into_iter(), libc::ENOSYS)?)?)
 }
+
+/// The flags of `clone` that make a namespace.
+const NAMESPACES: &[libc::c_int] = &[
+    libc::CLONE_NEWNS,
+    libc::CLONE_NEWCGROUP,
+    libc::CLONE_NEWUTS,
+    libc::CLONE_NEWIPC,
+    libc::CLONE_NEWUSER,
+    libc::CLONE_NEWPID,
+    libc::CLONE_NEWNET,
+];
+/// From the kernel's `sched.h`.
+const CLONE_NEWTIME: libc::c_int = 0x80;
 
 /// Marks the numbers of x86-64's third set of system calls; elsewhere no number has it.
 const X32: libc::c_long = 0x4000_0000;
@@ -250,17 +297,11 @@ pub fn fences(shut: Result<(), &Impossible>) -> Vec<(&'static str, Result<&'stat
         ("signals to processes outside", by("Landlock").and_then(|how| signals.map(|()| how))),
         ("memory, limits and priorities of other processes", by("seccomp")),
         ("Unix sockets (Docker, systemd, tmux, ssh-agent), abstract ones too", by("seccomp")),
-        ("new files in /tmp", by("Landlock")),
+        ("/tmp and /var/tmp", by("Landlock")),
         ("the home folder of the server's user, but for programs and settings", by("Landlock")),
         ("writing claude's settings and sign-in", by("Landlock")),
-        ("the network", Err("nothing bounds it; a firewall can".to_owned())),
     ]
 }
-
-/// The folder for what is temporary that all programs share.
-pub const SHARED_TEMPORARY: &str = "/tmp";
-/// What the names of acpx's folders for sockets begin with; they are in [`SHARED_TEMPORARY`].
-pub const SOCKETS: &str = "acpx-";
 
 /// What an agent reaches outside its own folder.
 #[derive(Debug, Default)]
@@ -271,19 +312,15 @@ pub struct Reach {
     pub read: Vec<PathBuf>,
 }
 
-/// All that is in none of these folders, by listing what is beside the ways to them; and of the shared temporary folder what is there, but
-/// for acpx's sockets: nothing new can be made beside those, or in their place. The folders are absolute, without links.
+/// All that is in none of these folders, by listing what is beside the ways to them. The folders are absolute, without links.
 pub fn beside(hidden: &[PathBuf]) -> Result<Vec<PathBuf>, Error> {
-    let shared = Path::new(SHARED_TEMPORARY);
     let is_hidden = |folder: &Path| hidden.iter().any(|hidden| folder.starts_with(hidden));
     let is_on_the_way = |folder: &Path| hidden.iter().any(|hidden| hidden.starts_with(folder));
-    let ways = hidden.iter().flat_map(|hidden| hidden.ancestors().skip(1)).chain([shared]);
-    let folders: BTreeSet<_> = ways.filter(|folder| !is_hidden(folder)).collect();
+    let ways = hidden.iter().flat_map(|hidden| hidden.ancestors().skip(1));
+    let folders: BTreeSet<_> = ways.filter(|folder| !is_hidden(folder) && folder.exists()).collect();
     let mut beside = Vec::new();
     for folder in folders {
-        let is_socket =
-            |path: &Path| folder == shared && path.file_name().is_some_and(|name| name.as_bytes().starts_with(SOCKETS.as_bytes()));
-        beside.extend(listed(folder)?.into_iter().filter(|path| !is_on_the_way(path) && path != shared && !is_socket(path)));
+        beside.extend(listed(folder)?.into_iter().filter(|path| !is_on_the_way(path)));
     }
     Ok(beside)
 }
@@ -329,8 +366,8 @@ mod tests {
     #[test]
     fn agents_are_shut_out_of_the_data_the_home_and_claudes_configuration() {
         let all = |home: &str, config: &str| hidden(Path::new("/data"), &Environment::of([("HOME", home), ("CLAUDE_CONFIG_DIR", config)]));
-        assert_eq!(all("/usr", "/usr/share"), ["/usr", "/usr/share", "/data"].map(PathBuf::from));
-        assert_eq!(all("/", ""), [PathBuf::from("/data")]);
+        assert_eq!(all("/usr", "/usr/share"), ["/usr", "/usr/share", "/tmp", "/var/tmp", "/data"].map(PathBuf::from));
+        assert_eq!(all("/", ""), ["/tmp", "/var/tmp", "/data"].map(PathBuf::from));
         // Programs are read wherever they lie, but for what is around something hidden.
         let confinement = Confinement { hidden: all("/usr", "/usr/share"), read: vec!["/usr/bin".into(), "/".into()], cut_off: true };
         let sh = Path::new("/bin/sh").canonicalize().unwrap();
@@ -338,18 +375,15 @@ mod tests {
     }
 
     #[test]
-    fn of_the_shared_temporary_folder_all_is_beside_but_the_way_and_the_sockets() {
-        let made = tempfile::Builder::new().prefix(SOCKETS).tempdir_in(SHARED_TEMPORARY).unwrap();
-        let other = tempfile::tempdir_in(SHARED_TEMPORARY).unwrap();
-        let way = tempfile::tempdir_in(SHARED_TEMPORARY).unwrap();
-        std::fs::create_dir_all(way.path().join("data")).unwrap();
-        std::fs::create_dir(way.path().join("home")).unwrap();
-        for hidden in [way.path().join("data"), PathBuf::from("/var/lib/clawdforge")] {
-            let beside = beside(std::slice::from_ref(&hidden)).unwrap_or_default();
-            let in_tmp = hidden.starts_with(SHARED_TEMPORARY);
-            assert!(beside.contains(&other.path().to_owned()) && !beside.contains(&made.path().to_owned()), "{}", hidden.display());
-            assert_eq!((beside.contains(&way.path().to_owned()), beside.contains(&way.path().join("home"))), (!in_tmp, in_tmp));
-            assert!(!beside.iter().any(|path| path == Path::new(SHARED_TEMPORARY) || hidden.starts_with(path)));
+    fn what_is_beside_is_neither_hidden_nor_around_what_is() {
+        let way = tempfile::tempdir().unwrap();
+        let way = way.path().canonicalize().unwrap();
+        for folder in ["home/data", "home/other", "beside/in"] {
+            std::fs::create_dir_all(way.join(folder)).unwrap();
         }
+        std::os::unix::fs::symlink(way.join("home/other"), way.join("link")).unwrap();
+        let hidden = [way.join("home/data"), way.join("home"), way.join("never/there")];
+        let beside: Vec<_> = beside(&hidden).unwrap().into_iter().filter(|path| path.starts_with(&way)).collect();
+        assert_eq!(beside, [way.join("beside")]);
     }
 }

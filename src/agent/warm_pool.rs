@@ -23,7 +23,7 @@ use super::claude::command::Purpose;
 use super::claude::files::{kept_in_its_state, obstacle_for, read_at_start};
 use super::claude::sign_in::SignIn;
 use super::claude::workspace::{RunDir, RunDirs};
-use super::contract::Setup;
+use super::contract::{Rules, Setup};
 use super::direct::{Direct, Unclaimed};
 use super::launcher::Launcher;
 use super::process::Waiting;
@@ -51,6 +51,8 @@ pub enum WarmKey {
         purpose: Purpose,
         /// Its model.
         model: String,
+        /// What binds it.
+        rules: Rules,
     },
     /// A session's next turn.
     Turn(Target),
@@ -153,9 +155,9 @@ impl Pool {
         Hold(self.clone())
     }
 
-    /// A folder in which claude waits for the prompt of a run, or for a completion, with this model.
-    pub async fn take_claude(&self, purpose: Purpose, model: &str) -> Option<(RunDir, Waiting)> {
-        let key = WarmKey::Claude { purpose, model: model.to_owned() };
+    /// A folder in which claude waits for the prompt of a run, or for a completion.
+    pub async fn take_claude(&self, key: WarmKey) -> Option<(RunDir, Waiting)> {
+        let WarmKey::Claude { purpose, .. } = key else { return None };
         let found = self.take(|want| *want == key).await;
         METRICS.standby(purpose.name(), found.is_some());
         match found?.agent {
@@ -286,8 +288,8 @@ impl Pool {
         let print = self.fingerprint(&want).await;
         let started = match &want {
             WarmKey::Claude { .. } if let Some(why) = obstacle_for(&self.0.run_dirs.launcher.environment).await => Err(why),
-            WarmKey::Claude { purpose, model } => match self.0.run_dirs.set_up(Uuid::now_v7(), Vec::new()).await {
-                Ok((run_dir, _)) => match run_dir.start(*purpose, model) {
+            WarmKey::Claude { purpose, model, rules } => match self.0.run_dirs.set_up(Uuid::now_v7(), Vec::new()).await {
+                Ok((run_dir, _)) => match run_dir.start(*purpose, model, rules) {
                     Ok(process) => Ok(WarmAgent::Claude(Box::new(run_dir), process)),
                     Err(error) => {
                         run_dir.clear_away().await;

@@ -10,6 +10,7 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
 use super::error::ApiError;
+use crate::agent::contract::Rules;
 use crate::app::App;
 use crate::ledger::Limits;
 use crate::listener::Peer;
@@ -25,6 +26,8 @@ pub struct Caller {
     pub address: IpAddr,
     /// What the app may cost the others.
     pub limits: Limits,
+    /// What binds its agents.
+    pub rules: Rules,
 }
 
 /// Whoever holds the admin token.
@@ -82,7 +85,7 @@ impl FromRequestParts<Arc<App>> for Caller {
             return Err(ApiError::Forbidden("Call from an address that this token is bound to."));
         }
         app.ledger.touch_token(&known.name);
-        Ok(Self { app: known.name, address, limits: known.limits })
+        Ok(Self { app: known.name, address, limits: known.limits, rules: known.rules })
     }
 }
 

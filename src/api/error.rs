@@ -99,6 +99,8 @@ pub enum ApiError {
     Busy,
     /// The app has spent what it may today.
     Spent,
+    /// What the app's token lets its agents reach of the network can't be kept to.
+    Unbound(String),
     /// The key stands for another request.
     OtherRequest,
     /// The server is stopping.
@@ -220,6 +222,12 @@ impl ApiError {
                 StatusCode::TOO_MANY_REQUESTS,
                 "This app has spent what it may in a day; try again after midnight UTC, or ask the server's operator.",
             ),
+            Self::Unbound(why) => {
+                let detail = format!(
+                    "This app's token bounds what its agents reach of the network, which can't be kept to here: {why}. Ask the server's operator."
+                );
+                return (StatusCode::SERVICE_UNAVAILABLE, detail);
+            }
             Self::Stopping => (StatusCode::SERVICE_UNAVAILABLE, "The server is stopping; try again when it is back."),
             Self::Ledger(error @ (ledger::Error::Locked | ledger::Error::Full(_))) => {
                 return (StatusCode::SERVICE_UNAVAILABLE, sentence(error));

@@ -26,7 +26,7 @@ use super::validate::{
     check_timeout,
 };
 use super::view::RunState;
-use crate::agent::contract::{Setup, Spec};
+use crate::agent::contract::{Rules, Setup, Spec};
 use crate::agent::kinds;
 use crate::agent::turn::{ASK, CLAUDE_AGENT};
 use crate::app::App;
@@ -135,6 +135,7 @@ async fn run(
         completion: None,
         ask: asked.permissions.filter(|_| agent.is_none()).map(|_| ask(asked.permission_timeout_secs, false)),
         agent,
+        rules: Rules::default(),
     };
     submission::submit(&app, &caller, &options, key, Uuid::now_v7(), spec).await
 }
@@ -160,7 +161,7 @@ fn other_agent(app: &App, asked: &RunRequest) -> Result<Option<Setup>, ApiError>
         return Err(ApiError::Invalid(errors));
     }
     let ask = (permissions == ASK).then(|| ask(asked.permission_timeout_secs, false));
-    Ok(Some(Setup { agent, model: asked.model.clone(), system: None, permissions, ask }))
+    Ok(Some(Setup { agent, model: asked.model.clone(), system: None, permissions, ask, rules: Rules::default() }))
 }
 
 /// See a run

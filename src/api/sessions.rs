@@ -177,6 +177,7 @@ async fn create(
     let agent = asked.agent.clone().unwrap_or_else(|| CLAUDE_AGENT.to_owned());
     check_agent(&app, &agent)?;
     check_promised(&app, &agent, &asked)?;
+    submission::check_rules(&app, &caller, app.sessions.driver_of(&agent))?;
     let setup = Setup {
         agent,
         model: asked.model,
@@ -187,6 +188,7 @@ async fn create(
             .filter(|permissions| *permissions == ASK)
             .map(|_| ask(asked.permission_timeout_secs, asked.allow_always.unwrap_or(false))),
         permissions: asked.permissions.unwrap_or_else(|| APPROVE_ALL.to_owned()),
+        rules: caller.rules.clone(),
     };
     let meta = asked.meta.map(|meta| meta.get().to_owned());
     match app.sessions.create(caller.app.clone(), setup, meta, key.clone()).await? {

@@ -16,7 +16,7 @@ use super::error::ApiError;
 use super::render::Of;
 use super::stream;
 use super::view::{self, RunState, TurnStatus};
-use crate::agent::contract::Spec;
+use crate::agent::contract::{Driver, Network, Spec};
 use crate::app::App;
 use crate::blocking::aside;
 use crate::job::Submitted;
@@ -114,6 +114,18 @@ pub(super) async fn claimed(app: &App, key: Option<&Key>) -> Result<Option<JobId
     Ok(claimed_name(app, key).await?.and_then(|name| JobId::named(&name)))
 }
 
+/// Refuses work whose agent can't be bound by the rules of the caller's token.
+pub(super) fn check_rules(app: &App, caller: &Caller, driver: Driver) -> Result<(), ApiError> {
+    match (&app.network, driver) {
+        _ if caller.rules.network == Network::Open => Ok(()),
+        (Err(why), _) => Err(ApiError::Unbound(why.to_string())),
+        (Ok(()), Driver::Acpx) => {
+            Err(ApiError::Unbound("acpx, which speaks to this session's agent, keeps one agent for all of its turns".to_owned()))
+        }
+        (Ok(()), Driver::Direct) => Ok(()),
+    }
+}
+
 /// Takes a job on, and answers as it was asked to. `uuid` is a run's.
 pub(super) async fn submit(
     app: &App,
@@ -127,6 +139,8 @@ pub(super) async fn submit(
         None => (Of::Run, Some(JobId::Run(uuid.simple().to_string()))),
         Some(session) => (Of::Turn(session.session_id.clone()), None),
     };
+    check_rules(app, caller, spec.session.as_ref().map_or(Driver::Direct, |conversation| conversation.driver))?;
+    let spec = spec.bound_by(&caller.rules);
     let job = Job { uuid, app: caller.app.clone(), client_ip: caller.address.to_string(), spec, limits: caller.limits };
     match app.jobs.submit(job, options.durability(key.clone())).await? {
         Submitted::Accepted { id: Some(id), guard, .. } if options.is_early() => respond(app, caller, options, &id, guard).await,

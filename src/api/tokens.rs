@@ -13,10 +13,15 @@ use utoipa_axum::routes;
 use super::auth::Operator;
 use super::body::{ValidJson, Validate, whole_number};
 use super::error::{ApiError, FieldError, Problem};
+use crate::agent::contract::{Network, Rules};
 use crate::app::App;
 use crate::ledger::{Limits, TokenRow};
 use crate::network::Networks;
 use crate::secret::{self, TokenHash};
+
+/// What lasts from one run of an app to the next: nothing, or claude's memories.
+const FRESH: &str = "fresh";
+const KEPT: &str = "kept";
 
 #[derive(Deserialize, ToSchema)]
 struct NewToken {
@@ -34,9 +39,25 @@ struct NewToken {
     /// US dollars a day (UTC) after which its runs and turns are refused with 429. No limit by default.
     #[schema(minimum = 0, example = 2.5)]
     daily_usd: Option<f64>,
+    /// What its agents reach of the network: all that the server does (`open`), the web outside private networks (`web`: ports 80 and 443), or
+    /// the models' APIs alone (`model`). Needs a machine that can keep to it; `open` by default.
+    #[schema(example = "web")]
+    network: Option<String>,
+    /// What lasts from one run to the next: nothing (`fresh`), or the folder in which claude keeps memories (`kept`); `fresh` by default.
+    #[schema(example = "fresh")]
+    home: Option<String>,
 }
 
 impl NewToken {
+    fn network(&self) -> Option<Network> {
+        self.network.as_deref().map_or(Some(Network::Open), Network::named)
+    }
+
+    fn rules(&self) -> Rules {
+        let memory = self.home.as_deref().filter(|home| *home == KEPT).map(|_| self.name.clone());
+        Rules { network: self.network().unwrap_or_default(), memory }
+    }
+
     fn limits(&self) -> Limits {
         Limits { max_concurrent: self.max_concurrent.and_then(|most| u32::try_from(most).ok()), daily_usd: self.daily_usd }
     }
@@ -58,6 +79,12 @@ impl Validate for NewToken {
         }
         if self.daily_usd.is_some_and(|usd| usd < 0.0) {
             errors.push(FieldError::new("/daily_usd", "the dollars a day must not be negative"));
+        }
+        if self.network().is_none() {
+            errors.push(FieldError::new("/network", "what its agents reach of the network is open, web or model"));
+        }
+        if self.home.as_deref().is_some_and(|home| ![FRESH, KEPT].contains(&home)) {
+            errors.push(FieldError::new("/home", "what lasts from run to run is said by fresh or kept"));
         }
         errors
     }
@@ -99,12 +126,17 @@ struct ListedToken {
     /// US dollars a day (UTC); null for no limit.
     #[schema(required)]
     daily_usd: Option<f64>,
+    /// `open`, `web` or `model`.
+    network: &'static str,
+    /// `fresh` or `kept`.
+    home: &'static str,
 }
 
 impl From<TokenRow> for ListedToken {
     fn from(row: TokenRow) -> Self {
-        let TokenRow { name, ip_cidrs, created_at, last_used, enabled, limits: Limits { max_concurrent, daily_usd } } = row;
-        Self { name, ip_cidrs, created_at, last_used, enabled, max_concurrent, daily_usd }
+        let TokenRow { name, ip_cidrs, created_at, last_used, enabled, limits: Limits { max_concurrent, daily_usd }, rules } = row;
+        let (network, home) = (rules.network.as_str(), if rules.memory.is_some() { KEPT } else { FRESH });
+        Self { name, ip_cidrs, created_at, last_used, enabled, max_concurrent, daily_usd, network, home }
     }
 }
 
@@ -122,8 +154,11 @@ struct Revoked {
 ))]
 async fn create(State(app): State<Arc<App>>, _: Operator, ValidJson(asked): ValidJson<NewToken>) -> Result<Json<MintedToken>, ApiError> {
     let networks = Networks::parse(asked.ip_cidrs.clone().unwrap_or_default()).map_err(|_| ApiError::Defect)?;
-    let (token, limits) = (secret::app_token(), asked.limits());
-    let created = app.ledger.create_token(&asked.name, &TokenHash::of(&token), &networks, limits).await?;
+    let (token, limits, rules) = (secret::app_token(), asked.limits(), asked.rules());
+    if let (Err(why), true) = (&app.network, rules.network != Network::Open) {
+        return Err(ApiError::Invalid(vec![FieldError::new("/network", why.to_string())]));
+    }
+    let created = app.ledger.create_token(&asked.name, &TokenHash::of(&token), &networks, limits, &rules).await?;
     let created_at = created.map_err(ApiError::NameTaken)?;
     tracing::info!(name = asked.name, "token minted");
     Ok(Json(MintedToken { name: asked.name, token, ip_cidrs: networks.to_strings(), created_at }))

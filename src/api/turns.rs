@@ -23,7 +23,7 @@ use super::stream::{self, SentEvent};
 use super::submission::{self, SubmitOptions};
 use super::validate::{attachments, check_files, check_prompt, check_timeout};
 use super::view::TurnStatus;
-use crate::agent::contract::Spec;
+use crate::agent::contract::{Rules, Spec};
 use crate::app::App;
 use crate::ledger::{JobId, JobRow};
 
@@ -97,6 +97,7 @@ async fn turn(
         completion: None,
         ask: None,
         agent: None,
+        rules: Rules::default(),
     };
     submission::submit(&app, &caller, &options, key, Uuid::nil(), spec).await
 }

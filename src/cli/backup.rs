@@ -67,7 +67,7 @@ pub fn restore(args: RestoreArgs) -> anyhow::Result<ExitCode> {
     let data_dir = args.data.read();
     for entry in std::fs::read_dir(&data_dir).into_iter().flatten().flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
-        let is_ours = matches!(name.as_str(), "feeds" | "files" | "lock" | "runs" | "sessions" | "sign-in")
+        let is_ours = matches!(name.as_str(), "feeds" | "files" | "lock" | "memories" | "network.sock" | "runs" | "sessions" | "sign-in")
             || ["clawdforge.db", PARTIAL, sandbox::CLAUDE.name].iter().any(|ours| name.starts_with(ours));
         ensure!(is_ours, "the folder {} holds other things, {name} for one; name the data folder with --data-dir", data_dir.display());
     }

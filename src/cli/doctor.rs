@@ -13,8 +13,10 @@ use tokio_util::sync::CancellationToken;
 use super::healthcheck;
 use crate::agent::bounds::Bounds;
 use crate::agent::environment::Environment;
+use crate::agent::groups::Groups;
 use crate::agent::kinds;
-use crate::agent::launcher::Launcher;
+use crate::agent::launcher::{Grants, Launcher};
+use crate::agent::network;
 use crate::agent::process::{self, ConverseOptions, Line, Next};
 use crate::agent::programs::{self, ACPX_TESTED, ADAPTER_TESTED, CLAUDE_TESTED, Tested};
 use crate::agent::sandbox::{self, Impossible};
@@ -71,6 +73,8 @@ async fn examine(settings: &Settings) -> anyhow::Result<Vec<Finding>> {
         environment: config::agents_environment()?,
         confinement: None,
         bounds: Bounds::default(),
+        way_out: None,
+        memories: folder.path().to_owned(),
     };
     let mut findings = examine_clis(settings, &launcher).await;
     findings.extend(examine_data_dir(&settings.data_dir));
@@ -162,7 +166,7 @@ async fn examine_sign_in(claude: &Path, launcher: &Launcher) -> Finding {
         }
         Next::More
     };
-    let mut command = launcher.command(claude, &launcher.folder, &[], &[]);
+    let mut command = launcher.command(claude, &launcher.folder, Grants::default());
     let time_up = Box::pin(sleep(Duration::from_secs(15)));
     let talk =
         ConverseOptions { input: Vec::new(), hold_input: false, time_up, cancel: &CancellationToken::new(), patience: None, more: None };
@@ -211,22 +215,33 @@ fn examine_sandbox(settings: &Settings, environment: &Environment) -> Vec<Findin
         (_, Err(why)) => Warning(format!("sandbox: agents can read the ledger, other apps' files and the home folder: {why}")),
         (_, Ok(())) => Good("sandbox: agents are shut out of the data folder and the home folder".to_owned()),
     };
-    let fences = sandbox::fences(shut.as_ref().copied()).into_iter().map(|(what, how)| {
+    let network = shut.as_ref().map_err(ToString::to_string);
+    let network = network.and_then(|()| network::check(environment).map_err(|why| why.to_string()));
+    let network = ("the network, for apps whose token says web or model", network.map(|()| "network namespaces and a proxy"));
+    let fences = sandbox::fences(shut.as_ref().copied()).into_iter().chain([network]).map(|(what, how)| {
         Detail(match how {
             Ok(how) => format!("{what:<74} closed ({how})"),
             Err(why) => format!("{what:<74} open: {why}"),
         })
     });
-    let bounds =
-        [("memory", settings.agent_memory_mb, "CLAWDFORGE_AGENT_MEMORY_MB"), ("disk", settings.agent_disk_mb, "CLAWDFORGE_AGENT_DISK_MB")];
-    let bounds = bounds.map(|(what, bound, setting)| {
+    let groups = Groups::find();
+    let grouped = Detail(match &groups {
+        Ok(_) => format!("{:<74} closed (cgroup v2)", "more processes or processor time than its share"),
+        Err(why) => format!("{:<74} open: {why}", "more processes or processor time than its share"),
+    });
+    let how = if groups.is_ok() { "by cgroup v2" } else { "looked at twice a second" };
+    let bounds = [
+        ("memory", settings.agent_memory_mb, "CLAWDFORGE_AGENT_MEMORY_MB", how),
+        ("disk", settings.agent_disk_mb, "CLAWDFORGE_AGENT_DISK_MB", "looked at twice a second"),
+    ];
+    let bounds = bounds.map(|(what, bound, setting, how)| {
         let what = format!("more {what} than a run or session is to have");
         Detail(match bound {
-            Some(mib) => format!("{what:<74} ended past {mib} MiB (looked at twice a second)"),
+            Some(mib) => format!("{what:<74} ended past {mib} MiB ({how})"),
             None => format!("{what:<74} open: set {setting}"),
         })
     });
-    std::iter::once(finding).chain(fences).chain(bounds).collect()
+    std::iter::once(finding).chain(fences).chain(bounds).chain([grouped]).collect()
 }
 
 async fn examine_port(settings: &Settings) -> Finding {

@@ -5,7 +5,9 @@ use std::process::ExitCode;
 
 use anyhow::{Context, ensure};
 
-use crate::config::{DataFlags, Settings};
+use crate::agent::contract::{Network, Rules};
+use crate::agent::network;
+use crate::config::{self, DataFlags, Settings};
 use crate::ledger::{Ledger, Limits};
 use crate::network::Networks;
 use crate::secret::{self, TokenHash};
@@ -38,6 +40,12 @@ enum Command {
         /// US dollars a day (UTC) after which its runs and turns are refused
         #[arg(long, value_name = "USD", value_parser = dollars)]
         daily_usd: Option<f64>,
+        /// What its agents reach of the network: open, web (ports 80 and 443 outside private networks) or model (the models' APIs) [default: open]
+        #[arg(long, value_name = "RULE", value_parser = network)]
+        network: Option<Network>,
+        /// Keep claude's memories from run to run
+        #[arg(long)]
+        keep_home: bool,
         #[command(flatten)]
         data: DataFlags,
     },
@@ -61,14 +69,19 @@ enum Command {
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     super::runtime()?.block_on(async {
         match args.command {
-            Command::Create { name, cidrs, max_concurrent, daily_usd, data } => {
-                create(&open(&data.read())?, &name, cidrs, Limits { max_concurrent, daily_usd }).await
+            Command::Create { name, cidrs, max_concurrent, daily_usd, network, keep_home, data } => {
+                let rules = Rules { network: network.unwrap_or_default(), memory: keep_home.then(|| name.clone()) };
+                create(&open(&data.read())?, &name, cidrs, Limits { max_concurrent, daily_usd }, &rules).await
             }
             Command::List { data } => list(&open(&data.read())?).await,
             Command::Revoke { name, data } => revoke(&open(&data.read())?, &name).await,
         }
     })?;
     Ok(ExitCode::SUCCESS)
+}
+
+fn network(rule: &str) -> Result<Network, &'static str> {
+    Network::named(rule).ok_or("it is open, web or model")
 }
 
 fn dollars(text: &str) -> Result<f64, &'static str> {
@@ -82,25 +95,35 @@ pub(super) fn open(data_dir: &Path) -> anyhow::Result<Ledger> {
     Ledger::open(&file).with_context(|| file.display().to_string())
 }
 
-async fn create(ledger: &Ledger, name: &str, cidrs: Vec<String>, limits: Limits) -> anyhow::Result<()> {
+async fn create(ledger: &Ledger, name: &str, cidrs: Vec<String>, limits: Limits, rules: &Rules) -> anyhow::Result<()> {
     ensure!(secret::is_token_name(name), "{}", secret::TOKEN_NAME_RULE);
     let networks = Networks::parse(cidrs).context("--cidr")?;
+    if rules.network != Network::Open {
+        network::check(&config::agents_environment()?).context("--network")?;
+    }
     let token = secret::app_token();
-    ledger.create_token(name, &TokenHash::of(&token), &networks, limits).await??;
+    ledger.create_token(name, &TokenHash::of(&token), &networks, limits, rules).await??;
     println!("{token}");
     eprintln!("This is the only time that the token of {name} is shown.");
     Ok(())
 }
 
 async fn list(ledger: &Ledger) -> anyhow::Result<()> {
-    println!("{:<24} {:<8} {:>12} {:>12} {:>8} {:>8}  NETWORKS", "NAME", "ENABLED", "CREATED", "LAST USED", "AT ONCE", "USD/DAY");
+    println!(
+        "{:<24} {:<8} {:>12} {:>12} {:>8} {:>8} {:<7} {:<5}  NETWORKS",
+        "NAME", "ENABLED", "CREATED", "LAST USED", "AT ONCE", "USD/DAY", "REACHES", "HOME"
+    );
     for token in ledger.tokens().await? {
         let last_used = token.last_used.map_or_else(|| "never".to_owned(), |at| at.to_string());
         let networks = if token.ip_cidrs.is_empty() { "any" } else { &token.ip_cidrs };
         let enabled = if token.enabled { "yes" } else { "no" };
         let at_once = token.limits.max_concurrent.map_or_else(|| "any".to_owned(), |most| most.to_string());
         let usd = token.limits.daily_usd.map_or_else(|| "any".to_owned(), |usd| usd.to_string());
-        println!("{:<24} {enabled:<8} {:>12} {last_used:>12} {at_once:>8} {usd:>8}  {networks}", token.name, token.created_at);
+        let (reaches, home) = (token.rules.network.as_str(), if token.rules.memory.is_some() { "kept" } else { "fresh" });
+        println!(
+            "{:<24} {enabled:<8} {:>12} {last_used:>12} {at_once:>8} {usd:>8} {reaches:<7} {home:<5}  {networks}",
+            token.name, token.created_at
+        );
     }
     Ok(())
 }

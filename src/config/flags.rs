@@ -90,6 +90,9 @@ pub struct Flags {
     /// What agents can read in the home of the server's user beside programs and claude's settings, as on PATH; nothing by default
     #[arg(long, env = "CLAWDFORGE_AGENTS_READ", value_name = "PATH:…", hide_env_values = true)]
     pub(super) agents_read: Option<String>,
+    /// What agents reach whose app's token lets them reach the models' APIs alone, beside those: HOST:PORT,…; nothing by default
+    #[arg(long, env = "CLAWDFORGE_MODEL_HOSTS", value_name = "HOST,…", hide_env_values = true)]
+    pub(super) model_hosts: Option<String>,
     /// Networks that see /metrics without the operator's token, comma-joined; none by default
     #[arg(long, env = "CLAWDFORGE_METRICS_CIDRS", value_name = "CIDRS", hide_env_values = true)]
     pub(super) metrics_cidrs: Option<String>,
@@ -99,6 +102,9 @@ pub struct Flags {
     /// MiB in its folder after which a run, or a session, is ended; no bound by default
     #[arg(long, env = "CLAWDFORGE_AGENT_DISK_MB", value_name = "MIB", hide_env_values = true)]
     pub(super) agent_disk_mb: Option<String>,
+    /// Processes and threads that a run, or a session, may have, where the server can make control groups [default: 1024]
+    #[arg(long, env = "CLAWDFORGE_AGENT_PROCESSES", value_name = "N", hide_env_values = true)]
+    pub(super) agent_processes: Option<String>,
     /// Seconds without a turn after which a session's agent is ended, until the next turn [default: 300]
     #[arg(long, env = "CLAWDFORGE_AGENT_IDLE_SECS", value_name = "SECONDS", hide_env_values = true)]
     pub(super) agent_idle_secs: Option<String>,

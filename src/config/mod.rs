@@ -78,12 +78,16 @@ pub struct Settings {
     pub sandbox: Sandbox,
     /// What agents can read although it lies in the home of the server's user, absolute.
     pub agents_read: Vec<PathBuf>,
+    /// What agents reach as the models' APIs that are bound to those, beside what is known: a host and its port.
+    pub model_hosts: Vec<(String, u16)>,
     /// Networks that see the metrics without the operator's token.
     pub metrics: Networks,
     /// MiB of memory after which a run, or a session, is ended.
     pub agent_memory_mb: Option<u64>,
     /// MiB in its folder after which a run, or a session, is ended.
     pub agent_disk_mb: Option<u64>,
+    /// Processes and threads that a run, or a session, may have where it has a control group.
+    pub agent_processes: u32,
     /// How long a session's agent stays without a turn.
     pub agent_idle: Duration,
     /// What speaks to the agents of new sessions.
@@ -135,9 +139,11 @@ impl Flags {
                 }
             },
             agents_read: agents_read(&text(self.agents_read, ""))?,
+            model_hosts: model_hosts(&text(self.model_hosts, ""))?,
             metrics: networks("CLAWDFORGE_METRICS_CIDRS", &text(self.metrics_cidrs, ""))?,
             agent_memory_mb: bound("CLAWDFORGE_AGENT_MEMORY_MB", self.agent_memory_mb)?,
             agent_disk_mb: bound("CLAWDFORGE_AGENT_DISK_MB", self.agent_disk_mb)?,
+            agent_processes: number("CLAWDFORGE_AGENT_PROCESSES", self.agent_processes, 1024, 64..=1_000_000)?,
             agent_idle: Duration::from_secs(number("CLAWDFORGE_AGENT_IDLE_SECS", self.agent_idle_secs, 300, 1..=86_400)?),
             driver: match given(self.acp.as_deref()).unwrap_or("direct") {
                 "acpx" => Driver::Acpx,
@@ -168,6 +174,19 @@ fn agents_read(list: &str) -> Result<Vec<PathBuf>, BadSetting> {
         Some(path) => Err(BadSetting::new("CLAWDFORGE_AGENTS_READ", format!("has \"{}\", which is not a whole path", path.display()))),
         None => Ok(paths),
     }
+}
+
+/// Hosts with a port, 443 where there is none.
+fn model_hosts(list: &str) -> Result<Vec<(String, u16)>, BadSetting> {
+    let read = |item: &str| {
+        let (host, port) = item.rsplit_once(':').map_or(Some((item, 443)), |(host, port)| Some((host, port.parse().ok()?)))?;
+        let is_host = !host.is_empty() && host.bytes().all(|byte| byte.is_ascii_alphanumeric() || b".-_".contains(&byte));
+        is_host.then(|| (host.to_ascii_lowercase(), port))
+    };
+    let wrong =
+        |item: &str| BadSetting::new("CLAWDFORGE_MODEL_HOSTS", format!("has \"{item}\", which is not a host such as gateway.lan:8443"));
+    let items = list.split(',').map(str::trim).filter(|item| !item.is_empty());
+    items.map(|item| read(item).ok_or_else(|| wrong(item))).collect()
 }
 
 /// Pairs of a name and the model behind it.

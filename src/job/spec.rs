@@ -7,7 +7,7 @@ use serde_json::value::RawValue;
 use uuid::Uuid;
 
 use crate::agent::completion::Completion;
-use crate::agent::contract::{Attachment, Setup, Spec};
+use crate::agent::contract::{Attachment, Rules, Setup, Spec};
 use crate::agent::questions::Ask;
 use crate::ledger::{JobId, Key, Limits, NewJob, WaitingJob};
 
@@ -54,6 +54,8 @@ struct Kept {
     ask: Option<Ask>,
     #[serde(default)]
     agent: Option<Setup>,
+    #[serde(default)]
+    rules: Rules,
 }
 
 impl Job {
@@ -82,10 +84,12 @@ impl Job {
 
     /// What is kept of it beside its row.
     pub(super) fn kept(&self) -> String {
-        let Spec { system, files, schema, timeout, completion, ask, agent, .. } = &self.spec;
+        let Spec { system, files, schema, timeout, completion, ask, agent, rules, .. } = &self.spec;
         let (system, files, schema) = (system.clone(), files.clone(), schema.clone());
+        // A turn's are its session's.
+        let rules = self.spec.session.as_ref().map_or(rules, |conversation| &conversation.setup.rules).clone();
         let (completion, agent) = (completion.clone(), agent.clone());
-        let kept = Kept { system, files, schema, timeout: *timeout, limits: self.limits, completion, ask: *ask, agent };
+        let kept = Kept { system, files, schema, timeout: *timeout, limits: self.limits, completion, ask: *ask, agent, rules };
         serde_json::to_string(&kept).expect("a job is JSON")
     }
 
@@ -96,9 +100,10 @@ impl Job {
             JobId::Run(run_id) => Uuid::try_parse(run_id).ok()?,
             JobId::Turn { .. } => Uuid::nil(),
         };
-        let Kept { system, files, schema, timeout, limits, completion, ask, agent } = serde_json::from_str(&request).ok()?;
+        let Kept { system, files, schema, timeout, limits, completion, ask, agent, rules } = serde_json::from_str(&request).ok()?;
         let session = session.map(|session| session.conversation());
-        let spec = Spec { prompt, model, system, schema, files, timeout, session, completion, ask, agent };
+        let spec = Spec { prompt, model, system, schema, files, timeout, session, completion, ask, agent, rules: Rules::default() }
+            .bound_by(&rules);
         Some(Self { uuid, app: app_name, client_ip, spec, limits })
     }
 }

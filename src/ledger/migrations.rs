@@ -158,6 +158,11 @@ pub(super) const MIGRATIONS: &[&str] = &[
     ALTER TABLE runs ADD COLUMN agent TEXT NOT NULL DEFAULT 'claude';
     ALTER TABLE session_events ADD COLUMN agent TEXT;
 ",
+    // What binds an app's agents: open, web or model; fresh or kept.
+    "
+    ALTER TABLE tokens ADD COLUMN network TEXT NOT NULL DEFAULT 'open';
+    ALTER TABLE tokens ADD COLUMN home TEXT NOT NULL DEFAULT 'fresh';
+",
 ];
 
 /// Brings the database to the newest version in one transaction.

@@ -7,7 +7,7 @@ use rusqlite::{Connection, OptionalExtension, Row, params};
 use super::db::Ledger;
 use super::error::Error;
 use super::idempotency::{Key, claim};
-use crate::agent::contract::{Conversation, Driver, Setup};
+use crate::agent::contract::{Conversation, Driver, Rules, Setup};
 use crate::agent::questions::Ask;
 use crate::clock;
 
@@ -250,6 +250,7 @@ pub(super) fn session_at(row: &Row<'_>) -> rusqlite::Result<Session> {
                 system: row.get("system")?,
                 permissions: row.get("permissions")?,
                 ask: ask_at(row)?,
+                rules: Rules::default(),
             },
             meta: row.get("meta")?,
             cwd: row.get("cwd")?,

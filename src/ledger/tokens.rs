@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::db::Ledger;
 use super::error::Error;
+use crate::agent::contract::{Network, Rules};
 use crate::clock;
 use crate::network::Networks;
 use crate::secret::TokenHash;
@@ -18,6 +19,8 @@ pub struct App {
     pub networks: Networks,
     /// What it may cost the others.
     pub limits: Limits,
+    /// What binds its agents.
+    pub rules: Rules,
 }
 
 /// What an app may cost the others; `None` for no limit of its own.
@@ -51,6 +54,8 @@ pub struct TokenRow {
     pub enabled: bool,
     /// What its app may cost the others.
     pub limits: Limits,
+    /// What binds its app's agents.
+    pub rules: Rules,
 }
 
 /// A token in force already has that name.
@@ -66,16 +71,19 @@ impl Ledger {
         hash: &TokenHash,
         networks: &Networks,
         limits: Limits,
+        rules: &Rules,
     ) -> Result<Result<i64, NameTaken>, Error> {
+        let (network, home) = (rules.network.as_str(), if rules.memory.is_some() { KEPT } else { "fresh" });
         let (name, hash, networks, now) = (name.to_owned(), hash.clone(), networks.to_string(), clock::now());
         self.write(move |db| {
             let inserted = db.execute(
-                "INSERT INTO tokens (name, token_sha256, ip_cidrs, created_at, max_concurrent, daily_usd) VALUES (?1, ?2, ?3, ?4, ?5, ?6)
+                "INSERT INTO tokens (name, token_sha256, ip_cidrs, created_at, max_concurrent, daily_usd, network, home)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)
                  ON CONFLICT (name) DO UPDATE SET token_sha256 = excluded.token_sha256, ip_cidrs = excluded.ip_cidrs,
                      created_at = excluded.created_at, max_concurrent = excluded.max_concurrent, daily_usd = excluded.daily_usd,
-                     last_used = NULL, enabled = 1
+                     network = excluded.network, home = excluded.home, last_used = NULL, enabled = 1
                  WHERE enabled = 0",
-                params![name, hash.as_str(), networks, now, limits.max_concurrent, limits.daily_usd],
+                params![name, hash.as_str(), networks, now, limits.max_concurrent, limits.daily_usd, network, home],
             )?;
             Ok(if inserted == 1 { Ok(now) } else { Err(NameTaken(name.clone())) })
         })
@@ -86,9 +94,11 @@ impl Ledger {
     pub async fn tokens(&self) -> Result<Vec<TokenRow>, Error> {
         self.flush_used().await?;
         self.read(|db| {
-            db.prepare("SELECT name, ip_cidrs, created_at, last_used, enabled, max_concurrent, daily_usd FROM tokens ORDER BY name")?
-                .query_map([], row)?
-                .collect()
+            db.prepare(
+                "SELECT name, ip_cidrs, created_at, last_used, enabled, max_concurrent, daily_usd, network, home FROM tokens ORDER BY name",
+            )?
+            .query_map([], row)?
+            .collect()
         })
         .await
     }
@@ -104,14 +114,16 @@ impl Ledger {
         let hash = hash.clone();
         let found = self
             .read(move |db| {
-                db.prepare_cached("SELECT name, ip_cidrs, max_concurrent, daily_usd FROM tokens WHERE token_sha256 = ?1 AND enabled = 1")?
-                    .query_row([hash.as_str()], |row| Ok((row.get(0)?, row.get::<_, String>(1)?, limits(row, 2)?)))
-                    .optional()
+                db.prepare_cached(
+                    "SELECT name, ip_cidrs, max_concurrent, daily_usd, network, home FROM tokens WHERE token_sha256 = ?1 AND enabled = 1",
+                )?
+                .query_row([hash.as_str()], |row| Ok((row.get(0)?, row.get::<_, String>(1)?, limits(row, 2)?, rules(row, 4)?)))
+                .optional()
             })
             .await?;
         // Networks in the ledger were checked when they were written. If someone edited them into nonsense, refuse:
         // an empty list would mean anywhere.
-        Ok(found.and_then(|(name, networks, limits)| Some(App { name, networks: networks.parse().ok()?, limits })))
+        Ok(found.and_then(|(name, networks, limits, rules)| Some(App { name, networks: networks.parse().ok()?, limits, rules })))
     }
 
     /// What an app's runs and turns have cost since `since`, in US dollars, as far as they have ended.
@@ -146,7 +158,18 @@ fn row(row: &Row<'_>) -> rusqlite::Result<TokenRow> {
         last_used: row.get(3)?,
         enabled: row.get(4)?,
         limits: limits(row, 5)?,
+        rules: rules(row, 7)?,
     })
+}
+
+/// What stands for a memory that is kept.
+const KEPT: &str = "kept";
+
+/// A network that is none of the known ones is the smallest.
+fn rules(row: &Row<'_>, at: usize) -> rusqlite::Result<Rules> {
+    let network = Network::named(&row.get::<_, String>(at)?).unwrap_or(Network::Model);
+    let kept = row.get::<_, String>(at + 1)? == KEPT;
+    Ok(Rules { network, memory: kept.then(|| row.get("name")).transpose()? })
 }
 
 fn limits(row: &Row<'_>, at: usize) -> rusqlite::Result<Limits> {

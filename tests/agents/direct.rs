@@ -55,7 +55,7 @@ async fn one_adapter_and_one_claude_stay_from_turn_to_turn_and_are_all_that_ther
 #[tokio::test]
 async fn an_answer_right_before_a_stop_is_in_the_conversation_after_it() {
     let Some(forge) = Forge::start_with(direct()).await else { return };
-    let Forge { server, token, home: _home, _stub } = forge;
+    let Forge { server, token, home: _home, stub: _stub } = forge;
     let id = create(&server, &token).await;
     turn(&server, &token, &id, "stub: {\"text\": \"the answer is medlar\"}").await;
     server.signal(Signal::TERM);
@@ -116,7 +116,7 @@ async fn an_agent_that_knows_the_conversation_no_more_begins_another() {
 #[tokio::test]
 async fn a_system_prompt_is_told_at_each_start() {
     let Some(forge) = Forge::start_with(direct()).await else { return };
-    let Forge { server, token, home: _home, _stub } = forge;
+    let Forge { server, token, home: _home, stub: _stub } = forge;
     let body = json!({"model": "haiku", "system": "Speak of quinces only."});
     let id = server.post("/sessions", &token, &body).await.json["session_id"].as_str().unwrap().to_owned();
     let system = async |server: &Server| {
@@ -134,7 +134,7 @@ async fn a_system_prompt_is_told_at_each_start() {
 #[tokio::test]
 async fn sessions_of_the_kind_that_was_asked_for_last_are_started_ahead() {
     let Some(forge) = Forge::start_with(direct().set("CLAWDFORGE_STANDBY", 1)).await else { return };
-    let Forge { server, token, home: _home, _stub } = forge;
+    let Forge { server, token, home: _home, stub: _stub } = forge;
     let folders = |server: &Server| {
         let names = server.data().join("sessions").read_dir().unwrap().flatten().map(|entry| entry.file_name().into_string().unwrap());
         names.collect::<BTreeSet<_>>()
@@ -178,7 +178,7 @@ async fn sessions_of_the_kind_that_was_asked_for_last_are_started_ahead() {
 #[tokio::test]
 async fn a_session_keeps_what_it_was_created_with() {
     let Some(forge) = Forge::start_with(Options::default().set("CLAWDFORGE_ACP", "acpx")).await else { return };
-    let Forge { server, token, home: _home, _stub } = forge;
+    let Forge { server, token, home: _home, stub: _stub } = forge;
     let id = create(&server, &token).await;
     turn(&server, &token, &id, "The word is quince.").await;
     server.signal(Signal::TERM);

@@ -9,7 +9,7 @@ use reqwest::{Method, StatusCode};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
-use crate::harness::{Answer, Options, Server, settled, until};
+use crate::harness::{ADMIN, Answer, Options, Server, settled, until};
 use crate::{clis, say};
 
 /// A server whose agents are claude and this one.
@@ -86,6 +86,16 @@ async fn makes_runs(server: &Server, token: &str, name: &str, shell: Shell) {
     let late = json!({"agent": name, "prompt": call("tail -f /dev/null"), "permissions": "approve-all", "timeout_secs": 10});
     let late = run(late).await;
     assert_eq!((late.status, &late.json["stop_reason"]), (StatusCode::BAD_GATEWAY, &json!("timeout")), "{late:?}");
+
+    // Bound, it reaches its model and not this server.
+    let bound = server.post("/admin/tokens", ADMIN, &json!({"name": "bound", "network": "model"})).await;
+    if bound.status == StatusCode::OK {
+        let command = format!("curl -s -m 5 http://{}/healthz; curl -s -m 5 http://10.255.255.1/; sleep 0.5", server.address());
+        let body = json!({"agent": name, "prompt": call(&command), "permissions": "approve-all"});
+        let told = server.post("/run", bound.json["token"].as_str().unwrap(), &body).await;
+        assert!(told.status == StatusCode::OK && told.text.contains("outside what the app's token lets"), "{told:?}");
+        assert!(!told.text.contains("landlock"), "{told:?}");
+    }
 
     // Nothing is left, but for one that waits for the next.
     until("an empty house", || rooms() <= before + 1).await;

@@ -72,7 +72,9 @@ async fn two_open_questions_are_answered_in_any_order_and_each_once() {
     let (server, token) = (&forge.server, &forge.token);
     let (session, _) = create(server, token, json!({})).await;
     let path = format!("{session}/turn");
-    let files = ["a", "b"].map(|name| forge.home.path().join(name));
+    // The home is closed whatever is answered.
+    let elsewhere = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let files = ["a", "b"].map(|name| elsewhere.path().join(name));
     let reads = files.each_ref().map(|file| {
         std::fs::write(file, "the secret is quince").unwrap();
         json!({"name": "Read", "input": {"file_path": file}})
@@ -140,7 +142,7 @@ async fn what_nobody_answers_is_refused_and_the_turns_clock_stands() {
 #[tokio::test]
 async fn a_cancelled_turn_and_a_dead_agent_answer_nothing_and_do_nothing() {
     let Some(forge) = Forge::start_with(direct()).await else { return };
-    let Forge { server, token, home: _home, _stub } = forge;
+    let Forge { server, token, home: _home, stub: _stub } = forge;
     let (session, _) = create(&server, &token, json!({})).await;
     let path = format!("{session}/turn");
     let body = json!({"prompt": calls(&[touch("a")])});
@@ -169,6 +171,8 @@ async fn a_cancelled_turn_and_a_dead_agent_answer_nothing_and_do_nothing() {
     let background = server.request(Method::POST, &path, &token).header("prefer", "respond-async").json(&body);
     assert_eq!(Answer::of(background).await.status, StatusCode::ACCEPTED);
     let question = open(&server, &token, &session, 1).await.remove(0);
+    // It is open a little before that.
+    until("its row", || server.query::<i64>("SELECT count(*) FROM session_events WHERE permission_id IS NOT NULL") == 3).await;
     server.signal(Signal::KILL);
     let server = server.restart();
     assert_eq!(rows(&server), "-:cancel -:cancel -:cancel");

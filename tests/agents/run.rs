@@ -206,7 +206,7 @@ async fn what_bash_started_ends_with_the_run() {
 async fn after_a_crash_in_the_middle_nothing_goes_on() {
     let Some(forge) = Forge::start_with(Options::default()).await else { return };
     allow_bash(forge.home.path());
-    let Forge { server, token, home: _home, _stub } = forge;
+    let Forge { server, token, home: _home, stub: _stub } = forge;
     let sleeps = bash("true; sleep 615");
     tokio::select! {
         answer = server.run(&token, &sleeps) => panic!("{answer:?}"),

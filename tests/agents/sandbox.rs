@@ -34,84 +34,33 @@ async fn shell(server: &Server, token: &str, session: &Value, command: &str) -> 
     answer.json["text"].as_str().unwrap().to_owned()
 }
 
-/// A line of Python, which says what it is not let do.
-fn python(line: String) -> String {
-    let check = "def check(result):\n if result < 0: raise PermissionError(ctypes.get_errno(), 'not permitted')";
-    format!("python3 -c \"import os, resource, ctypes\n{check}\n{line}\"")
-}
-
-fn command_line(pid: u32) -> String {
-    String::from_utf8_lossy(&std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default()).into_owned()
-}
-
+// What is the same for all agents is tried in `tests/attacks`.
 #[tokio::test]
-async fn an_agent_with_a_shell_reaches_its_own_folder_and_no_other() {
+async fn an_agent_does_not_reach_what_acpx_has_and_acpx_reads_nothing_of_its() {
     let Some(forge) = sandboxed(Options::default()).await else { return };
     let (server, token) = (&forge.server, &forge.token);
-    assert_eq!(server.get("/healthz", "").await.json["sandbox"], "landlock");
     let other = server.mint("other").await;
-    server.upload(&other, "secret.txt", "the cellar door").await;
     let victim = session(server, &other).await;
     shell(server, &other, &victim, "echo quince > diary.txt").await;
     let mine = session(server, token).await;
-    let data = server.data().display().to_string();
     let diary = format!("{}/diary.txt", victim["cwd"].as_str().unwrap());
     let room = Path::new(&diary).ancestors().nth(2).unwrap().display();
-    let home = forge.home.path().display();
     // acpx's owner speaks with whoever reaches its socket.
     let connect = "net=require('net'); fs=require('fs'); \
         for (const path of fs.readFileSync('/proc/net/unix', 'utf8').match(/[/]tmp[/]acpx-.*sock$/gm)) \
             net.connect(path).on('error', e => console.log(e.code, 'denied', path)).on('connect', () => console.log('quince'))";
-
-    let own = shell(
-        server,
-        token,
-        &mine,
-        "echo own > a && mktemp && python3 -c 'import tempfile; tempfile.TemporaryFile()' && mkdir b && mv a b/c && ln b/c d && cat d",
-    )
-    .await;
-    assert!(own.contains("own"), "{own}");
     for (what, command) in [
-        ("read the ledger", format!("cat {data}/clawdforge.db {data}/clawdforge.db-wal")),
-        ("write to the ledger", format!("echo x >> {data}/clawdforge.db")),
-        ("list the data folder", format!("ls {data} {data}/files {data}/sessions {data}/runs")),
-        ("read another session's folder", format!("cat {diary}")),
-        ("read another session's transcript", format!("cat {room}/config/projects/*/*.jsonl {room}/*/*; ls {room} {room}/config")),
-        (
-            "read what acpx keeps of it",
-            format!("cat {room}/home/.acpx/sessions/*; ls {room}/home; grep -rs quince {home} || echo No such file"),
-        ),
+        ("read what acpx keeps of another", format!("cat {room}/home/.acpx/sessions/*; ls {room}/home")),
         // Without acpx there is no such socket.
         ("speak with its agent", if by_acpx() { format!("node -e \"{connect}\"") } else { "echo cannot".to_owned() }),
         ("take its agent's socket away", "rm -rf /tmp/acpx-*/*; ls /tmp/acpx-*/; mv /tmp/acpx-* moved".to_owned()),
-        ("make files where all programs do", "echo x > /tmp/of-mine; mkdir /tmp/acpx-planted".to_owned()),
         ("have acpx start something else", "echo x > ../home/.acpx/config.json; ls ../home".to_owned()),
         ("have acpx read settings", "echo x > .acpxrc.json; echo x > ../.acpxrc.json; mkdir ../x".to_owned()),
-        ("write into another session's folder", format!("echo x > {diary}; echo x > {diary}.2")),
-        ("read another app's upload", format!("cat {data}/files/*")),
-        ("fill the data folder", format!("echo x > {data}/x; mkdir {data}/y; echo x > {data}/files/x")),
-        ("follow a link out", format!("ln -s {diary} link; cat link; ln {diary} hard; cat hard; mv {diary} moved")),
-        ("go round by /proc", format!("cat /proc/self/root{diary} /proc/self/cwd/../../clawdforge.db")),
-        ("read the server's environment", format!("cat /proc/{0}/environ /proc/{0}/mem; ls /proc/{0}/fd", server.pid())),
-        (
-            "find the token in any process",
-            r"cat /proc/[0-9]*/environ /proc/[0-9]*/cmdline | tr '\0' '\n' | grep 'an-admin-toke[n]' || echo cannot".to_owned(),
-        ),
-        ("kill the server", format!("kill -9 {0}; kill -STOP {0}", server.pid())),
     ] {
         let told = shell(server, token, &mine, &command).await;
         assert!(["denied", "not permitted", "cannot", "No such file"].iter().any(|no| told.contains(no)), "{what}: {told}");
-        for secret in ["quince", "cellar", "SQLite", "an-admin-token", "clawdforge.db\n"] {
-            assert!(!told.contains(secret), "{what}: {told}");
-        }
+        assert!(!told.contains("quince"), "{what}: {told}");
     }
-    let left: Vec<_> = server.data().read_dir().unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
-    assert!(
-        left.iter().all(|name| name.starts_with("clawdforge.db")
-            || ["claude-of-session", "feeds", "files", "lock", "runs", "sessions", "sign-in"].contains(&&**name)),
-        "{left:?}"
-    );
-    assert_eq!(std::fs::read_to_string(&diary).unwrap(), "quince\n");
 
     // What stands in its own folder is nothing to acpx when that starts again.
     let pwned = Path::new(mine["cwd"].as_str().unwrap()).join("pwned");
@@ -131,46 +80,16 @@ async fn an_agent_with_a_shell_reaches_its_own_folder_and_no_other() {
     }
     assert!(shell(server, token, &mine, "cat evil.js").await.contains("writeFileSync"));
     assert!(!pwned.exists(), "the agent's settings were acpx's");
-
-    // What it leaves behind ends with its session, and the next turn of the other goes on.
-    shell(server, token, &mine, "(setsid sleep 631 >/dev/null 2>&1 &)").await;
-    let close = server.request(reqwest::Method::DELETE, &format!("/sessions/{}", mine["session_id"].as_str().unwrap()), token);
-    assert_eq!(Answer::of(close).await.status, StatusCode::OK);
-    assert!(!server.running("sleep\x00631"));
     assert!(shell(server, &other, &victim, "cat diary.txt").await.contains("quince"));
 }
 
 #[tokio::test]
-async fn an_agent_with_a_shell_changes_no_other_process_and_reads_nothing_of_its_app() {
+async fn nothing_of_an_apps_stands_on_a_command_line() {
     let Some(forge) = sandboxed(Options::default()).await else { return };
     let (server, token) = (&forge.server, &forge.token);
     let other = server.mint("other").await;
-    let victim = session(server, &other).await;
-    shell(server, &other, &victim, "true").await;
-    let agents_before = server.agents();
     let mine = session(server, token).await;
-    let others_claude = agents_before.iter().find(|pid| command_line(**pid).contains("--input-format")).expect("the other's claude");
-    let on_itself =
-        python("resource.setrlimit(resource.RLIMIT_CPU, (600, 600)); os.nice(1); os.sched_setaffinity(0, [0]); print('well')".to_owned());
-    assert!(shell(server, token, &mine, &on_itself).await.contains("well"));
-    for (what, command) in [
-        ("have the server run out of files", python(format!("resource.prlimit({}, resource.RLIMIT_NOFILE, (3, 3))", server.pid()))),
-        ("have the server's writes end it", python(format!("resource.prlimit({}, resource.RLIMIT_FSIZE, (0, 0))", server.pid()))),
-        ("end another's agent by its time", python(format!("resource.prlimit({others_claude}, resource.RLIMIT_CPU, (0, 0))"))),
-        ("slow the server down", python(format!("os.setpriority(os.PRIO_PROCESS, {}, 19)", server.pid()))),
-        ("slow all of the user down", python("os.setpriority(os.PRIO_USER, 0, 19)".to_owned())),
-        ("slow down a group that it has joined", python("os.setpriority(os.PRIO_PGRP, 0, 19)".to_owned())),
-        ("type at the server's terminal", python("import fcntl, termios; fcntl.ioctl(0, termios.TIOCSTI, b'x')".to_owned())),
-        // Opened for writing is enough: `cgroup.kill` is beside it.
-        ("end a control group", ": > $(find /sys/fs/cgroup -name cgroup.procs | head -n 1)".to_owned()),
-        ("bind the server to one processor", python(format!("os.sched_setaffinity({}, [0])", server.pid()))),
-        ("trace another's agent", python(format!("check(ctypes.CDLL(None, use_errno=True).ptrace(16, {others_claude}, 0, 0))"))),
-        ("write to what the kernel knows of another's agent", format!("echo 1000 > /proc/{others_claude}/oom_score_adj")),
-    ] {
-        let told = shell(server, token, &mine, &command).await;
-        assert!(["denied", "not permitted", "Read-only"].iter().any(|no| told.contains(no)), "{what}: {told}");
-    }
-    // Every process can read the others' command lines. What a system prompt, a schema or a folder is does not stand there.
+    // Every process can read the others'.
     let body = json!({"prompt": "stub: {\"delay_ms\": 3000}", "system": "of-the-system", "schema": {"description": "of-the-schema"}});
     let (_, told) = tokio::join!(server.post("/run", &other, &body), async {
         until("the run", || server.query::<i64>("SELECT count(*) FROM runs WHERE status = 'running'") == 1).await;
@@ -189,7 +108,7 @@ async fn an_agent_with_a_shell_changes_no_other_process_and_reads_nothing_of_its
 #[tokio::test]
 async fn runs_are_confined_and_sessions_resume_after_a_restart() {
     let Some(forge) = sandboxed(Options::default()).await else { return };
-    let Forge { server, token, home, _stub } = forge;
+    let Forge { server, token, home, stub: _stub } = forge;
     std::fs::create_dir_all(home.path().join(".claude")).unwrap();
     std::fs::write(home.path().join(".claude/settings.json"), r#"{"permissions": {"allow": ["Bash"]}}"#).unwrap();
     let ledger = server.data().join("clawdforge.db");

@@ -226,7 +226,7 @@ async fn a_client_that_leaves_and_a_close_cancel_the_turn() {
 #[tokio::test]
 async fn sessions_outlive_a_crash_in_the_middle_of_a_turn() {
     let Some(forge) = Forge::start().await else { return };
-    let Forge { server, token, home: _home, _stub } = forge;
+    let Forge { server, token, home: _home, stub: _stub } = forge;
     let id = create(&server, &token, &json!({})).await;
     turn(&server, &token, &id, "The word is medlar.").await;
     let sleeps = bash("true; sleep 623");
@@ -250,7 +250,7 @@ async fn sessions_outlive_a_crash_in_the_middle_of_a_turn() {
 #[tokio::test]
 async fn a_stop_cancels_a_turn_past_the_drain_time() {
     let Some(forge) = Forge::start_with(Options::default().set("CLAWDFORGE_DRAIN_SECS", 1)).await else { return };
-    let Forge { mut server, token, home: _home, _stub } = forge;
+    let Forge { mut server, token, home: _home, stub: _stub } = forge;
     let id = create(&server, &token, &json!({})).await;
     let sleeps = bash("true; sleep 624");
     let queues = server.data().join("sessions").join(&id).join("home/.acpx/queues");
@@ -304,7 +304,7 @@ async fn the_cap_holds_and_what_is_swept_leaves_nothing() {
 #[tokio::test]
 async fn a_turn_costs_what_its_agent_says_more_than_before() {
     let Some(forge) = Forge::start().await else { return };
-    let Forge { server, token, home: _home, _stub } = forge;
+    let Forge { server, token, home: _home, stub: _stub } = forge;
     let id = create(&server, &token, &json!({"model": "opus"})).await;
     let long = stub(&json!({"bytes": 3000}));
     for _ in 0..2 {

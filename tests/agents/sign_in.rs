@@ -113,6 +113,7 @@ async fn ten_agents_at_once_go_on_while_their_sign_in_is_renewed_and_its_refresh
         .set("HTTPS_PROXY", &endpoint.url)
         .set("NO_PROXY", "127.0.0.1")
         .set("NODE_EXTRA_CA_CERTS", endpoint.authority.path().display())
+        .set("CLAWDFORGE_AGENTS_READ", endpoint.authority.path().display())
         .set("CLAWDFORGE_CLAUDE_BIN", clis.claude.display())
         .set("CLAWDFORGE_ACPX_BIN", clis.acpx.display())
         .set("CLAWDFORGE_MAX_RUNS", 10)

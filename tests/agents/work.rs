@@ -99,7 +99,7 @@ async fn a_tools_calls_are_told() {
 #[tokio::test]
 async fn a_key_that_three_callers_use_at_once_creates_one_session() {
     let Some(forge) = Forge::start().await else { return };
-    let Forge { server, token, home: _home, _stub } = forge;
+    let Forge { server, token, home: _home, stub: _stub } = forge;
     let create = |server: &Server, body: Value| {
         Answer::of(server.request(Method::POST, "/sessions", &token).header("idempotency-key", "k").json(&body))
     };
@@ -119,7 +119,7 @@ async fn session(server: &Server, token: &str) -> String {
 #[tokio::test]
 async fn a_turn_is_streamed_resumed_and_repeated() {
     let Some(forge) = Forge::start().await else { return };
-    let Forge { server, token, home: _home, _stub } = forge;
+    let Forge { server, token, home: _home, stub: _stub } = forge;
     let path = format!("/sessions/{}/turn", session(&server, &token).await);
     let all = events(stream(&server, &token, &path, &slowly(100)), usize::MAX).await;
     let last = all.last().unwrap();
@@ -146,7 +146,7 @@ async fn a_turn_is_streamed_resumed_and_repeated() {
 #[tokio::test]
 async fn turns_in_the_background_are_cancelled_or_survive_a_crash_that_found_them_waiting() {
     let Some(forge) = Forge::start().await else { return };
-    let Forge { server, token, home: _home, _stub } = forge;
+    let Forge { server, token, home: _home, stub: _stub } = forge;
     let id = session(&server, &token).await;
     let path = format!("/sessions/{id}/turn");
     let tool = json!({"tool": {"name": "Bash", "input": {"command": "true; sleep 641", "description": "test"}}});

@@ -99,7 +99,7 @@ fn the_doctor_says_what_to_do_about_each_trouble() {
     let told = String::from_utf8(clawdforge(&["doctor", "--bind", "127.0.0.1:0"], &settings).stdout).unwrap();
     for (what, how) in [
         ("the ledger", "open: CLAWDFORGE_SANDBOX is \"off\""),
-        ("the network", "open: "),
+        ("the network, for apps whose token says", "open: CLAWDFORGE_SANDBOX is \"off\""),
         ("more memory", "open: set CLAWDFORGE_AGENT_MEMORY_MB"),
         ("more disk", "ended past 30 MiB"),
     ] {

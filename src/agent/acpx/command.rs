@@ -14,11 +14,12 @@ use super::workspace::{SessionDir, make_private};
 use crate::agent::acp::{Messages, TurnEnd};
 use crate::agent::children::Started;
 use crate::agent::claude::command::VARIABLES;
+use crate::agent::claude::files;
 use crate::agent::contract::{Attachment, Setup};
 use crate::agent::family;
 use crate::agent::folder::attach_for_good;
 use crate::agent::kinds::Kind;
-use crate::agent::launcher::Launcher;
+use crate::agent::launcher::{Grants, Launcher};
 use crate::agent::process::{self, ConverseOptions, End, ExitCause, Line, Next, Waiting};
 use crate::agent::programs;
 use crate::agent::sandbox::{self, CLAUDE, Confinement};
@@ -128,22 +129,28 @@ impl Acpx {
     /// A command in the session's folder, at home there, that can start the session's claude.
     pub fn agents_command(&self, target: &Target, program: &Path, own: &[PathBuf]) -> Result<Command, Error> {
         Self::check(target)?;
-        let renewed = target.dir.renew_copies(&self.launcher.environment);
+        let memory = self.launcher.memory(&target.setup.rules).map_err(|error| Error::Failed(error.to_string()))?;
+        let renewed = target.dir.renew_copies(&self.launcher.environment, memory.as_deref());
         renewed.map_err(|error| Error::Failed(format!("claude's state and sign-in can't be put into the session's folder ({error})")))?;
         // The adapter would else look for a copy of its own, which installations leave out.
         let environment = &self.launcher.environment;
         let named = environment.get("CLAUDE_CODE_EXECUTABLE").unwrap_or(&self.claude_program);
         let claude = programs::find(named, environment);
+        let own = [own, memory.as_slice()].concat();
         let read = claude.as_deref().map(programs::places).unwrap_or_default();
-        let mut command = self.launcher.command(program, target.dir.folder(), own, &read);
+        let mut command =
+            self.launcher.command(program, target.dir.folder(), Grants { own: &own, read: &read, network: target.setup.rules.network });
         target.dir.furnish(&mut command);
         command.envs(VARIABLES.iter().copied());
+        if memory.is_some() {
+            files::keep_memory(&mut command);
+        }
         if let Some(model) = &target.setup.model {
             command.env("ANTHROPIC_MODEL", model);
         }
         match claude {
             Some(claude) => {
-                command.env("CLAUDE_CODE_EXECUTABLE", &self.claude).env(CLAUDE.variable, self.how_to_start(&claude, target)?);
+                command.env("CLAUDE_CODE_EXECUTABLE", &self.claude).env(CLAUDE.variable, self.how_to_start(&claude, target, memory)?);
             }
             // The adapter would start a copy of its own, outside the sandbox.
             None if target.setup.agent == CLAUDE_AGENT => {
@@ -160,7 +167,9 @@ impl Acpx {
         Self::check(target)?;
         let confinement = self.launcher.confinement.clone().map(|confinement| Confinement { cut_off: true, ..confinement });
         let launcher = Launcher { confinement, ..self.launcher.clone() };
-        let mut command = launcher.command(program, target.dir.folder(), &kind.sign_in.found(&launcher.environment), &[]);
+        let sign_in = kind.sign_in.found(&launcher.environment);
+        let grants = Grants { own: &sign_in, network: target.setup.rules.network, ..Grants::default() };
+        let mut command = launcher.command(program, target.dir.folder(), grants);
         target.dir.furnish(&mut command);
         let linked = kind.sign_in.link(&mut command, &target.dir.home(), &launcher.environment);
         linked.map_err(|error| Error::Failed(format!("the sign-in of {} can't be put into the session's folder ({error})", kind.name)))?;
@@ -169,12 +178,12 @@ impl Acpx {
     }
 
     /// How this program is to start a session's claude: with a home of its own, and shut out of acpx's.
-    fn how_to_start(&self, claude: &Path, target: &Target) -> Result<OsString, Error> {
+    fn how_to_start(&self, claude: &Path, target: &Target, memory: Option<PathBuf>) -> Result<OsString, Error> {
         let mut how: Vec<OsString> = Vec::new();
         if let Some(confinement) = &self.launcher.confinement {
             // Listed here: what acpx starts can't see any more what is beside the hidden folders.
             let beside = sandbox::beside(&confinement.hidden).map_err(|error| Error::Failed(error.to_string()))?;
-            let reachable = beside.into_iter().chain(target.dir.agents_own());
+            let reachable = beside.into_iter().chain(target.dir.agents_own()).chain(memory);
             how.extend(reachable.flat_map(|path| ["--own".into(), path.into_os_string()]));
             how.extend(confinement.to_read(claude, &[]).into_iter().flat_map(|path| ["--read".into(), path.into_os_string()]));
             how.push("--cut-off".into());

@@ -4,19 +4,19 @@
 //! agent can be shut out of all others'. What acpx keeps is out of the agent's reach, because acpx runs what stands there, and
 //! is less restricted than the agent.
 
-use std::fs::{self, DirBuilder, OpenOptions};
-use std::io::{self, ErrorKind, Write};
+use std::fs::{self, DirBuilder};
+use std::io::{self, ErrorKind};
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use rustix::process::geteuid;
 use serde::Deserialize;
+use serde_json::json;
 use tokio::process::Command;
 
-use crate::agent::claude::files;
+use crate::agent::claude::files::{self, MEMORY};
 use crate::agent::environment::Environment;
-use crate::agent::folder::{Folder, TEMPORARY, clear, read_regular, remove_tree};
-use crate::agent::sandbox::{SHARED_TEMPORARY, SOCKETS};
+use crate::agent::folder::{Folder, TEMPORARY, clear, open_below, read_regular, remove_tree, replace};
 use crate::blocking::blocking;
 use crate::secret::sha256_hex;
 
@@ -29,9 +29,6 @@ const STATE: &str = ".claude.json";
 const COST_STATE: &[u8] = b"{\"type\":\"cost-state\"";
 /// Bytes of a transcript, at most, that are looked through.
 const MOST_OF_A_TRANSCRIPT: u64 = 64 << 20;
-/// claude's settings in such a folder. The mode that asks is named, because the adapter starts in another one where nothing is
-/// (`auto`, since 0.76), in which tools run unasked, or not at all where Anthropic's servers can't be reached.
-const SETTINGS: &str = r#"{"permissions":{"defaultMode":"default","disableAutoMode":"disable","disableBypassPermissionsMode":"disable"}}"#;
 /// What earlier releases linked into it, of the user's own. It let tools run that the session's permissions deny.
 const LINKED_BEFORE: &[&str] = &["settings.json", "CLAUDE.md", "agents", "commands", "output-styles", "plugins", "rules", "skills"];
 
@@ -46,6 +43,17 @@ pub fn make_private(folder: &Path) -> io::Result<()> {
         return Ok(());
     }
     Err(io::Error::other("it is not this user's own"))
+}
+
+/// claude's settings in such a folder. The mode that asks is named, because the adapter starts in another one where nothing is
+/// (`auto`, since 0.76), in which tools run unasked, or not at all where Anthropic's servers can't be reached.
+fn settings(memory: Option<&Path>) -> String {
+    let mode = json!({"defaultMode": "default", "disableAutoMode": "disable", "disableBypassPermissionsMode": "disable"});
+    match memory {
+        None => json!({"permissions": mode}),
+        Some(folder) => json!({"permissions": mode, MEMORY: folder}),
+    }
+    .to_string()
 }
 
 /// A session's folder.
@@ -99,7 +107,7 @@ impl SessionDir {
         if !files::config_folder(environment).is_some_and(|folder| folder.is_absolute()) {
             return Err(io::Error::other("HOME is not set to a whole path, and sessions need one"));
         }
-        fs::write(self.config().join("settings.json"), SETTINGS)
+        Ok(())
     }
 
     /// Notes that nobody has asked for the session yet: a start takes such a folder away.
@@ -125,14 +133,13 @@ impl SessionDir {
                 fs::remove_file(&path)?;
             }
         }
-        match OpenOptions::new().write(true).create_new(true).open(self.config().join("settings.json")) {
-            Err(error) if error.kind() != ErrorKind::AlreadyExists => Err(error),
-            made => made.ok().map_or(Ok(()), |mut file| file.write_all(SETTINGS.as_bytes())),
-        }
+        Ok(())
     }
 
-    /// Brings claude's copies of the user's sign-in and state up to date. Earlier releases had a link in the place of that, and no home.
-    pub fn renew_copies(&self, environment: &Environment) -> io::Result<()> {
+    /// Brings claude's settings, with its memories in this folder if they are kept, and its copies of the user's sign-in and state up to date.
+    /// Earlier releases had a link in the place of that, and no home.
+    pub fn renew_copies(&self, environment: &Environment, memory: Option<&Path>) -> io::Result<()> {
+        replace(&open_below(&self.config(), &[])?, "settings.json", settings(memory).as_bytes())?;
         remove_tree(&self.config().join(STATE))?;
         files::write_copies(&self.config(), environment)?;
         match files::make_home(&self.config()) {
@@ -163,7 +170,7 @@ impl SessionDir {
     /// Where acpx's owner has its socket: in `/tmp`, whatever TMPDIR says.
     pub fn sockets(&self) -> PathBuf {
         let hash = sha256_hex(self.home().as_os_str().as_encoded_bytes());
-        Path::new(SHARED_TEMPORARY).join(format!("{SOCKETS}{}", &hash[..10]))
+        Path::new("/tmp").join(format!("acpx-{}", &hash[..10]))
     }
 
     /// Whether acpx's owner, if there is one, can't be reached any more: its lock stands, and its socket, which bears the same name,

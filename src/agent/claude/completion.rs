@@ -245,6 +245,7 @@ pub(super) fn progress(line: &[u8], emit: impl FnOnce(Event)) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::agent::contract::Rules;
     use crate::agent::programs::CLAUDE_TESTED;
     use serde_json::Value;
     use serde_json::value::to_raw_value;
@@ -270,6 +271,7 @@ mod tests {
             session: None,
             ask: None,
             agent: None,
+            rules: Rules::default(),
             completion: Some(Completion { messages, parameters: Parameters::default() }),
         }
     }

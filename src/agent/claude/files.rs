@@ -130,6 +130,14 @@ pub fn use_config(command: &mut Command, folder: &Path) {
     }
 }
 
+/// The setting that names the folder of claude's memories.
+pub const MEMORY: &str = "autoMemoryDirectory";
+
+/// Has `command` be a claude that keeps memories, for which its settings name a folder.
+pub fn keep_memory(command: &mut Command) {
+    command.env("CLAUDE_CODE_DISABLE_AUTO_MEMORY", "0");
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -18,7 +18,7 @@ use super::output::{self, Reader};
 use super::result::Answer;
 use super::workspace::{NotStarted, RunDir, RunDirs};
 use super::{completion, completion_lines};
-use crate::agent::contract::{Ending, Outcome, Spec};
+use crate::agent::contract::{Ending, Outcome, Rules, Spec};
 use crate::agent::control::{Control, Report};
 use crate::agent::family;
 use crate::agent::folder::unprepared;
@@ -58,6 +58,11 @@ fn purpose(spec: &Spec) -> Purpose {
     }
 }
 
+/// The same, with all else that must be known by then.
+fn warm_key(spec: &Spec) -> WarmKey {
+    WarmKey::Claude { purpose: purpose(spec), model: spec.model.clone().unwrap_or_default(), rules: spec.rules.clone() }
+}
+
 /// How long a claude that was given its prompt may say nothing, of the time that it has. It says something within 0.03 s.
 fn patience(timeout: Duration) -> Duration {
     Duration::from_secs(3).min(timeout / 4)
@@ -71,7 +76,7 @@ impl Claude {
 
     /// Makes ready what the run needs: a folder in which claude waits already, or a new one.
     pub async fn prepare(&self, uuid: Uuid, spec: &Spec) -> io::Result<Ready> {
-        match self.warm.take_claude(purpose(spec), spec.model.as_deref().unwrap_or_default()).await {
+        match self.warm.take_claude(warm_key(spec)).await {
             Some((run_dir, waiting)) => {
                 let (run_dir, attached) = run_dir.attach(spec.files.clone()).await;
                 match attached {
@@ -107,7 +112,7 @@ impl Claude {
     async fn ask_for_models(&self) {
         let Ok((run_dir, _)) = self.run_dirs.set_up(Uuid::now_v7(), Vec::new()).await else { return };
         // What it would wait for when it starts is waited for by nobody here: it has little time.
-        if let Ok(waiting) = run_dir.start(Purpose::Completion, "sonnet") {
+        if let Ok(waiting) = run_dir.start(Purpose::Completion, "sonnet", &Rules::default()) {
             let (time_up, cancel) = (Box::pin(sleep(ASKING)), CancellationToken::new());
             let options =
                 ConverseOptions { input: completion_lines::ask(), hold_input: true, time_up, cancel: &cancel, patience: None, more: None };
@@ -154,7 +159,7 @@ impl Claude {
                 report.say(ended(Ending::Failed(why)));
                 return Some(run_dir);
             }
-            let waiting = match warm.take().map_or_else(|| run_dir.start(purpose, model), Ok) {
+            let waiting = match warm.take().map_or_else(|| run_dir.start(purpose, model, &spec.rules), Ok) {
                 Ok(waiting) => waiting,
                 Err(error) => {
                     report.say(ended(match error {
@@ -172,7 +177,7 @@ impl Claude {
                 let next = reader.read(line, control);
                 // A failure waits for the end of standard error.
                 if let Some(reply) = reader.take_reply() {
-                    self.warm.used(WarmKey::Claude { purpose, model: model.to_owned() });
+                    self.warm.used(warm_key(spec));
                     report.say(Outcome { duration: started.elapsed(), ..reply });
                 }
                 next

@@ -5,13 +5,12 @@
 //! tries, and takes up a new copy at its next request (all seen in 2.1.332). So the server starts one without tools in time, and hands the copies out.
 
 use std::ffi::OsString;
-use std::io::{self, Write};
+use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use rustix::fs::{AtFlags, Mode, OFlags, openat, renameat, unlinkat};
 use serde::Deserialize;
 use serde_json::Value;
 use tokio::time::{Instant, sleep, timeout};
@@ -22,8 +21,8 @@ use super::command::{self, Purpose};
 use super::completion_lines;
 use super::files::{self, config_folder};
 use crate::agent::environment::Environment;
-use crate::agent::folder::{Folder, open_below, read_regular};
-use crate::agent::launcher::Launcher;
+use crate::agent::folder::{Folder, open_below, read_regular, replace};
+use crate::agent::launcher::{Grants, Launcher};
 use crate::agent::process::{self, ConverseOptions, Line, Next};
 use crate::agent::programs;
 use crate::blocking::blocking;
@@ -74,15 +73,7 @@ fn copy(environment: &Environment) -> Option<String> {
 
 /// Puts a copy into the configuration of an agent, which may be at work there. Nothing but that file is written, and no link is followed.
 pub fn put(config: &OwnedFd, environment: &Environment) -> io::Result<()> {
-    copy(environment).map_or(Ok(()), |copy| write(config, &copy))
-}
-
-fn write(config: &OwnedFd, copy: &str) -> io::Result<()> {
-    const NEW: &str = ".credentials.json.new";
-    let _ = unlinkat(config, NEW, AtFlags::empty());
-    let how = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    std::fs::File::from(openat(config, NEW, how, Mode::RUSR | Mode::WUSR)?).write_all(copy.as_bytes())?;
-    Ok(renameat(config, NEW, config, FILE)?)
+    copy(environment).map_or(Ok(()), |copy| replace(config, FILE, copy.as_bytes()))
 }
 
 /// Whether it is to be renewed.
@@ -160,7 +151,7 @@ impl SignIn {
             files::make_config(&folder.temporary().join("config"), &own).map(|()| folder)
         })
         .await?;
-        let mut process = launcher.command(&program, folder.path(), std::slice::from_ref(&real), &[]);
+        let mut process = launcher.command(&program, folder.path(), Grants { own: std::slice::from_ref(&real), ..Grants::default() });
         command::prepare(&mut process, Purpose::Completion, uuid, "sonnet", &folder.temporary());
         files::use_config(&mut process, &folder.temporary().join("config"));
         process.env("CLAUDE_SECURESTORAGE_CONFIG_DIR", real);
@@ -198,7 +189,7 @@ impl SignIn {
                     for (rooms, below) in rooms {
                         for room in rooms.read_dir().into_iter().flatten().flatten() {
                             // It may be gone by now, or its agent may have put something else in its place.
-                            let _ = open_below(&room.path(), below).and_then(|config| write(&config, copy));
+                            let _ = open_below(&room.path(), below).and_then(|config| replace(&config, FILE, copy.as_bytes()));
                         }
                     }
                 }
@@ -213,6 +204,7 @@ impl SignIn {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::agent::folder::NEW;
 
     #[test]
     fn a_copy_has_nothing_to_renew_by_and_goes_nowhere_else() {
@@ -235,7 +227,7 @@ mod tests {
         sign_in(1000);
         assert!(is_due(&environment));
         std::fs::write(&precious, "precious").unwrap();
-        for name in [FILE, ".credentials.json.new"] {
+        for name in [FILE, NEW] {
             std::os::unix::fs::symlink(&precious, room.join("config").join(name)).unwrap();
         }
         put(&config(), &environment).unwrap();

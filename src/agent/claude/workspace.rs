@@ -6,14 +6,15 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use serde_json::json;
 use uuid::Uuid;
 
 use super::command::{self, Purpose};
-use super::files;
-use crate::agent::contract::Attachment;
+use super::files::{self, MEMORY};
+use crate::agent::contract::{Attachment, Rules};
 use crate::agent::family;
 use crate::agent::folder::{Folder, TEMPORARY, clear};
-use crate::agent::launcher::Launcher;
+use crate::agent::launcher::{Grants, Launcher};
 use crate::agent::process::{self, Waiting};
 use crate::agent::programs;
 use crate::agent::tag::Tag;
@@ -108,12 +109,23 @@ impl RunDir {
     }
 
     /// Starts claude in the folder. It waits for its prompt.
-    pub fn start(&self, purpose: Purpose, model: &str) -> Result<Waiting, NotStarted> {
+    pub fn start(&self, purpose: Purpose, model: &str, rules: &Rules) -> Result<Waiting, NotStarted> {
         let RunDirs { launcher, claude, .. } = &self.run_dirs;
         let program = programs::find(claude, &launcher.environment).ok_or_else(|| NotStarted::NotInstalled(claude.clone()))?;
-        let mut process = launcher.command(&program, self.folder.path(), &[], &files::settings(&launcher.environment));
+        let read = files::settings(&launcher.environment);
+        let memory = launcher.memory(rules).map_err(|error| NotStarted::Failed(error.to_string()))?;
+        let grants = Grants { own: memory.as_slice(), read: &read, network: rules.network };
+        let mut process = launcher.command(&program, self.folder.path(), grants);
         command::prepare(&mut process, purpose, self.uuid, model, &self.folder.temporary());
         files::use_config(&mut process, &config_of(&self.folder));
+        if let Some(memory) = memory {
+            files::keep_memory(&mut process);
+            // Not as an argument: it names the app.
+            let settings = config_of(&self.folder).join("memory.json");
+            let written = std::fs::write(&settings, json!({MEMORY: memory}).to_string());
+            written.map_err(|error| NotStarted::Failed(format!("{} can't be written ({error})", settings.display())))?;
+            process.arg("--settings").arg(settings);
+        }
         process::start(&mut process, &self.tag()).map_err(|error| {
             NotStarted::Failed(format!("{} could not be started ({error}); check that it is a program of this machine", program.display()))
         })

@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use super::Direct;
 use crate::agent::acpx::command::{Error, Target};
 use crate::agent::claude::files::obstacle_for;
+use crate::agent::contract::Rules;
 use crate::agent::environment::Environment;
 use crate::agent::kinds::{self, Kind, Naming};
 use crate::agent::process::{self, ConverseOptions, Line, MAX_LINE, Next};
@@ -51,6 +52,8 @@ pub(super) struct Connection {
     waited: bool,
     /// What the conversation had cost when it was started, as far as that goes on to be counted, in US dollars.
     pub(super) began_at_usd: f64,
+    /// What binds the agent.
+    pub(super) rules: Rules,
 }
 
 /// A message, as far as it is looked at.
@@ -137,6 +140,7 @@ impl Direct {
             said: Vec::new(),
             waited: false,
             began_at_usd,
+            rules: target.setup.rules.clone(),
         };
         match connection.begin(kind, target, resumes, environment, deadline).await {
             Ok(()) => Ok(connection),

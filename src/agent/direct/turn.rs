@@ -121,7 +121,8 @@ impl Direct {
         Acpx::check(target)?;
         let idle = self.idle().remove(&target.name);
         if let Some((connection, _)) = idle {
-            if !connection.is_over() {
+            // One that is bound by other rules than its app is now does not go on.
+            if !connection.is_over() && connection.rules == target.setup.rules {
                 return Ok(connection);
             }
             connection.end().await;

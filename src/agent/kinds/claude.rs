@@ -10,6 +10,7 @@ pub(super) const KIND: Kind = Kind {
     program: "claude-agent-acp",
     arguments: &[],
     tested: ADAPTER_TESTED,
+    hosts: &["api.anthropic.com"],
     variables: &[],
     sign_in: SignIn { variables: &[], home: None, folder: ".claude", files: &[], methods: &[], how: "run \"claude\" once" },
     model: Naming::Variable("ANTHROPIC_MODEL"),

@@ -10,6 +10,7 @@ pub(super) const KIND: Kind = Kind {
     program: "codex-acp",
     arguments: &[],
     tested: Tested("2.6.0", "2.6.0"),
+    hosts: &["api.openai.com", "chatgpt.com", "auth.openai.com"],
     variables: &[],
     sign_in: SignIn {
         variables: &["OPENAI_API_KEY", "CODEX_API_KEY"],

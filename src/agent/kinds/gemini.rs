@@ -16,6 +16,7 @@ pub(super) const KIND: Kind = Kind {
     arguments: &["--acp"],
     tested: Tested("0.61.0", "0.61.0"),
     // It would start itself a second time, for more memory.
+    hosts: &["generativelanguage.googleapis.com", "cloudcode-pa.googleapis.com", "oauth2.googleapis.com"],
     variables: &[("GEMINI_CLI_NO_RELAUNCH", "true")],
     sign_in: SignIn {
         variables: &["GEMINI_API_KEY", "GOOGLE_API_KEY"],

@@ -31,6 +31,8 @@ pub struct Kind {
     pub arguments: &'static [&'static str],
     /// The versions that this release was tested with.
     pub tested: Tested,
+    /// Where its model is, and its sign-in renewed: hosts, by HTTPS. None where it has no model of its own.
+    pub hosts: &'static [&'static str],
     /// What it gets of variables beside every agent's.
     pub variables: &'static [(&'static str, &'static str)],
     /// Where its sign-in lies.

@@ -10,6 +10,7 @@ pub(super) const KIND: Kind = Kind {
     program: "opencode",
     arguments: &["acp"],
     tested: Tested("1.18.18", "1.18.18"),
+    hosts: &[],
     variables: &[
         ("OPENCODE_DISABLE_AUTOUPDATE", "1"),
         ("OPENCODE_DISABLE_LSP_DOWNLOAD", "1"),

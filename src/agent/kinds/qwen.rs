@@ -10,6 +10,7 @@ pub(super) const KIND: Kind = Kind {
     program: "qwen",
     arguments: &["--acp"],
     tested: Tested("0.24.4", "0.24.4"),
+    hosts: &["dashscope.aliyuncs.com", "portal.qwen.ai", "chat.qwen.ai"],
     variables: &[],
     sign_in: SignIn {
         variables: &["OPENAI_API_KEY", "DASHSCOPE_API_KEY"],

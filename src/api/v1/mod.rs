@@ -35,7 +35,7 @@ use super::auth::Caller;
 use super::error::ApiError;
 use super::submission::{self, SubmitOptions};
 use crate::agent::completion::{Completion, Parameters};
-use crate::agent::contract::{Event, Outcome, Spec};
+use crate::agent::contract::{Event, Outcome, Rules, Spec};
 use crate::app::App;
 use crate::blocking::aside;
 use crate::job::Submitted;
@@ -121,6 +121,7 @@ fn spec(app: &App, model: String, whole: Whole, parameters: Parameters) -> Spec 
         completion: Some(Completion { messages, parameters }),
         ask: None,
         agent: None,
+        rules: Rules::default(),
     }
 }
 

@@ -1,0 +1,15 @@
+# What an agent must be able to do, and what is closed around it.
+. ./lib.sh
+need "write, move and link in its folder" 'echo own > a && mkdir b && mv a b/c && ln b/c d && grep own d'
+need "temporary files" 'mktemp && python3 -c "import tempfile; tempfile.TemporaryFile()"'
+need "a home" 'echo x > ~/file && mkdir -p ~/.cache/x && cat ~/file'
+need "limits of its own" 'python3 -c "import os, resource; resource.setrlimit(resource.RLIMIT_CPU, (600, 600)); os.nice(1); os.sched_setaffinity(0, [0])"'
+attempt "read the ledger" 'cat "$DATA/clawdforge.db"'
+attempt "write to the ledger" 'echo x >> "$DATA/clawdforge.db"'
+attempt "list the data folder" 'ls "$DATA"'
+attempt "list what is in it" 'ls "$DATA/files" || ls "$DATA/runs" || ls "$DATA/sessions" || ls "$DATA/feeds"'
+attempt "read another app's upload" 'cat "$DATA"/files/*'
+attempt "read another's folder" 'cat "$OTHER/diary.txt"'
+attempt "read another's transcript" 'cat "$OTHER"/../config/projects/*/*.jsonl'
+attempt "write into another's folder" 'echo x > "$OTHER/diary.txt" || echo x > "$OTHER/new"'
+attempt "fill the data folder" 'echo x > "$DATA/x" || mkdir "$DATA/y" || echo x > "$DATA/files/x"'
