@@ -193,8 +193,12 @@ fn confinement(
     let shut = if *sandbox == Sandbox::Off { Err(sandbox::Impossible::Off) } else { sandbox::check(&hidden) };
     match shut {
         Ok(()) => {
+            if let Some(path) = agents_read.iter().find(|path| sandbox::is_around(path, &[data_dir.to_owned()])) {
+                anyhow::bail!("CLAWDFORGE_AGENTS_READ names {}, which holds the data folder; name less, or move that", path.display());
+            }
+            let on_path = programs::places_on_path(environment).into_iter().filter(|place| !sandbox::is_around(place, &hidden));
             // A session's claude is started by this program.
-            let read = [programs::places_on_path(environment), agents_read.clone(), vec![std::env::current_exe()?]].concat();
+            let read = on_path.chain(agents_read.clone()).chain([std::env::current_exe()?]).collect();
             Ok((Some(Confinement { hidden, read, cut_off: true }), network::check(environment)))
         }
         Err(why) if *sandbox == Sandbox::Required => Err(why).context("CLAWDFORGE_SANDBOX is \"required\""),

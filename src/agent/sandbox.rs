@@ -137,12 +137,16 @@ pub struct Confinement {
 }
 
 impl Confinement {
-    /// What an agent can read that is to be this program, and to read this too. Nothing around what is hidden.
+    /// What an agent can read that is to be this program, and to read this too. A program opens nothing around what is hidden.
     pub fn to_read(&self, program: &Path, read: &[PathBuf]) -> Vec<PathBuf> {
-        let is_around = |path: &PathBuf| self.hidden.iter().any(|hidden| hidden.starts_with(path));
-        let all = self.read.iter().chain(read).cloned().chain(programs::places(program));
-        all.filter(|path| !path.canonicalize().is_ok_and(|real| is_around(&real))).collect()
+        let places = programs::places(program).into_iter().filter(|place| !is_around(place, &self.hidden));
+        self.read.iter().chain(read).cloned().chain(places).collect()
     }
+}
+
+/// Whether one of these folders is this, or in it.
+pub fn is_around(path: &Path, folders: &[PathBuf]) -> bool {
+    path.canonicalize().is_ok_and(|real| folders.iter().any(|folder| folder.starts_with(&real)))
 }
 
 /// Cuts this process, and all that it will start, off from the processes outside: it can't send them signals, where the
@@ -369,9 +373,10 @@ mod tests {
         assert_eq!(all("/usr", "/usr/share"), ["/usr", "/usr/share", "/tmp", "/var/tmp", "/data"].map(PathBuf::from));
         assert_eq!(all("/", ""), ["/tmp", "/var/tmp", "/data"].map(PathBuf::from));
         // Programs are read wherever they lie, but for what is around something hidden.
-        let confinement = Confinement { hidden: all("/usr", "/usr/share"), read: vec!["/usr/bin".into(), "/".into()], cut_off: true };
         let sh = Path::new("/bin/sh").canonicalize().unwrap();
-        assert_eq!(confinement.to_read(Path::new("/bin/sh"), &[]), [Path::new("/usr/bin"), sh.parent().unwrap(), &sh]);
+        let read = |home: &Path| Confinement { hidden: vec![home.to_owned()], read: vec!["/opt".into()], cut_off: true }.to_read(&sh, &[]);
+        assert_eq!(read(Path::new("/usr")), [Path::new("/opt"), sh.parent().unwrap(), &sh]);
+        assert_eq!(read(sh.parent().unwrap()), [Path::new("/opt"), &sh]);
     }
 
     #[test]

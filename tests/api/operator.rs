@@ -65,6 +65,10 @@ fn a_start_that_can_not_be_right_is_one_sentence() {
         ("CLAWDFORGE_DATA_DIR", "/proc/nowhere"),
         ("CLAWDFORGE_LOG", "xml"),
         ("CLAWDFORGE_SANDBOX", "maybe"),
+        ("CLAWDFORGE_AGENTS_READ", "bin"),
+        ("CLAWDFORGE_AGENTS_READ", "/"),
+        ("CLAWDFORGE_MODEL_HOSTS", "http://gateway.lan"),
+        ("CLAWDFORGE_AGENT_PROCESSES", "1"),
     ] {
         let output = clawdforge(
             &["serve"],
