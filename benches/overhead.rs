@@ -63,7 +63,6 @@ fn main() {
     row("added by /run", &format!("{:.2} ms", ms(through.saturating_sub(direct))), "3 ms");
     row("ratio", &format!("{:.2}", through.as_secs_f64() / direct.as_secs_f64()), "");
 
-    // A folder of the build: the sandbox can't close one that is in /tmp.
     let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let data = folder.path().join("data");
     let confined = start_with(&stand_in, &[("CLAWDFORGE_SANDBOX", "required"), ("CLAWDFORGE_DATA_DIR", data.to_str().unwrap())]);
@@ -143,7 +142,7 @@ fn run_directly(program: &Path) {
 }
 
 fn start(claude: &Path) -> Server {
-    start_with(claude, &[])
+    start_with(claude, &[("CLAWDFORGE_SANDBOX", "off")])
 }
 
 fn start_with(claude: &Path, more: &[(&str, &str)]) -> Server {

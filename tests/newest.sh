@@ -24,7 +24,7 @@ version() { node -p "require('$clis/$1/node_modules/$2/package.json').version"; 
 printf 'claude %s, acpx %s, claude-agent-acp %s, node %s\n\n' "$(version claude @anthropic-ai/claude-code)" "$(version acpx acpx)" \
     "$(version acpx @agentclientprotocol/claude-agent-acp)" "$node"
 log=$clis/log
-CI=true CLAWDFORGE_TEST_CLIS=$clis cargo test --test agents -- "$@" > "$log" 2>&1 || true
+CI=true CLAWDFORGE_TEST_CLIS=$clis cargo test --no-fail-fast --test agents --test attacks -- "$@" > "$log" 2>&1 || true
 awk '$1 == "test" && $3 == "..." { printf "%-8s %s\n", toupper($4) == "OK" ? "ok" : $4, $2; seen++; if ($4 != "ok") failed++ }
      END { printf "\n%d passed, %d failed\n", seen - failed, failed; exit failed > 0 || !seen }' "$log" || {
     echo "The whole output is in $log" >&2
