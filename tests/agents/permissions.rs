@@ -1,10 +1,12 @@
 //! What an agent may do comes from its session's permissions alone, by what is on the disk afterwards.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use reqwest::StatusCode;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
+use tokio::time::sleep;
 
 use crate::Forge;
 use crate::harness::{Answer, Server, by_acpx, until};
@@ -65,12 +67,21 @@ async fn a_turn_in_a_mode_where_permissions_do_not_hold_is_ended_before_it_does_
     let (server, token) = (&forge.server, &forge.token);
     let session = server.post("/sessions", token, &json!({"permissions": "deny-all"})).await.json;
     let work = PathBuf::from(session["cwd"].as_str().unwrap());
-    // As a release might start in one by itself, or an operator's managed settings say.
+    // As a release might start in one by itself, an operator's managed settings say, or something that an agent left behind.
     let settings = work.parent().unwrap().join("config/settings.json");
-    std::fs::write(settings, json!({"permissions": {"defaultMode": "acceptEdits"}}).to_string()).unwrap();
+    let meddling = async {
+        loop {
+            std::fs::write(&settings, json!({"permissions": {"defaultMode": "acceptEdits"}}).to_string()).unwrap();
+            sleep(Duration::from_millis(5)).await;
+        }
+    };
     let tool = json!({"tool": {"name": "Write", "input": {"file_path": work.join("written"), "content": "text"}}, "delay_ms": 500});
     let path = format!("/sessions/{}/turn", session["session_id"].as_str().unwrap());
-    let answer = server.post(&path, token, &json!({"prompt": format!("stub: {tool}")})).await;
+    let body = json!({"prompt": format!("stub: {tool}")});
+    let answer = tokio::select! {
+        answer = server.post(&path, token, &body) => answer,
+        () = meddling => unreachable!("it never comes to an end"),
+    };
     assert!(!work.join("written").exists());
     // One that is spoken to directly is told its mode each time, whatever its settings say.
     if by_acpx() {

@@ -230,3 +230,17 @@ async fn a_key_in_the_users_state_is_the_next_agents() {
         assert!(told.json["text"].as_str().unwrap_or_default().contains(key), "{told:?}");
     }
 }
+
+#[tokio::test]
+async fn programs_in_the_home_run_and_nothing_else_in_it_is_read() {
+    // In which the CLIs are, and this server's own program.
+    let home = env!("CARGO_MANIFEST_DIR");
+    let config = tempfile::tempdir().unwrap();
+    let options = Options::default().set("HOME", home).set("CLAUDE_CONFIG_DIR", config.path().display());
+    let Some(forge) = sandboxed(options).await else { return };
+    let (server, token) = (&forge.server, &forge.token);
+    assert_eq!(server.run(token, "Hello.").await.status, StatusCode::OK, "{}", server.log());
+    let mine = session(server, token).await;
+    let told = shell(server, token, &mine, &format!("node --version; head -c 9 {home}/Cargo.toml; ls {home}; ls {home}/src")).await;
+    assert!(told.contains("v2") && told.matches("denied").count() == 3 && !told.contains("[package]"), "{told}");
+}

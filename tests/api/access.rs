@@ -149,3 +149,29 @@ async fn neither_agents_nor_other_processes_find_the_admin_token() {
     }
     assert!(!server.log().contains(ADMIN) && !server.log().contains(&token));
 }
+
+#[tokio::test]
+async fn a_rule_that_this_machine_can_not_keep_is_refused_at_its_making_and_at_its_use() {
+    // Stand-ins are not in the sandbox.
+    let server = Options::stand_in().start();
+    let refused = server.post("/admin/tokens", ADMIN, &json!({"name": "bound", "network": "model", "home": "kept"})).await;
+    refused.problem(422);
+    assert_eq!(refused.json["errors"][0]["pointer"], "/network");
+    assert!(refused.text.contains("CLAWDFORGE_SANDBOX is \\\"off\\\""), "{refused:?}");
+    for (field, value) in [("network", "lan"), ("home", "mine")] {
+        let refused = server.post("/admin/tokens", ADMIN, &json!({"name": "x", field: value})).await;
+        assert_eq!((refused.status.as_u16(), &refused.json["errors"][0]["pointer"]), (422, &json!(format!("/{field}"))));
+    }
+    // As where it could be kept when it was made.
+    let token = server.mint("app").await;
+    let session = server.post("/sessions", &token, &json!({})).await;
+    rusqlite::Connection::open(server.data().join("clawdforge.db")).unwrap().execute("UPDATE tokens SET network = 'web'", []).unwrap();
+    for path in ["/run", "/sessions"] {
+        let refused = server.post(path, &token, &json!({"prompt": "hello"})).await;
+        assert!(refused.status == 503 && refused.problem(503).contains("can't be kept to here"), "{path}: {refused:?} {session:?}");
+    }
+    assert_eq!(server.get("/runs", &token).await.status, 200);
+    let listed = server.get("/admin/tokens", ADMIN).await.json;
+    assert_eq!((&listed["tokens"][0]["network"], &listed["tokens"][0]["home"]), (&json!("web"), &json!("fresh")));
+    assert_eq!(server.query::<i64>("SELECT count(*) FROM runs"), 0);
+}

@@ -139,6 +139,16 @@ impl Scene {
 
     /// Has an attempt made, as a run and as a session. Gives what each said.
     async fn attempt(&self, name: &str, token: &str, more: &str) -> [String; 2] {
+        let answers = self.answers(name, token, more).await;
+        [0, 1].map(|at| {
+            let answer = &answers[at];
+            assert_eq!(answer.status, StatusCode::OK, "{name}: {answer:?}\n{}", self.forge.server.log());
+            answer.json[["result", "text"][at]].as_str().unwrap().to_owned()
+        })
+    }
+
+    /// How the run and the session's turn ended in which an attempt is made.
+    async fn answers(&self, name: &str, token: &str, more: &str) -> [Answer; 2] {
         let server = &self.forge.server;
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/attacks");
         let read = |name: &str| fs::read_to_string(folder.join(name)).unwrap().leak() as &'static str;
@@ -152,10 +162,7 @@ impl Scene {
         let (run, turn) = tokio::join!(server.post("/run", token, &body), server.post(&path, token, &body));
         let close = server.request(reqwest::Method::DELETE, path.trim_end_matches("/turn"), token);
         assert_eq!(Answer::of(close).await.status, StatusCode::OK);
-        [(run, "result"), (turn, "text")].map(|(answer, of)| {
-            assert_eq!(answer.status, StatusCode::OK, "{name}: {answer:?}\n{}", server.log());
-            answer.json[of].as_str().unwrap().to_owned()
-        })
+        [run, turn]
     }
 }
 
@@ -249,4 +256,21 @@ async fn a_bound_agent_reaches_its_model_alone() {
     }
     assert!(timeout(Duration::ZERO, near.accept()).await.is_err(), "somebody came");
     settled("the victim's agents", server.agents().len(), || server.agents()).await;
+}
+
+#[tokio::test]
+async fn a_hog_hurts_itself_alone() {
+    let options = Options::default().set("CLAWDFORGE_AGENT_DISK_MB", 100).set("CLAWDFORGE_AGENT_MEMORY_MB", 1500);
+    let Some(scene) = Scene::set(options).await else { return };
+    let (server, token) = (&scene.forge.server, &scene.forge.token);
+    for (name, why) in [("disk", "more than 100 MiB of the disk"), ("memory", "more than 1500 MiB of memory")] {
+        let (ended, ()) = tokio::join!(scene.answers(name, token, ""), async {
+            assert_eq!(server.run(&scene.victim, "Hello.").await.status, StatusCode::OK);
+        });
+        for answer in ended {
+            assert_eq!(answer.status, StatusCode::BAD_GATEWAY, "{name}: {answer:?}");
+            assert!(answer.json["error"].as_str().unwrap().contains(why), "{name}: {answer:?}");
+        }
+    }
+    turn(server, &scene.victim, &scene.session, "And now?").await;
 }

@@ -27,6 +27,8 @@ use crate::agent::contract::Network;
 
 /// Connections that an agent may have open.
 const MOST: usize = 256;
+/// Bytes that are kept of each, at most, of what was not sent on yet.
+const HEAD: usize = 64 << 10;
 /// How long a connection may take to come about.
 const CONNECTING: Duration = Duration::from_secs(10);
 
@@ -112,7 +114,8 @@ async fn accept(listener: TcpListener, door: Door, models: Arc<[Destination]>) {
                 match door {
                     Door::Proxy(rule) => connections.spawn(async move {
                         let serve = service_fn(|request| answer(request, rule, models.clone()));
-                        let served = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(connection), serve);
+                        let mut http = hyper::server::conn::http1::Builder::new();
+                        let served = http.max_buf_size(HEAD).serve_connection(TokioIo::new(connection), serve);
                         let _ = served.with_upgrades().await;
                     }),
                     Door::Here(port) => connections.spawn(async move {

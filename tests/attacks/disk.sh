@@ -1,0 +1,3 @@
+# More and more on the disk: it is ended.
+yes >large
+sleep 60
