@@ -147,15 +147,17 @@ pub fn open_below(folder: &Path, names: &[&str]) -> io::Result<OwnedFd> {
     names.iter().try_fold(top, |folder, name| Ok(openat(&folder, *name, FOLDER | OFlags::RDONLY, Mode::empty())?))
 }
 
-/// The name of a file that is to replace another, until it does.
-pub const NEW: &str = ".new";
-
-/// Puts a file in the place of whatever file is there, or link, in a folder in which an agent may be at work. Nothing else is written.
+/// Puts a file in the place of whatever file is there, or link, in a folder in which an agent may be at work, or another of these. Nothing
+/// else is written.
 pub fn replace(folder: &OwnedFd, name: &str, content: &[u8]) -> io::Result<()> {
-    let _ = unlinkat(folder, NEW, AtFlags::empty());
+    let partial = format!(".new-{}", uuid::Uuid::new_v4().simple());
     let new = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    File::from(openat(folder, NEW, new, Mode::RUSR | Mode::WUSR)?).write_all(content)?;
-    Ok(renameat(folder, NEW, folder, name)?)
+    let written = openat(folder, &partial, new, Mode::RUSR | Mode::WUSR).map_err(io::Error::from);
+    let put = written.and_then(|file| File::from(file).write_all(content)).and_then(|()| Ok(renameat(folder, &partial, folder, name)?));
+    if put.is_err() {
+        let _ = unlinkat(folder, &partial, AtFlags::empty());
+    }
+    put
 }
 
 /// Reads a file that an agent may have put there: a regular one of at most `most` bytes, or it is an error. Nothing else is waited

@@ -7,7 +7,7 @@ attempt "hold the ledger by a second name" 'ln "$DATA/clawdforge.db" ledger'
 # Left for the server to fall over when it takes the folder away, or puts a file into it.
 need "links of its own" 'ln -s "$USER_HOME" home; ln -s "$OTHER" other; ln -s / root; mkdir deep && ln -s ../.. deep/up'
 # The sign-in is handed out anew meanwhile.
-need "links where copies go" 'cd "$CLAUDE_CONFIG_DIR" && ln -sf "$USER_HOME/.bashrc" .new && mv .credentials.json kept && ln -s "$USER_HOME/.bashrc" .credentials.json &&
+need "links where copies go" 'cd "$CLAUDE_CONFIG_DIR" && mv .credentials.json kept && ln -s "$USER_HOME/.bashrc" .credentials.json &&
     sleep 5 && mv -f kept .credentials.json'
 need "a link for all of its own files" 'cd "$CLAUDE_CONFIG_DIR/.." && config=$(basename "$CLAUDE_CONFIG_DIR") && { ! mv "$config" kept || { ln -s "$USER_HOME" "$config" && sleep 5 && rm "$config" &&
     mv kept "$config"; }; }'

@@ -14,7 +14,7 @@ use serde::Deserialize;
 use serde_json::json;
 use tokio::process::Command;
 
-use crate::agent::claude::files::{self, MEMORY};
+use crate::agent::claude::files::{self, MEMORY, STATE};
 use crate::agent::environment::Environment;
 use crate::agent::folder::{Folder, TEMPORARY, clear, open_below, read_regular, remove_tree, replace};
 use crate::blocking::blocking;
@@ -24,7 +24,7 @@ use crate::secret::sha256_hex;
 const UNCLAIMED: &str = "unclaimed";
 /// Where claude has its own files of a session, below its folder.
 pub const CONFIG: &str = "config";
-const STATE: &str = ".claude.json";
+const SETTINGS: &str = "settings.json";
 /// With what the line of a transcript begins that says what the conversation had cost (seen in claude 2.1.332).
 const COST_STATE: &[u8] = b"{\"type\":\"cost-state\"";
 /// Bytes of a transcript, at most, that are looked through.
@@ -139,8 +139,14 @@ impl SessionDir {
     /// Brings claude's settings, with its memories in this folder if they are kept, and its copies of the user's sign-in and state up to date.
     /// Earlier releases had a link in the place of that, and no home.
     pub fn renew_copies(&self, environment: &Environment, memory: Option<&Path>) -> io::Result<()> {
-        replace(&open_below(&self.config(), &[])?, "settings.json", settings(memory).as_bytes())?;
-        remove_tree(&self.config().join(STATE))?;
+        // Its agent may have put a folder in the place of either, or be at work.
+        for name in [SETTINGS, STATE] {
+            let path = self.config().join(name);
+            if path.symlink_metadata().is_ok_and(|found| found.is_dir()) {
+                remove_tree(&path)?;
+            }
+        }
+        replace(&open_below(&self.config(), &[])?, SETTINGS, settings(memory).as_bytes())?;
         files::write_copies(&self.config(), environment)?;
         match files::make_home(&self.config()) {
             Err(error) if error.kind() != ErrorKind::AlreadyExists => Err(error),

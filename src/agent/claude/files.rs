@@ -1,8 +1,8 @@
 //! The `claude` CLI's own files: the user's, and those that each agent has for itself.
 
-use std::fs::{DirBuilder, OpenOptions};
-use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, symlink};
+use std::fs::DirBuilder;
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, symlink};
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
@@ -10,7 +10,7 @@ use tokio::process::Command;
 
 use super::sign_in;
 use crate::agent::environment::Environment;
-use crate::agent::folder::{is_regular, open_below, read_regular};
+use crate::agent::folder::{is_regular, open_below, read_regular, replace};
 use crate::blocking::blocking;
 
 /// Bytes of one of the CLI's own files, at most.
@@ -29,10 +29,13 @@ pub fn read_at_start(environment: &Environment) -> Vec<PathBuf> {
     own.into_iter().chain([sign_in::file(environment), PathBuf::from("/etc/claude-code/managed-settings.json")]).collect()
 }
 
-/// The file that every process of the CLI reads and writes.
+/// The file that every process of the CLI reads and writes, in its configuration or, where that is not said, at home.
+pub const STATE: &str = ".claude.json";
+
+/// The same, of the user.
 fn state_file(environment: &Environment) -> PathBuf {
     let folder = environment.get("CLAUDE_CONFIG_DIR").or_else(|| environment.get("HOME")).unwrap_or_default();
-    Path::new(folder).join(".claude.json")
+    Path::new(folder).join(STATE)
 }
 
 /// What else of its files the CLI reads at its start without a look at what they are (seen in 2.1.332).
@@ -108,14 +111,14 @@ pub fn home_in(folder: &Path) -> PathBuf {
 
 /// Copies the user's state and sign-in into such a folder.
 pub fn write_copies(folder: &Path, environment: &Environment) -> io::Result<()> {
-    sign_in::put(&open_below(folder, &[])?, environment)?;
+    let config = open_below(folder, &[])?;
+    sign_in::put(&config, environment)?;
     let state = read_regular(&state_file(environment), MOST_IN_A_FILE).unwrap_or_default();
     let mut all: Map<String, Value> = serde_json::from_slice(&state).unwrap_or_default();
     for key in OF_THE_USER {
         all.remove(*key);
     }
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(folder.join(".claude.json"))?;
-    file.write_all(serde_json::to_string(&all)?.as_bytes())
+    replace(&config, STATE, serde_json::to_string(&all)?.as_bytes())
 }
 
 /// Variables that would lead programs from the home that they are given back to the user's.

@@ -204,7 +204,6 @@ impl SignIn {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::agent::folder::NEW;
 
     #[test]
     fn a_copy_has_nothing_to_renew_by_and_goes_nowhere_else() {
@@ -227,9 +226,7 @@ mod tests {
         sign_in(1000);
         assert!(is_due(&environment));
         std::fs::write(&precious, "precious").unwrap();
-        for name in [FILE, NEW] {
-            std::os::unix::fs::symlink(&precious, room.join("config").join(name)).unwrap();
-        }
+        std::os::unix::fs::symlink(&precious, room.join("config").join(FILE)).unwrap();
         put(&config(), &environment).unwrap();
         assert_eq!(
             std::fs::read_to_string(room.join("config").join(FILE)).unwrap(),
