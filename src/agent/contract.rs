@@ -59,6 +59,21 @@ pub struct Rules {
     pub memory: Option<String>,
 }
 
+impl Rules {
+    /// What [`Rules::home`] is called: nothing lasts, or claude's memories do.
+    pub const HOMES: [&'static str; 2] = ["fresh", "kept"];
+
+    /// Those of the app of this name, by what its home is called.
+    pub fn new(network: Network, home: &str, app: &str) -> Self {
+        Self { network, memory: (home == Self::HOMES[1]).then(|| app.to_owned()) }
+    }
+
+    /// What lasts from one run to the next.
+    pub fn home(&self) -> &'static str {
+        Self::HOMES[usize::from(self.memory.is_some())]
+    }
+}
+
 /// What an agent reaches of the network.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]

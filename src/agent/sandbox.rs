@@ -127,8 +127,7 @@ pub fn unpacked(value: &OsStr) -> Vec<OsString> {
 /// How agents are confined.
 #[derive(Clone, Debug)]
 pub struct Confinement {
-    /// What they are shut out of, but for the folder that each works in: the data folder, and the home of the server's user. Absolute,
-    /// without links.
+    /// What they are shut out of, but for the folder that each works in, as [`hidden`] finds it. Absolute, without links.
     pub hidden: Vec<PathBuf>,
     /// What they can read all the same.
     pub read: Vec<PathBuf>,

@@ -19,10 +19,6 @@ use crate::ledger::{Limits, TokenRow};
 use crate::network::Networks;
 use crate::secret::{self, TokenHash};
 
-/// What lasts from one run of an app to the next: nothing, or claude's memories.
-const FRESH: &str = "fresh";
-const KEPT: &str = "kept";
-
 #[derive(Deserialize, ToSchema)]
 struct NewToken {
     /// What the app's records are filed under.
@@ -54,8 +50,7 @@ impl NewToken {
     }
 
     fn rules(&self) -> Rules {
-        let memory = self.home.as_deref().filter(|home| *home == KEPT).map(|_| self.name.clone());
-        Rules { network: self.network().unwrap_or_default(), memory }
+        Rules::new(self.network().unwrap_or_default(), self.home.as_deref().unwrap_or_default(), &self.name)
     }
 
     fn limits(&self) -> Limits {
@@ -83,7 +78,7 @@ impl Validate for NewToken {
         if self.network().is_none() {
             errors.push(FieldError::new("/network", "what its agents reach of the network is open, web or model"));
         }
-        if self.home.as_deref().is_some_and(|home| ![FRESH, KEPT].contains(&home)) {
+        if self.home.as_deref().is_some_and(|home| !Rules::HOMES.contains(&home)) {
             errors.push(FieldError::new("/home", "what lasts from run to run is said by fresh or kept"));
         }
         errors
@@ -135,7 +130,7 @@ struct ListedToken {
 impl From<TokenRow> for ListedToken {
     fn from(row: TokenRow) -> Self {
         let TokenRow { name, ip_cidrs, created_at, last_used, enabled, limits: Limits { max_concurrent, daily_usd }, rules } = row;
-        let (network, home) = (rules.network.as_str(), if rules.memory.is_some() { KEPT } else { FRESH });
+        let (network, home) = (rules.network.as_str(), rules.home());
         Self { name, ip_cidrs, created_at, last_used, enabled, max_concurrent, daily_usd, network, home }
     }
 }

@@ -218,17 +218,14 @@ fn examine_sandbox(settings: &Settings, environment: &Environment) -> Vec<Findin
     let network = shut.as_ref().map_err(ToString::to_string);
     let network = network.and_then(|()| network::check(environment).map_err(|why| why.to_string()));
     let network = ("the network, for apps whose token says web or model", network.map(|()| "network namespaces and a proxy"));
-    let fences = sandbox::fences(shut.as_ref().copied()).into_iter().chain([network]).map(|(what, how)| {
+    let detail = |(what, how): (&str, Result<&str, String>)| {
         Detail(match how {
             Ok(how) => format!("{what:<74} closed ({how})"),
             Err(why) => format!("{what:<74} open: {why}"),
         })
-    });
-    let groups = Groups::find();
-    let grouped = Detail(match &groups {
-        Ok(_) => format!("{:<74} closed (cgroup v2)", "more processes or processor time than its share"),
-        Err(why) => format!("{:<74} open: {why}", "more processes or processor time than its share"),
-    });
+    };
+    let fences = sandbox::fences(shut.as_ref().copied()).into_iter().chain([network]).map(detail);
+    let groups = Groups::find().map(|_| "cgroup v2").map_err(|why| why.to_string());
     let how = if groups.is_ok() { "by cgroup v2" } else { "looked at twice a second" };
     let bounds = [
         ("memory", settings.agent_memory_mb, "CLAWDFORGE_AGENT_MEMORY_MB", how),
@@ -241,7 +238,11 @@ fn examine_sandbox(settings: &Settings, environment: &Environment) -> Vec<Findin
             None => format!("{what:<74} open: set {setting}"),
         })
     });
-    std::iter::once(finding).chain(fences).chain(bounds).chain([grouped]).collect()
+    std::iter::once(finding)
+        .chain(fences)
+        .chain(bounds)
+        .chain([detail(("more processes or processor time than its share", groups))])
+        .collect()
 }
 
 async fn examine_port(settings: &Settings) -> Finding {

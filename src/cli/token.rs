@@ -119,7 +119,7 @@ async fn list(ledger: &Ledger) -> anyhow::Result<()> {
         let enabled = if token.enabled { "yes" } else { "no" };
         let at_once = token.limits.max_concurrent.map_or_else(|| "any".to_owned(), |most| most.to_string());
         let usd = token.limits.daily_usd.map_or_else(|| "any".to_owned(), |usd| usd.to_string());
-        let (reaches, home) = (token.rules.network.as_str(), if token.rules.memory.is_some() { "kept" } else { "fresh" });
+        let (reaches, home) = (token.rules.network.as_str(), token.rules.home());
         println!(
             "{:<24} {enabled:<8} {:>12} {last_used:>12} {at_once:>8} {usd:>8} {reaches:<7} {home:<5}  {networks}",
             token.name, token.created_at

@@ -73,7 +73,7 @@ impl Ledger {
         limits: Limits,
         rules: &Rules,
     ) -> Result<Result<i64, NameTaken>, Error> {
-        let (network, home) = (rules.network.as_str(), if rules.memory.is_some() { KEPT } else { "fresh" });
+        let (network, home) = (rules.network.as_str(), rules.home());
         let (name, hash, networks, now) = (name.to_owned(), hash.clone(), networks.to_string(), clock::now());
         self.write(move |db| {
             let inserted = db.execute(
@@ -162,14 +162,10 @@ fn row(row: &Row<'_>) -> rusqlite::Result<TokenRow> {
     })
 }
 
-/// What stands for a memory that is kept.
-const KEPT: &str = "kept";
-
 /// A network that is none of the known ones is the smallest.
 fn rules(row: &Row<'_>, at: usize) -> rusqlite::Result<Rules> {
     let network = Network::named(&row.get::<_, String>(at)?).unwrap_or(Network::Model);
-    let kept = row.get::<_, String>(at + 1)? == KEPT;
-    Ok(Rules { network, memory: kept.then(|| row.get("name")).transpose()? })
+    Ok(Rules::new(network, &row.get::<_, String>(at + 1)?, &row.get::<_, String>("name")?))
 }
 
 fn limits(row: &Row<'_>, at: usize) -> rusqlite::Result<Limits> {
