@@ -72,7 +72,8 @@ pub async fn set_up(settings: Settings, environment: Environment) -> anyhow::Res
     let acpx = acpx(&settings, &data_dir, &launcher)?;
     let run_dirs = RunDirs::new(launcher.clone(), settings.claude_bin.clone());
     let direct = Direct::new(acpx.clone(), programs::adapter(&settings.acpx_bin, &launcher.environment), settings.agent_idle);
-    let sign_in = SignIn::new(Launcher { folder: folder(&data_dir, "sign-in")?, ..launcher.clone() }, settings.claude_bin.clone());
+    let renewals = Launcher { folder: folder(&data_dir, "sign-in")?, ..launcher.clone() };
+    let sign_in = SignIn::new(RunDirs::new(renewals, settings.claude_bin.clone()));
     let warm = Pool::new(settings.standby, run_dirs.clone(), acpx.clone(), direct.clone(), sign_in.clone());
     let lanes = Lanes::default();
     let claude = Claude::new(run_dirs.clone(), warm.clone(), KnownModels::default());

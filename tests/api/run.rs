@@ -146,6 +146,23 @@ async fn a_missing_cli_is_a_503_that_says_how_to_install_it() {
 }
 
 #[tokio::test]
+async fn a_sign_in_that_can_not_be_renewed_holds_up_nothing_and_leaves_nothing() {
+    let no_program = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/stand-in/no-program");
+    // The last ends at once.
+    for claude in ["no-such-claude", no_program, "/bin/false"] {
+        let server = Options::stand_in().set("CLAWDFORGE_CLAUDE_BIN", claude).start();
+        let token = server.mint("app").await;
+        std::fs::create_dir(server.folder().join(".claude")).unwrap();
+        let oauth = json!({"accessToken": "a", "refreshToken": "r", "expiresAt": 1000});
+        std::fs::write(server.folder().join(".claude/.credentials.json"), json!({"claudeAiOauth": oauth}).to_string()).unwrap();
+        let answered = tokio::time::timeout(Duration::from_secs(10), server.run(&token, "hello")).await;
+        assert_eq!(answered.unwrap().json["ok"], false, "{claude}");
+        assert!(server.log().contains("renew"), "{claude}: {}", server.log());
+        until("an empty room", || server.data().join("sign-in").read_dir().unwrap().count() == 0).await;
+    }
+}
+
+#[tokio::test]
 async fn a_program_that_is_none_is_a_502() {
     let program = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/stand-in/no-program");
     let start = |sandbox: &str| Options::default().set("CLAWDFORGE_CLAUDE_BIN", program).set("CLAWDFORGE_SANDBOX", sandbox).start();

@@ -54,6 +54,8 @@ pub enum Purpose {
     Asking,
     /// A completion: the model alone.
     Completion,
+    /// The same, which is asked nothing and renews the user's own sign-in.
+    Renewal,
 }
 
 impl Purpose {
@@ -62,6 +64,7 @@ impl Purpose {
         match self {
             Self::Run | Self::Asking => "run",
             Self::Completion => "completion",
+            Self::Renewal => "renewal",
         }
     }
 }
@@ -69,7 +72,7 @@ impl Purpose {
 /// Makes `command` a process of the CLI. What it calls temporary goes into `temporary`. Every process of the machine can read the
 /// arguments, so nothing of an app's stands there.
 pub fn prepare(command: &mut Command, purpose: Purpose, run_id: Uuid, model: &str, temporary: &Path) {
-    if purpose == Purpose::Completion {
+    if matches!(purpose, Purpose::Completion | Purpose::Renewal) {
         command.args(completion::ARGUMENTS).envs(completion::VARIABLES.iter().copied());
     }
     if purpose == Purpose::Asking {

@@ -4,7 +4,6 @@
 //! claude renews a sign-in when less than five minutes of it are left, and whatever it is started for. One that has nothing to renew by never
 //! tries, and takes up a new copy at its next request (all seen in 2.1.332). So the server starts one without tools in time, and hands the copies out.
 
-use std::ffi::OsString;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -17,14 +16,14 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::command::{self, Purpose};
+use super::command::Purpose;
 use super::completion_lines;
-use super::files::{self, config_folder};
+use super::files::config_folder;
+use super::workspace::{NotStarted, RunDirs};
+use crate::agent::contract::Rules;
 use crate::agent::environment::Environment;
-use crate::agent::folder::{Folder, open_below, read_regular, replace};
-use crate::agent::launcher::{Grants, Launcher};
+use crate::agent::folder::{open_below, read_regular, replace};
 use crate::agent::process::{self, ConverseOptions, Line, Next};
-use crate::agent::programs;
 use crate::blocking::blocking;
 
 const FILE: &str = ".credentials.json";
@@ -46,7 +45,8 @@ pub fn file(environment: &Environment) -> PathBuf {
     folder(environment).join(FILE)
 }
 
-fn folder(environment: &Environment) -> PathBuf {
+/// The folder that it lies in, with the lock under which it is renewed.
+pub fn folder(environment: &Environment) -> PathBuf {
     environment.get("CLAUDE_SECURESTORAGE_CONFIG_DIR").map(PathBuf::from).or_else(|| config_folder(environment)).unwrap_or_default()
 }
 
@@ -94,25 +94,25 @@ fn is_due(environment: &Environment) -> bool {
 /// Keeps it from ending. Clones are the same.
 #[derive(Clone, Debug)]
 pub struct SignIn {
-    launcher: Launcher,
-    claude: OsString,
+    /// Where claude works that renews it.
+    run_dirs: RunDirs,
     /// One renews it at once; when that was last.
     renewing: Arc<tokio::sync::Mutex<Option<Instant>>>,
 }
 
 impl SignIn {
-    /// That of the environment of this launcher, renewed by this claude in the launcher's folder.
-    pub fn new(launcher: Launcher, claude: OsString) -> Self {
-        Self { launcher, claude, renewing: Arc::default() }
+    /// That of the environment of these folders, in which claude renews it.
+    pub fn new(run_dirs: RunDirs) -> Self {
+        Self { run_dirs, renewing: Arc::default() }
     }
 
     /// Where claude works that renews it.
     pub fn folder(&self) -> &Path {
-        &self.launcher.folder
+        &self.run_dirs.launcher.folder
     }
 
     async fn is_due(&self) -> bool {
-        let environment = self.launcher.environment.clone();
+        let environment = self.run_dirs.launcher.environment.clone();
         blocking(move || Ok(is_due(&environment))).await.unwrap_or(false)
     }
 
@@ -141,20 +141,7 @@ impl SignIn {
     }
 
     async fn have_it_renewed(&self) -> io::Result<()> {
-        let Self { launcher, claude, .. } = self;
-        let environment = &launcher.environment;
-        let Some(program) = programs::find(claude, environment) else { return Ok(()) };
-        let uuid = Uuid::now_v7();
-        let (parent, own, real) = (launcher.folder.clone(), environment.clone(), folder(environment));
-        let folder = blocking(move || {
-            let folder = Folder::create(&parent, &uuid.simple().to_string())?;
-            files::make_config(&folder.temporary().join("config"), &own).map(|()| folder)
-        })
-        .await?;
-        let mut process = launcher.command(&program, folder.path(), Grants { own: std::slice::from_ref(&real), ..Grants::default() });
-        command::prepare(&mut process, Purpose::Completion, uuid, "sonnet", &folder.temporary());
-        files::use_config(&mut process, &folder.temporary().join("config"));
-        process.env("CLAUDE_SECURESTORAGE_CONFIG_DIR", real);
+        let (run_dir, _) = self.run_dirs.set_up(Uuid::now_v7(), Vec::new()).await?;
         let done = async {
             while self.is_due().await {
                 sleep(Duration::from_millis(100)).await;
@@ -171,9 +158,16 @@ impl SignIn {
             patience: None,
             more: None,
         };
-        let tag = launcher.tag.run(&uuid.simple().to_string());
-        process::converse(&mut process, &tag, options, |_: Line<'_>| Next::More).await?;
-        blocking(move || folder.remove()).await
+        let renewed = match run_dir.start(Purpose::Renewal, "sonnet", &Rules::default()) {
+            Ok(waiting) => {
+                process::converse_with(waiting, &run_dir.tag(), options, |_: Line<'_>| Next::More).await;
+                Ok(())
+            }
+            Err(NotStarted::NotInstalled(program)) => Err(io::Error::other(format!("{} is not installed", program.display()))),
+            Err(NotStarted::Failed(why)) => Err(io::Error::other(why)),
+        };
+        run_dir.clear_away().await;
+        renewed
     }
 
     /// Renews it in time, and keeps the agents' copies as it is, for ever. Their configurations are in the folders of `rooms`, each below what
@@ -182,7 +176,7 @@ impl SignIn {
         let mut last = None;
         loop {
             self.renew().await;
-            let (environment, rooms, before) = (self.launcher.environment.clone(), rooms.clone(), last.clone());
+            let (environment, rooms, before) = (self.run_dirs.launcher.environment.clone(), rooms.clone(), last.clone());
             let hand_out = move || {
                 let now = copy(&environment);
                 if let Some(copy) = now.as_ref().filter(|copy| Some(*copy) != before.as_ref()) {

@@ -11,6 +11,7 @@ use uuid::Uuid;
 
 use super::command::{self, Purpose};
 use super::files::{self, MEMORY};
+use super::sign_in;
 use crate::agent::contract::{Attachment, Rules};
 use crate::agent::family;
 use crate::agent::folder::{Folder, TEMPORARY, clear};
@@ -114,10 +115,14 @@ impl RunDir {
         let program = programs::find(claude, &launcher.environment).ok_or_else(|| NotStarted::NotInstalled(claude.clone()))?;
         let read = files::settings(&launcher.environment);
         let memory = launcher.memory(rules).map_err(|error| NotStarted::Failed(error.to_string()))?;
-        let grants = Grants { own: memory.as_slice(), read: &read, network: rules.network };
+        let sign_in = (purpose == Purpose::Renewal).then(|| sign_in::folder(&launcher.environment));
+        let own: Vec<_> = memory.iter().chain(&sign_in).cloned().collect();
+        let grants = Grants { own: &own, read: &read, network: rules.network };
         let mut process = launcher.command(&program, self.folder.path(), grants);
         command::prepare(&mut process, purpose, self.uuid, model, &self.folder.temporary());
         files::use_config(&mut process, &config_of(&self.folder));
+        // Not documented; seen in claude 2.1.197 and 2.1.332.
+        process.envs(sign_in.map(|folder| ("CLAUDE_SECURESTORAGE_CONFIG_DIR", folder)));
         if let Some(memory) = memory {
             files::keep_memory(&mut process);
             // Not as an argument: it names the app.
