@@ -136,10 +136,14 @@ pub struct Confinement {
 }
 
 impl Confinement {
-    /// What an agent can read that is to be this program, and to read this too. A program opens nothing around what is hidden.
+    /// What an agent can read that is to be this program, and to read this too.
     pub fn to_read(&self, program: &Path, read: &[PathBuf]) -> Vec<PathBuf> {
-        let places = programs::places(program).into_iter().filter(|place| !is_around(place, &self.hidden));
-        self.read.iter().chain(read).cloned().chain(places).collect()
+        self.read.iter().chain(read).cloned().chain(self.places(program)).collect()
+    }
+
+    /// Where lies what a program reads. It opens nothing around what is hidden.
+    pub fn places(&self, program: &Path) -> Vec<PathBuf> {
+        programs::places(program).into_iter().filter(|place| !is_around(place, &self.hidden)).collect()
     }
 }
 

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use tokio::time::sleep;
 
 use crate::Forge;
-use crate::harness::{Answer, Server, by_acpx, until};
+use crate::harness::{Answer, Options, Server, by_acpx, until};
 
 /// The user's own settings, which would let everything pass.
 fn allow_all(home: &Path) {
@@ -38,11 +38,12 @@ async fn attempts(server: &Server, token: &str, session: &Value, secret: &Path, 
 
 #[tokio::test]
 async fn each_permission_holds_also_after_the_family_was_killed() {
-    let Some(forge) = Forge::start().await else { return };
+    // Neither in the home nor in /tmp, which are closed whatever the permissions are; this build may be there.
+    let elsewhere = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let options = Options::default().set("CLAWDFORGE_AGENTS_READ", elsewhere.path().display());
+    let Some(forge) = Forge::start_with(options).await else { return };
     let (server, token) = (&forge.server, &forge.token);
     allow_all(forge.home.path());
-    // Neither in the home nor new in /tmp, which are closed whatever the permissions are.
-    let elsewhere = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let secret = elsewhere.path().join("diary");
     std::fs::write(&secret, "quince").unwrap();
     for (permissions, may) in
@@ -69,9 +70,12 @@ async fn a_turn_in_a_mode_where_permissions_do_not_hold_is_ended_before_it_does_
     let work = PathBuf::from(session["cwd"].as_str().unwrap());
     // As a release might start in one by itself, an operator's managed settings say, or something that an agent left behind.
     let settings = work.parent().unwrap().join("config/settings.json");
+    // By a rename: claude chooses yet another mode where it finds half a file.
+    let meddled = settings.with_extension("meddled");
     let meddling = async {
         loop {
-            std::fs::write(&settings, json!({"permissions": {"defaultMode": "acceptEdits"}}).to_string()).unwrap();
+            std::fs::write(&meddled, json!({"permissions": {"defaultMode": "acceptEdits"}}).to_string()).unwrap();
+            std::fs::rename(&meddled, &settings).unwrap();
             sleep(Duration::from_millis(5)).await;
         }
     };

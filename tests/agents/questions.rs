@@ -68,12 +68,13 @@ fn data(stream: &str, name: &str) -> Value {
 
 #[tokio::test]
 async fn two_open_questions_are_answered_in_any_order_and_each_once() {
-    let Some(forge) = Forge::start_with(direct()).await else { return };
+    // The home is closed whatever is answered, and this build may be in /tmp.
+    let elsewhere = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let options = direct().set("CLAWDFORGE_AGENTS_READ", elsewhere.path().display());
+    let Some(forge) = Forge::start_with(options).await else { return };
     let (server, token) = (&forge.server, &forge.token);
     let (session, _) = create(server, token, json!({})).await;
     let path = format!("{session}/turn");
-    // The home is closed whatever is answered.
-    let elsewhere = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let files = ["a", "b"].map(|name| elsewhere.path().join(name));
     let reads = files.each_ref().map(|file| {
         std::fs::write(file, "the secret is quince").unwrap();

@@ -7,8 +7,8 @@ use clawdforge::agent::sandbox::{self, Impossible};
 use reqwest::StatusCode;
 use serde_json::{Value, json};
 
-use crate::Forge;
 use crate::harness::{Answer, Options, Server, by_acpx, settled, until};
+use crate::{Forge, clis};
 
 /// Without Landlock the caller is to return: the test is skipped, which is said aloud.
 async fn sandboxed(options: Options) -> Option<Forge> {
@@ -243,4 +243,23 @@ async fn programs_in_the_home_run_and_nothing_else_in_it_is_read() {
     let mine = session(server, token).await;
     let told = shell(server, token, &mine, &format!("node --version; head -c 9 {home}/Cargo.toml; ls {home}; ls {home}/src")).await;
     assert!(told.contains("v2") && told.matches("denied").count() == 3 && !told.contains("[package]"), "{told}");
+}
+
+#[tokio::test]
+async fn a_program_that_lies_in_the_home_itself_opens_nothing_beside_it() {
+    let Some(clis) = clis() else { return };
+    let home = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let claude = home.path().join("claude");
+    std::fs::hard_link(clis.claude.canonicalize().unwrap(), &claude).unwrap();
+    std::fs::write(home.path().join("diary"), "quince").unwrap();
+    let options = Options::default().set("CLAUDE_CODE_EXECUTABLE", claude.display());
+    let Some(forge) = Forge::start_at(options, home, Options::start_below).await else { return };
+    let Forge { server, token, home, .. } = &forge;
+    if server.get("/healthz", "").await.json["sandbox"] == "off" {
+        let _ = writeln!(std::io::stderr(), "SKIPPED: a test of the sandbox did not run");
+        return;
+    }
+    let mine = session(server, token).await;
+    let told = shell(server, token, &mine, &format!("ls {0}; cat {0}/diary; echo mine", home.path().display())).await;
+    assert!(told.contains("mine") && told.matches("denied").count() == 2 && !told.contains("quince"), "{told}");
 }

@@ -137,7 +137,10 @@ impl Acpx {
         let named = environment.get("CLAUDE_CODE_EXECUTABLE").unwrap_or(&self.claude_program);
         let claude = programs::find(named, environment);
         let own = [own, memory.as_slice()].concat();
-        let read = claude.as_deref().map(programs::places).unwrap_or_default();
+        // What acpx starts by its name alone, too.
+        let started = claude.iter().cloned().chain(programs::find(OsStr::new(&target.setup.agent), environment));
+        let confinement = self.launcher.confinement.as_ref();
+        let read: Vec<_> = started.filter_map(|program| Some(confinement?.places(&program))).flatten().collect();
         let mut command =
             self.launcher.command(program, target.dir.folder(), Grants { own: &own, read: &read, network: target.setup.rules.network });
         target.dir.furnish(&mut command);
