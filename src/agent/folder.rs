@@ -9,7 +9,7 @@ use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, linkat, open, openat, renameat, statat, unlinkat};
+use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, linkat, mkdirat, open, openat, renameat, statat, symlinkat, unlinkat};
 use rustix::io::Errno;
 
 use super::contract::{Attachment, Unprepared};
@@ -147,13 +147,29 @@ pub fn open_below(folder: &Path, names: &[&str]) -> io::Result<OwnedFd> {
     names.iter().try_fold(top, |folder, name| Ok(openat(&folder, *name, FOLDER | OFlags::RDONLY, Mode::empty())?))
 }
 
+/// The same, with those made that are missing.
+pub fn make_below(folder: &Path, names: &[&str]) -> io::Result<OwnedFd> {
+    names.iter().try_fold(open_below(folder, &[])?, |folder, name| match mkdirat(&folder, *name, Mode::RWXU) {
+        Ok(()) | Err(Errno::EXIST) => Ok(openat(&folder, *name, FOLDER | OFlags::RDONLY, Mode::empty())?),
+        Err(error) => Err(error.into()),
+    })
+}
+
 /// Puts a file in the place of whatever file is there, or link, in a folder in which an agent may be at work, or another of these. Nothing
 /// else is written.
 pub fn replace(folder: &OwnedFd, name: &str, content: &[u8]) -> io::Result<()> {
-    let partial = format!(".new-{}", uuid::Uuid::new_v4().simple());
     let new = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let written = openat(folder, &partial, new, Mode::RUSR | Mode::WUSR).map_err(io::Error::from);
-    let put = written.and_then(|file| File::from(file).write_all(content)).and_then(|()| Ok(renameat(folder, &partial, folder, name)?));
+    put_in_place(folder, name, |partial| File::from(openat(folder, partial, new, Mode::RUSR | Mode::WUSR)?).write_all(content))
+}
+
+/// The same with a link to a file.
+pub fn replace_by_link(folder: &OwnedFd, name: &str, to: &Path) -> io::Result<()> {
+    put_in_place(folder, name, |partial| Ok(symlinkat(to, folder, partial)?))
+}
+
+fn put_in_place(folder: &OwnedFd, name: &str, make: impl FnOnce(&str) -> io::Result<()>) -> io::Result<()> {
+    let partial = format!(".new-{}", uuid::Uuid::new_v4().simple());
+    let put = make(&partial).and_then(|()| Ok(renameat(folder, &partial, folder, name)?));
     if put.is_err() {
         let _ = unlinkat(folder, &partial, AtFlags::empty());
     }

@@ -170,12 +170,12 @@ impl Acpx {
         Self::check(target)?;
         let confinement = self.launcher.confinement.clone().map(|confinement| Confinement { cut_off: true, ..confinement });
         let launcher = Launcher { confinement, ..self.launcher.clone() };
-        let sign_in = kind.sign_in.found(&launcher.environment);
-        let grants = Grants { own: &sign_in, network: target.setup.rules.network, ..Grants::default() };
+        let renewed = kind.sign_in.renewed_in_place(&launcher.environment);
+        let grants = Grants { own: &renewed, network: target.setup.rules.network, ..Grants::default() };
         let mut command = launcher.command(program, target.dir.folder(), grants);
         target.dir.furnish(&mut command);
-        let linked = kind.sign_in.link(&mut command, &target.dir.home(), &launcher.environment);
-        linked.map_err(|error| Error::Failed(format!("the sign-in of {} can't be put into the session's folder ({error})", kind.name)))?;
+        let put = kind.sign_in.put(&mut command, &target.dir.home(), &launcher.environment);
+        put.map_err(|error| Error::Failed(format!("the sign-in of {} can't be put into the session's folder ({error})", kind.name)))?;
         kind.furnish(&mut command, &target.setup.permissions, target.setup.model.as_deref());
         Ok(command)
     }

@@ -17,6 +17,7 @@ pub(super) const KIND: Kind = Kind {
         home: Some("CODEX_HOME"),
         folder: ".codex",
         files: &["auth.json"],
+        good_once: Some("refresh_token"),
         methods: &[(Some("OPENAI_API_KEY"), "api-key")],
         how: "run \"codex login\" once, or set OPENAI_API_KEY",
     },

@@ -24,6 +24,8 @@ pub(super) const KIND: Kind = Kind {
         home: None,
         folder: ".gemini",
         files: &["oauth_creds.json", "google_accounts.json"],
+        // Google's are good for ever.
+        good_once: None,
         methods: &[(Some("GEMINI_API_KEY"), "gemini-api-key"), (None, "oauth-personal")],
         how: "run \"gemini\" once and sign in, or set GEMINI_API_KEY",
     },

@@ -7,16 +7,20 @@ mod gemini;
 mod opencode;
 mod qwen;
 
-use std::io::{self, ErrorKind};
-use std::os::unix::fs::symlink;
+use std::ffi::OsStr;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 use tokio::process::Command;
 
 use super::environment::Environment;
+use super::folder::{make_below, read_regular, replace, replace_by_link};
 use super::programs::Tested;
 use super::turn::{APPROVE_ALL, ASK, CLAUDE_AGENT};
+
+/// Bytes of a file of a sign-in, at most.
+const MOST: u64 = 1 << 20;
 
 /// An agent, as its file declares it.
 #[derive(Debug)]
@@ -64,8 +68,10 @@ pub struct SignIn {
     pub home: Option<&'static str>,
     /// That folder below a home.
     pub folder: &'static str,
-    /// The files in it by which it is signed in, and which it renews.
+    /// The files in it by which it is signed in.
     pub files: &'static [&'static str],
+    /// What in them is good once, and renewed with each use.
+    pub good_once: Option<&'static str>,
     /// The protocol's methods of signing in, each with the variable that it needs; without one it needs the files.
     pub methods: &'static [(Option<&'static str>, &'static str)],
     /// How a person signs in.
@@ -169,22 +175,35 @@ impl SignIn {
         named.or_else(|| Some(Path::new(environment.get("HOME")?).join(self.folder)))
     }
 
-    /// Puts links to the sign-in where an agent looks for it that is at home in `home`, and has it look there. What it renews gets to the
-    /// user's own.
-    pub fn link(&self, command: &mut Command, home: &Path, environment: &Environment) -> io::Result<()> {
+    /// Those that the agent has to renew where they lie: a copy of what is good once would end the sign-in.
+    pub fn renewed_in_place(&self, environment: &Environment) -> Vec<PathBuf> {
+        fn has(value: &Value, key: &str) -> bool {
+            match value {
+                Value::Object(fields) => fields.iter().any(|(name, value)| (name == key && value.is_string()) || has(value, key)),
+                Value::Array(items) => items.iter().any(|item| has(item, key)),
+                _ => false,
+            }
+        }
+        let read = |file: &PathBuf| serde_json::from_slice(&read_regular(file, MOST).ok()?).ok();
+        let is_good_once = |file: &PathBuf| self.good_once.is_some_and(|key| read(file).is_some_and(|content: Value| has(&content, key)));
+        self.found(environment).into_iter().filter(is_good_once).collect()
+    }
+
+    /// Puts the sign-in where an agent looks for it that is at home in `home`, and has it look there: copies, but links to what is renewed in
+    /// place.
+    pub fn put(&self, command: &mut Command, home: &Path, environment: &Environment) -> io::Result<()> {
         if let Some(name) = self.home {
             command.env_remove(name);
         }
-        let Some(real) = self.real(environment) else { return Ok(()) };
-        for file in self.files {
-            let (real, own) = (real.join(file), home.join(self.folder).join(file));
-            if !real.is_file() {
-                continue;
-            }
-            std::fs::create_dir_all(own.parent().unwrap_or(home))?;
-            match symlink(real, own) {
-                Err(error) if error.kind() != ErrorKind::AlreadyExists => return Err(error),
-                _ => {}
+        let in_place = self.renewed_in_place(environment);
+        let folders: Vec<_> = Path::new(self.folder).iter().filter_map(OsStr::to_str).collect();
+        for real in self.found(environment) {
+            let own = make_below(home, &folders)?;
+            let name = real.file_name().and_then(OsStr::to_str).unwrap_or_default();
+            if in_place.contains(&real) {
+                replace_by_link(&own, name, &real)?;
+            } else {
+                replace(&own, name, &read_regular(&real, MOST)?)?;
             }
         }
         Ok(())
@@ -224,18 +243,26 @@ mod tests {
     }
 
     #[test]
-    fn a_sign_in_is_linked_and_renewed_where_it_lies() {
+    fn a_sign_in_is_copied_but_where_it_is_good_once() {
         let (user, room) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let environment = Environment::of([("HOME", user.path())]);
         let kind = of("codex").unwrap();
         assert!(!kind.is_signed_in(&environment));
         std::fs::create_dir(user.path().join(".codex")).unwrap();
-        std::fs::write(user.path().join(".codex/auth.json"), "old").unwrap();
-        assert!(kind.is_signed_in(&environment));
-        for _ in 0..2 {
-            kind.sign_in.link(&mut Command::new("true"), room.path(), &environment).unwrap();
+        let [theirs, own] = [&user, &room].map(|home| home.path().join(".codex/auth.json"));
+        let key = r#"{"OPENAI_API_KEY":"sk-1","tokens":null}"#;
+        let tokens = r#"{"OPENAI_API_KEY":null,"tokens":{"access_token":"a","refresh_token":"r"}}"#;
+        for content in [key, tokens, tokens, key, key] {
+            std::fs::write(&theirs, content).unwrap();
+            assert!(kind.is_signed_in(&environment));
+            kind.sign_in.put(&mut Command::new("true"), room.path(), &environment).unwrap();
+            assert_eq!(std::fs::read_to_string(&own).unwrap(), content);
+            std::fs::write(&own, "changed").unwrap();
+            let kept = if content == key { content } else { "changed" };
+            assert_eq!(std::fs::read_to_string(&theirs).unwrap(), kept);
         }
-        std::fs::write(room.path().join(".codex/auth.json"), "new").unwrap();
-        assert_eq!(std::fs::read_to_string(user.path().join(".codex/auth.json")).unwrap(), "new");
+        std::fs::remove_dir_all(room.path().join(".codex")).unwrap();
+        std::os::unix::fs::symlink(user.path(), room.path().join(".codex")).unwrap();
+        kind.sign_in.put(&mut Command::new("true"), room.path(), &environment).unwrap_err();
     }
 }

@@ -22,6 +22,7 @@ pub(super) const KIND: Kind = Kind {
         home: None,
         folder: ".local/share/opencode",
         files: &["auth.json"],
+        good_once: Some("refresh"),
         methods: &[],
         how: "run \"opencode auth login\" once, or set its provider's key",
     },

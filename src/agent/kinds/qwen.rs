@@ -17,6 +17,7 @@ pub(super) const KIND: Kind = Kind {
         home: Some("QWEN_HOME"),
         folder: ".qwen",
         files: &["oauth_creds.json"],
+        good_once: Some("refresh_token"),
         methods: &[],
         how: "run \"qwen\" once and sign in, or set OPENAI_API_KEY, OPENAI_BASE_URL and OPENAI_MODEL",
     },
