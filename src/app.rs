@@ -1,6 +1,7 @@
 //! What the handlers share.
 
 use std::net::IpAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::agent::environment::Environment;
@@ -16,11 +17,16 @@ use crate::network::Networks;
 use crate::secret::TokenHash;
 use crate::session::Sessions;
 use crate::uploads::Uploads;
+use crate::wrong_tokens::WrongTokens;
 
 /// What the handlers share.
 pub struct App {
     /// Who may call.
     pub access: Access,
+    /// The folder of all that is the server's own.
+    pub data_dir: PathBuf,
+    /// Whether there is a page for the operator.
+    pub ui: bool,
     /// The ledger.
     pub ledger: Ledger,
     /// The uploads.
@@ -70,6 +76,8 @@ pub struct Access {
     pub admin: Option<TokenHash>,
     /// Networks that see the metrics without it.
     pub metrics: Networks,
+    /// Who sent wrong tokens lately.
+    pub wrong: WrongTokens,
 }
 
 impl Access {

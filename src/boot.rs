@@ -19,7 +19,7 @@ use crate::agent::environment::Environment;
 use crate::agent::family;
 use crate::agent::folder::clear;
 use crate::agent::groups::Groups;
-use crate::agent::kinds;
+use crate::agent::kinds::{self, Kind};
 use crate::agent::launcher::Launcher;
 use crate::agent::network::proxy::Proxy;
 use crate::agent::network::{self, Impossible, WayOut};
@@ -42,6 +42,7 @@ use crate::schema::Schemas;
 use crate::server::{SPARE_CONNECTIONS, Server};
 use crate::session::Sessions;
 use crate::uploads::Uploads;
+use crate::wrong_tokens::WrongTokens;
 
 /// Makes the data folder ready, opens the ledger, and clears away what a crash left. An error says what to do.
 pub async fn set_up(settings: Settings, environment: Environment) -> anyhow::Result<Server> {
@@ -99,13 +100,7 @@ pub async fn set_up(settings: Settings, environment: Environment) -> anyhow::Res
 
     let environment = &launcher.environment;
     let app = App {
-        others: kinds::others(&settings.agents)
-            .map(|kind| OtherAgent {
-                kind,
-                cli: Arc::new(Cli::new(kind.program.into(), kind.tested, environment)),
-                environment: environment.clone(),
-            })
-            .collect(),
+        others: others(&settings, environment),
         adapter: Arc::new(Cli::new(programs::adapter(&settings.acpx_bin, environment), ADAPTER_TESTED, environment)),
         claude: Arc::new(Cli::new(settings.claude_bin, CLAUDE_TESTED, environment)),
         acpx: Arc::new(Cli::new(settings.acpx_bin, ACPX_TESTED, environment)),
@@ -114,7 +109,10 @@ pub async fn set_up(settings: Settings, environment: Environment) -> anyhow::Res
             trusted_proxies: settings.trusted_proxies,
             admin: settings.admin,
             metrics: settings.metrics,
+            wrong: WrongTokens::default(),
         },
+        data_dir: data_dir.clone(),
+        ui: settings.ui,
         jobs,
         feeds,
         sessions,
@@ -142,6 +140,15 @@ pub async fn set_up(settings: Settings, environment: Environment) -> anyhow::Res
         drain: settings.drain,
         _lock: lock,
     })
+}
+
+/// The agents other than claude that sessions may name.
+fn others(settings: &Settings, environment: &Environment) -> Vec<OtherAgent> {
+    let other = |kind: &'static Kind| {
+        let cli = Arc::new(Cli::new(kind.program.into(), kind.tested, environment));
+        OtherAgent { kind, cli, environment: environment.clone() }
+    };
+    kinds::others(&settings.agents).map(other).collect()
 }
 
 fn folder(data_dir: &Path, name: &str) -> anyhow::Result<PathBuf> {

@@ -44,4 +44,6 @@ pub mod secret;
 pub mod server;
 pub mod session;
 pub mod sweeper;
+
 pub mod uploads;
+pub mod wrong_tokens;

@@ -37,7 +37,7 @@ impl fmt::Debug for TokenHash {
 
 /// A new app token's plaintext: `cf_` and 64 hex digits.
 pub fn app_token() -> String {
-    format!("cf_{}", random_hex::<32>())
+    format!("cf_{}", random())
 }
 
 /// What [`is_token_name`] asks for, in words.
@@ -52,6 +52,11 @@ pub fn is_token_name(name: &str) -> bool {
 /// A new upload's token: `ff_` and 32 hex digits.
 pub fn file_token() -> String {
     format!("ff_{}", random_hex::<16>())
+}
+
+/// What nobody guesses: 64 hex digits.
+pub fn random() -> String {
+    random_hex::<32>()
 }
 
 /// # Panics

@@ -11,6 +11,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::{RawValue, to_raw_value};
 use serde_json::{Map, Value, json};
 
+use super::contract::Usage;
+
 /// A message that an agent's client printed, with what was added.
 #[derive(Debug)]
 pub struct TypedMessage {
@@ -103,7 +105,7 @@ pub struct Messages {
     /// The ids of requests from the agent that are not answered yet; they repeat ours.
     asked: Vec<Value>,
     session_id: Option<String>,
-    usage: Option<(i64, i64)>,
+    usage: Usage,
     cost_usd: Option<f64>,
     agent_began: bool,
     mode: Option<String>,
@@ -153,8 +155,8 @@ impl Messages {
         self.last_error.as_deref()
     }
 
-    /// Tokens read and written, if the agent said so.
-    pub fn usage(&self) -> Option<(i64, i64)> {
+    /// Tokens, as far as the agent said so.
+    pub fn usage(&self) -> Usage {
         self.usage
     }
 
@@ -211,8 +213,15 @@ impl Messages {
         self.note_mode(&result["modes"]["currentModeId"]);
         if let Some(reason) = result["stopReason"].as_str() {
             let count = |name: &str| result["usage"][name].as_i64();
-            let cached = count("cachedReadTokens").unwrap_or(0).saturating_add(count("cachedWriteTokens").unwrap_or(0));
-            self.usage = count("inputTokens").zip(count("outputTokens")).map(|(read, written)| (read.saturating_add(cached), written));
+            let cached = [count("cachedReadTokens"), count("cachedWriteTokens")];
+            let read = count("inputTokens").map(|read| cached.into_iter().flatten().fold(read, i64::saturating_add));
+            let of_both = read.zip(count("outputTokens"));
+            self.usage = Usage {
+                input_tokens: of_both.map(|(read, _)| read),
+                cached_tokens: of_both.and(cached[0]),
+                output_tokens: of_both.map(|(_, written)| written),
+                cost_usd: None,
+            };
             return (kind("stop"), Some(TurnEnd::Stopped(reason.to_owned())));
         }
         let id = &message["id"];

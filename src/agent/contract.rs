@@ -306,6 +306,9 @@ pub enum Unprepared {
 pub struct Usage {
     /// Tokens read, those from the cache included.
     pub input_tokens: Option<i64>,
+    /// Of them, those that were read from the cache.
+    #[serde(default)]
+    pub cached_tokens: Option<i64>,
     /// Tokens written.
     pub output_tokens: Option<i64>,
     /// US dollars at list price, also where a subscription pays.
@@ -351,6 +354,9 @@ pub struct Outcome {
     pub stderr: String,
     /// From the start of the process.
     pub duration: Duration,
+    /// From there to the first piece of the reply, where it came in pieces.
+    #[serde(default)]
+    pub first_text: Option<Duration>,
 }
 
 impl Outcome {
@@ -366,6 +372,7 @@ impl Outcome {
             api_status: None,
             stderr: String::new(),
             duration: Duration::ZERO,
+            first_text: None,
         }
     }
 }

@@ -7,7 +7,7 @@ use serde_json::Value;
 use tokio::time::Instant;
 
 use super::acp::{Messages, TurnEnd, TypedMessage};
-use super::contract::{Ending, Event, Facts, Outcome, Setup, Usage};
+use super::contract::{Ending, Event, Facts, Outcome, Setup};
 use super::control::Control;
 use super::kinds;
 use super::questions::{Ask, Choice, Question};
@@ -178,7 +178,6 @@ impl<'a> Turn<'a> {
     /// What came of it. Its messages are gone then.
     pub fn outcome(&mut self, ending: Ending, stderr: String, began_at_usd: f64) -> Outcome {
         let messages = std::mem::take(&mut self.messages);
-        let (input_tokens, output_tokens) = messages.usage().unzip();
         let facts = Facts {
             agent_session: messages.session_id().map(str::to_owned),
             total_cost_usd: messages.cost_usd(),
@@ -186,7 +185,7 @@ impl<'a> Turn<'a> {
             began_at_usd,
             files: std::mem::take(&mut self.files),
         };
-        let (text, usage) = (messages.text().to_owned(), Usage { input_tokens, output_tokens, cost_usd: None });
+        let (text, usage) = (messages.text().to_owned(), messages.usage());
         let events = aside(self.bytes, || messages.into_messages().iter().map(TypedMessage::raw).collect());
         Outcome { text, events, usage, facts, stderr, duration: self.started.elapsed(), ..Outcome::of(ending) }
     }

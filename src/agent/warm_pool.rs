@@ -149,6 +149,11 @@ impl Pool {
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// How many wait.
+    pub fn ready(&self) -> usize {
+        self.state().ready.len()
+    }
+
     /// Keeps the pool from starting anything until the guard is dropped.
     pub fn hold(&self) -> Hold {
         self.state().holds += 1;

@@ -36,7 +36,7 @@ pub struct Operator;
 
 /// The caller's address, once it is known to be an allowed one.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Address(pub(super) IpAddr);
+pub(crate) struct Address(pub(crate) IpAddr);
 
 /// Lets in who calls from an allowed network; others get `403` whatever they ask for.
 pub async fn admit(State(app): State<Arc<App>>, mut request: Request, next: Next) -> Response {
@@ -78,8 +78,11 @@ impl FromRequestParts<Arc<App>> for Caller {
         if app.access.admin.as_ref() == Some(&hash) {
             return Err(ApiError::Forbidden("Use an app's token here; the admin token is for /admin alone."));
         }
-        let known = app.ledger.app(&hash).await?.ok_or(ApiError::Unauthorized)?;
         let Address(address) = *parts.extensions.get().ok_or(ApiError::Defect)?;
+        let Some(known) = app.ledger.app(&hash).await? else {
+            app.access.wrong.note(address).await;
+            return Err(ApiError::Unauthorized);
+        };
         if !known.networks.is_empty() && !known.networks.contain(address) {
             tracing::warn!(app = known.name, %address, "a token was used from outside its networks");
             return Err(ApiError::Forbidden("Call from an address that this token is bound to."));
@@ -104,7 +107,12 @@ impl FromRequestParts<Arc<App>> for Operator {
             Some(hash) if app.ledger.app(&hash).await?.is_some() => {
                 Err(ApiError::Forbidden("Use the admin token here; an app's token does not open /admin."))
             }
-            _ => Err(ApiError::Unauthorized),
+            Some(_) => {
+                let Address(address) = *parts.extensions.get().ok_or(ApiError::Defect)?;
+                app.access.wrong.note(address).await;
+                Err(ApiError::Unauthorized)
+            }
+            None => Err(ApiError::Unauthorized),
         }
     }
 }

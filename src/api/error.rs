@@ -176,7 +176,7 @@ impl From<session::Error> for ApiError {
 }
 
 impl ApiError {
-    pub(super) fn status_and_detail(&self) -> (StatusCode, String) {
+    pub(crate) fn status_and_detail(&self) -> (StatusCode, String) {
         let (status, detail) = match self {
             Self::Unauthorized => (StatusCode::UNAUTHORIZED, "Send a valid token as \"Authorization: Bearer …\"."),
             Self::Forbidden(detail) => (StatusCode::FORBIDDEN, *detail),
@@ -257,15 +257,19 @@ fn sentence(error: &impl std::error::Error) -> String {
 }
 
 impl ApiError {
-    /// The problem, as it is sent and kept.
-    pub fn into_answer(self) -> Answer {
-        let (status, detail) = self.status_and_detail();
-        // The cause goes to the log, once, and never to the caller.
-        match &self {
+    /// The cause goes to the log, once, and never to the caller.
+    pub(crate) fn log_cause(&self) {
+        match self {
             Self::Ledger(error) => tracing::error!(error = ?error, "the ledger failed"),
             Self::Disk(error) => tracing::error!(%error, "the disk failed"),
             _ => {}
         }
+    }
+
+    /// The problem, as it is sent and kept.
+    pub fn into_answer(self) -> Answer {
+        let (status, detail) = self.status_and_detail();
+        self.log_cause();
         let errors = if let Self::Invalid(errors) = self { errors } else { Vec::new() };
         let title = status.canonical_reason().unwrap_or("Error");
         let problem = Problem { kind: "about:blank", title, status: status.as_u16(), detail, errors };

@@ -45,7 +45,7 @@ async fn list(app: &App, app_name: Option<String>, query: Result<Query<RunsQuery
     let limit = limit.ok_or_else(|| wrong("limit to a number from 1 to 200"))?;
     let words = || Status::ALL.map(Status::as_str).join(", ");
     let status = status.map(|word| word.parse().map_err(|_| wrong(&format!("status to one of {}", words())))).transpose()?;
-    let wanted = RunsWanted { app_name, before, status, limit, characters: CHARACTERS };
+    let wanted = RunsWanted { app_name, before, status, limit, characters: CHARACTERS, ..RunsWanted::default() };
     let runs: Vec<_> = app.ledger.runs(wanted).await?.into_iter().map(ListedRun::from).collect();
     Ok(Json(RunList { count: runs.len(), runs }))
 }

@@ -12,14 +12,14 @@ pub mod metrics;
 mod permissions;
 mod render;
 mod reply;
-mod runs;
+pub(crate) mod runs;
 mod sessions;
-mod stream;
+pub(crate) mod stream;
 mod submission;
-mod tokens;
+pub(crate) mod tokens;
 mod turns;
 pub mod v1;
-mod validate;
+pub(crate) mod validate;
 mod view;
 
 use std::sync::Arc;

@@ -77,7 +77,7 @@ pub(super) fn held<T: Send>(bytes: impl Stream<Item = io::Result<Bytes>> + Send,
 }
 
 /// A response of server-sent events.
-pub(super) fn response(body: Body) -> Response {
+pub(crate) fn response(body: Body) -> Response {
     let mut response = Response::new(body);
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
@@ -124,7 +124,7 @@ fn event_frame(id: u64, event: &Event) -> Vec<u8> {
 }
 
 /// What an event of a completion's stream is among the others, if anything.
-fn model_event(kind: &str, event: &RawValue) -> Option<Event> {
+pub(crate) fn model_event(kind: &str, event: &RawValue) -> Option<Event> {
     let event: Value = serde_json::from_str(event.get()).ok()?;
     let piece = |name: &str| Some(event["delta"][name].as_str()?.to_owned());
     match kind {

@@ -1,11 +1,11 @@
-//! `/admin/tokens`: the operator mints, lists and revokes the apps' tokens.
+//! `/admin/tokens`: the operator mints, lists, changes, rotates and revokes the apps' tokens.
 
 use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -15,46 +15,140 @@ use super::body::{ValidJson, Validate, whole_number};
 use super::error::{ApiError, FieldError, Problem};
 use crate::agent::contract::{Network, Rules};
 use crate::app::App;
-use crate::ledger::{Limits, TokenRow};
+use crate::clock;
+use crate::ledger::{Limits, TokenChange, TokenRow};
 use crate::network::Networks;
 use crate::secret::{self, TokenHash};
 
 #[derive(Deserialize, ToSchema)]
-struct NewToken {
+pub(crate) struct NewToken {
     /// What the app's records are filed under.
     #[serde(default)]
     #[schema(required, pattern = "^[A-Za-z0-9][A-Za-z0-9._@-]{0,63}$")]
-    name: String,
+    pub(crate) name: String,
     /// Where the token may be used from; none means anywhere that the server answers.
     #[schema(example = json!(["172.24.0.0/16"]))]
-    ip_cidrs: Option<Vec<String>>,
+    pub(crate) ip_cidrs: Option<Vec<String>>,
     /// Runs and turns that the app may have at once; further ones wait. No limit by default.
     #[serde(default, deserialize_with = "whole_number")]
     #[schema(minimum = 1, maximum = 1_000_000)]
-    max_concurrent: Option<i64>,
+    pub(crate) max_concurrent: Option<i64>,
     /// US dollars a day (UTC) after which its runs and turns are refused with 429. No limit by default.
     #[schema(minimum = 0, example = 2.5)]
-    daily_usd: Option<f64>,
+    pub(crate) daily_usd: Option<f64>,
     /// What its agents reach of the network: all that the server does (`open`), the web outside private networks (`web`: ports 80 and 443), or
     /// the models' APIs alone (`model`). Needs a machine that can keep to it; `open` by default.
     #[schema(example = "web")]
-    network: Option<String>,
+    pub(crate) network: Option<String>,
     /// What lasts from one run to the next: nothing (`fresh`), or the folder in which claude keeps memories (`kept`); `fresh` by default.
     #[schema(example = "fresh")]
-    home: Option<String>,
+    pub(crate) home: Option<String>,
+}
+
+/// What is changed of a token: what is left out stays, and null is what a new token has that does not name it.
+#[derive(Default, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct TokenPatch {
+    /// Where the token may be used from; none means anywhere that the server answers.
+    #[serde(default, deserialize_with = "nullable")]
+    #[schema(value_type = Option<Vec<String>>, example = json!(["172.24.0.0/16"]))]
+    pub(crate) ip_cidrs: Option<Option<Vec<String>>>,
+    /// Runs and turns that the app may have at once.
+    #[serde(default, deserialize_with = "nullable_number")]
+    #[schema(value_type = Option<i64>, minimum = 1, maximum = 1_000_000)]
+    pub(crate) max_concurrent: Option<Option<i64>>,
+    /// US dollars a day (UTC).
+    #[serde(default, deserialize_with = "nullable")]
+    #[schema(value_type = Option<f64>, minimum = 0, example = 2.5)]
+    pub(crate) daily_usd: Option<Option<f64>>,
+    /// `open`, `web` or `model`.
+    #[serde(default, deserialize_with = "nullable")]
+    #[schema(value_type = Option<String>, example = "web")]
+    pub(crate) network: Option<Option<String>>,
+    /// `fresh` or `kept`.
+    #[serde(default, deserialize_with = "nullable")]
+    #[schema(value_type = Option<String>, example = "fresh")]
+    pub(crate) home: Option<Option<String>>,
+}
+
+fn nullable<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<Option<Option<T>>, D::Error> {
+    Option::deserialize(deserializer).map(Some)
+}
+
+fn nullable_number<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Option<i64>>, D::Error> {
+    whole_number(deserializer).map(Some)
+}
+
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+struct Rotation {
+    /// For how many seconds the old token is good, too; an hour by default.
+    #[serde(default, deserialize_with = "whole_number")]
+    #[schema(minimum = 0, maximum = 2_592_000)]
+    grace_secs: Option<i64>,
+}
+
+/// How long the old token is good beside the new one, in seconds, where nothing else is said.
+pub(crate) const GRACE: i64 = 3600;
+const MOST_GRACE: i64 = 30 * clock::DAY;
+
+fn network(name: Option<&str>) -> Option<Network> {
+    name.map_or(Some(Network::Open), Network::named)
+}
+
+fn home(name: Option<&str>) -> Option<&'static str> {
+    let name = name.unwrap_or(Rules::HOMES[0]);
+    Rules::HOMES.into_iter().find(|home| *home == name)
+}
+
+fn at_most(max_concurrent: Option<i64>) -> Option<u32> {
+    max_concurrent.and_then(|most| u32::try_from(most).ok())
 }
 
 impl NewToken {
-    fn network(&self) -> Option<Network> {
-        self.network.as_deref().map_or(Some(Network::Open), Network::named)
-    }
-
     fn rules(&self) -> Rules {
-        Rules::new(self.network().unwrap_or_default(), self.home.as_deref().unwrap_or_default(), &self.name)
+        Rules::new(network(self.network.as_deref()).unwrap_or_default(), self.home.as_deref().unwrap_or_default(), &self.name)
     }
+}
 
-    fn limits(&self) -> Limits {
-        Limits { max_concurrent: self.max_concurrent.and_then(|most| u32::try_from(most).ok()), daily_usd: self.daily_usd }
+impl TokenPatch {
+    fn change(&self) -> Result<TokenChange, ApiError> {
+        let networks = self.ip_cidrs.as_ref().map(|cidrs| Networks::parse(cidrs.iter().flatten())).transpose();
+        Ok(TokenChange {
+            networks: networks.map_err(|_| ApiError::Defect)?,
+            max_concurrent: self.max_concurrent.map(at_most),
+            daily_usd: self.daily_usd,
+            network: self.network.as_ref().and_then(|name| network(name.as_deref())),
+            home: self.home.as_ref().and_then(|name| home(name.as_deref())),
+        })
+    }
+}
+
+/// What a token's owner may set.
+fn check(
+    cidrs: Option<&Vec<String>>,
+    max_concurrent: Option<i64>,
+    daily_usd: Option<f64>,
+    reaches: Option<&str>,
+    keeps: Option<&str>,
+    errors: &mut Vec<FieldError>,
+) {
+    for (index, cidr) in cidrs.into_iter().flatten().enumerate() {
+        if let Err(error) = Networks::parse([cidr]) {
+            errors.push(FieldError::new(format!("/ip_cidrs/{index}"), error.to_string()));
+        }
+    }
+    if max_concurrent.is_some_and(|most| !(1..=1_000_000).contains(&most)) {
+        errors.push(FieldError::new("/max_concurrent", "the runs and turns at once must be from 1 to 1000000"));
+    }
+    if daily_usd.is_some_and(|usd| usd < 0.0) {
+        errors.push(FieldError::new("/daily_usd", "the dollars a day must not be negative"));
+    }
+    if network(reaches).is_none() {
+        errors.push(FieldError::new("/network", "what its agents reach of the network is open, web or model"));
+    }
+    if home(keeps).is_none() {
+        errors.push(FieldError::new("/home", "what lasts from run to run is said by fresh or kept"));
     }
 }
 
@@ -64,33 +158,36 @@ impl Validate for NewToken {
         if !secret::is_token_name(&self.name) {
             errors.push(FieldError::new("/name", secret::TOKEN_NAME_RULE));
         }
-        for (index, cidr) in self.ip_cidrs.iter().flatten().enumerate() {
-            if let Err(error) = Networks::parse([cidr]) {
-                errors.push(FieldError::new(format!("/ip_cidrs/{index}"), error.to_string()));
-            }
-        }
-        if self.max_concurrent.is_some_and(|most| !(1..=1_000_000).contains(&most)) {
-            errors.push(FieldError::new("/max_concurrent", "the runs and turns at once must be from 1 to 1000000"));
-        }
-        if self.daily_usd.is_some_and(|usd| usd < 0.0) {
-            errors.push(FieldError::new("/daily_usd", "the dollars a day must not be negative"));
-        }
-        if self.network().is_none() {
-            errors.push(FieldError::new("/network", "what its agents reach of the network is open, web or model"));
-        }
-        if self.home.as_deref().is_some_and(|home| !Rules::HOMES.contains(&home)) {
-            errors.push(FieldError::new("/home", "what lasts from run to run is said by fresh or kept"));
-        }
+        let Self { ip_cidrs, max_concurrent, daily_usd, network, home, .. } = self;
+        check(ip_cidrs.as_ref(), *max_concurrent, *daily_usd, network.as_deref(), home.as_deref(), &mut errors);
         errors
     }
 }
 
+impl Validate for TokenPatch {
+    fn errors(&self) -> Vec<FieldError> {
+        let mut errors = Vec::new();
+        let Self { ip_cidrs, max_concurrent, daily_usd, network, home } = self;
+        let (network, home) = (network.as_ref().and_then(Option::as_deref), home.as_ref().and_then(Option::as_deref));
+        check(ip_cidrs.as_ref().and_then(Option::as_ref), max_concurrent.flatten(), daily_usd.flatten(), network, home, &mut errors);
+        errors
+    }
+}
+
+impl Validate for Rotation {
+    fn errors(&self) -> Vec<FieldError> {
+        let wrong = self.grace_secs.is_some_and(|secs| !(0..=MOST_GRACE).contains(&secs));
+        let error = || FieldError::new("/grace_secs", "the seconds that the old token is good, too, must be from 0 to 2592000");
+        wrong.then(error).into_iter().collect()
+    }
+}
+
 #[derive(Serialize, ToSchema)]
-struct MintedToken {
+pub(crate) struct MintedToken {
     name: String,
     /// Shown this once.
     #[schema(pattern = "^cf_[0-9a-f]{64}$")]
-    token: String,
+    pub(crate) token: String,
     ip_cidrs: Vec<String>,
     /// Unix seconds.
     created_at: i64,
@@ -125,14 +222,29 @@ struct ListedToken {
     network: &'static str,
     /// `fresh` or `kept`.
     home: &'static str,
+    /// Unix seconds until which the token that it replaced is good, too, where it replaced one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(required = false)]
+    old_until: Option<i64>,
 }
 
 impl From<TokenRow> for ListedToken {
     fn from(row: TokenRow) -> Self {
-        let TokenRow { name, ip_cidrs, created_at, last_used, enabled, limits: Limits { max_concurrent, daily_usd }, rules } = row;
+        let TokenRow { name, ip_cidrs, created_at, last_used, enabled, limits: Limits { max_concurrent, daily_usd }, rules, old_until } =
+            row;
         let (network, home) = (rules.network.as_str(), rules.home());
-        Self { name, ip_cidrs, created_at, last_used, enabled, max_concurrent, daily_usd, network, home }
+        Self { name, ip_cidrs, created_at, last_used, enabled, max_concurrent, daily_usd, network, home, old_until }
     }
+}
+
+#[derive(Serialize, ToSchema)]
+struct RotatedToken {
+    name: String,
+    /// The new one, shown this once.
+    #[schema(pattern = "^cf_[0-9a-f]{64}$")]
+    token: String,
+    /// Unix seconds until which the old one is good, too.
+    old_until: i64,
 }
 
 #[derive(Serialize, ToSchema)]
@@ -148,15 +260,32 @@ struct Revoked {
     (status = "default", body = Problem, content_type = "application/problem+json", description = "The request was refused"),
 ))]
 async fn create(State(app): State<Arc<App>>, _: Operator, ValidJson(asked): ValidJson<NewToken>) -> Result<Json<MintedToken>, ApiError> {
-    let networks = Networks::parse(asked.ip_cidrs.clone().unwrap_or_default()).map_err(|_| ApiError::Defect)?;
-    let (token, limits, rules) = (secret::app_token(), asked.limits(), asked.rules());
-    if let (Err(why), true) = (&app.network, rules.network != Network::Open) {
-        return Err(ApiError::Invalid(vec![FieldError::new("/network", why.to_string())]));
-    }
+    mint(&app, asked).await.map(Json)
+}
+
+/// Mints a token, if what is asked for is valid and can be kept here.
+pub(crate) async fn mint(app: &App, asked: NewToken) -> Result<MintedToken, ApiError> {
+    valid(&asked)?;
+    let networks = Networks::parse(asked.ip_cidrs.iter().flatten()).map_err(|_| ApiError::Defect)?;
+    let limits = Limits { max_concurrent: at_most(asked.max_concurrent), daily_usd: asked.daily_usd };
+    let (token, rules) = (secret::app_token(), asked.rules());
+    check_network(app, rules.network)?;
     let created = app.ledger.create_token(&asked.name, &TokenHash::of(&token), &networks, limits, &rules).await?;
     let created_at = created.map_err(ApiError::NameTaken)?;
     tracing::info!(name = asked.name, "token minted");
-    Ok(Json(MintedToken { name: asked.name, token, ip_cidrs: networks.to_strings(), created_at }))
+    Ok(MintedToken { name: asked.name, token, ip_cidrs: networks.to_strings(), created_at })
+}
+
+fn valid(asked: &impl Validate) -> Result<(), ApiError> {
+    let errors = asked.errors();
+    if errors.is_empty() { Ok(()) } else { Err(ApiError::Invalid(errors)) }
+}
+
+fn check_network(app: &App, network: Network) -> Result<(), ApiError> {
+    match &app.network {
+        Err(why) if network != Network::Open => Err(ApiError::Invalid(vec![FieldError::new("/network", why.to_string())])),
+        _ => Ok(()),
+    }
 }
 
 /// List the tokens
@@ -177,13 +306,79 @@ async fn list(State(app): State<Arc<App>>, _: Operator) -> Result<Json<TokenList
 ))]
 async fn revoke(State(app): State<Arc<App>>, _: Operator, name: Result<Path<String>, PathRejection>) -> Result<Json<Revoked>, ApiError> {
     let Path(name) = name.map_err(|_| ApiError::NotFound)?;
-    if !app.ledger.revoke_token(&name).await? {
-        return Err(ApiError::NotFound);
-    }
-    tracing::info!(name, "token revoked");
+    take_back(&app, &name).await?;
     Ok(Json(Revoked { ok: true, name }))
 }
 
+/// Takes a token out of force.
+pub(crate) async fn take_back(app: &App, name: &str) -> Result<(), ApiError> {
+    if !app.ledger.revoke_token(name).await? {
+        return Err(ApiError::NotFound);
+    }
+    tracing::info!(name, "token revoked");
+    Ok(())
+}
+
+/// Change a token
+///
+/// What is left out stays. From the app's next request on; what waits or goes on keeps to what it was accepted with.
+#[utoipa::path(patch, path = "/admin/tokens/{name}", operation_id = "change_token", tag = "admin", security(("operator" = [])), params(("name" = String, Path)), request_body = TokenPatch, responses(
+    (status = OK, body = ListedToken),
+    (status = NOT_FOUND, body = Problem, content_type = "application/problem+json", description = "No token in force has that name"),
+    (status = "default", body = Problem, content_type = "application/problem+json", description = "The request was refused"),
+))]
+async fn patch(
+    State(app): State<Arc<App>>,
+    _: Operator,
+    name: Result<Path<String>, PathRejection>,
+    ValidJson(asked): ValidJson<TokenPatch>,
+) -> Result<Json<ListedToken>, ApiError> {
+    let Path(name) = name.map_err(|_| ApiError::NotFound)?;
+    change(&app, &name, asked).await.map(|row| Json(row.into()))
+}
+
+/// Changes a token that is in force, if what is asked for is valid and can be kept here.
+pub(crate) async fn change(app: &App, name: &str, asked: TokenPatch) -> Result<TokenRow, ApiError> {
+    valid(&asked)?;
+    let change = asked.change()?;
+    check_network(app, change.network.unwrap_or_default())?;
+    if !app.ledger.change_token(name, change).await? {
+        return Err(ApiError::NotFound);
+    }
+    tracing::info!(name, "token changed");
+    app.ledger.token(name).await?.ok_or(ApiError::NotFound)
+}
+
+/// Rotate a token
+///
+/// The app has a new one from now on, and the old one for as long as is said. A second rotation ends the first one's old token.
+#[utoipa::path(post, path = "/admin/tokens/{name}/rotate", operation_id = "rotate_token", tag = "admin", security(("operator" = [])), params(("name" = String, Path)), request_body = Rotation, responses(
+    (status = OK, body = RotatedToken),
+    (status = NOT_FOUND, body = Problem, content_type = "application/problem+json", description = "No token in force has that name"),
+    (status = "default", body = Problem, content_type = "application/problem+json", description = "The request was refused"),
+))]
+async fn rotate(
+    State(app): State<Arc<App>>,
+    _: Operator,
+    name: Result<Path<String>, PathRejection>,
+    ValidJson(asked): ValidJson<Rotation>,
+) -> Result<Json<RotatedToken>, ApiError> {
+    let Path(name) = name.map_err(|_| ApiError::NotFound)?;
+    let (token, old_until) = replace(&app, &name, asked.grace_secs.unwrap_or(GRACE)).await?;
+    Ok(Json(RotatedToken { name, token, old_until }))
+}
+
+/// Gives an app a new token, and says until when its old one is good, too: for so many seconds.
+pub(crate) async fn replace(app: &App, name: &str, grace: i64) -> Result<(String, i64), ApiError> {
+    valid(&Rotation { grace_secs: Some(grace) })?;
+    let (token, old_until) = (secret::app_token(), clock::now() + grace);
+    if !app.ledger.rotate_token(name, &TokenHash::of(&token), old_until).await? {
+        return Err(ApiError::NotFound);
+    }
+    tracing::info!(name, old_until, "token rotated");
+    Ok((token, old_until))
+}
+
 pub(super) fn routes() -> OpenApiRouter<Arc<App>> {
-    OpenApiRouter::new().routes(routes!(create, list)).routes(routes!(revoke))
+    OpenApiRouter::new().routes(routes!(create, list)).routes(routes!(revoke, patch)).routes(routes!(rotate))
 }

@@ -43,7 +43,7 @@ pub fn runs(args: RunsArgs) -> anyhow::Result<ExitCode> {
     let RunsArgs { limit, app: app_name, status, data } = args;
     let none_of = |_| anyhow::anyhow!("--status is none of {}", Status::ALL.map(Status::as_str).join(", "));
     let status = status.map(|word| word.parse().map_err(none_of)).transpose()?;
-    let wanted = RunsWanted { app_name, before: None, status, limit, characters: 60 };
+    let wanted = RunsWanted { app_name, status, limit, characters: 60, ..RunsWanted::default() };
     let ledger = token::open(&data.read())?;
     println!("{:<32} {:<16} {:<11} {:<12} {:>10} {:>9} {:>8}  PROMPT", "RUN", "APP", "STATUS", "MODEL", "STARTED", "MS", "USD");
     for run in super::runtime()?.block_on(ledger.runs(wanted))? {

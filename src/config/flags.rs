@@ -114,6 +114,9 @@ pub struct Flags {
     /// Other names of models, for apps that insist on theirs: gpt-4o=sonnet,…; none by default
     #[arg(long, env = "CLAWDFORGE_MODEL_MAP", value_name = "NAME=MODEL,…", hide_env_values = true)]
     pub(super) model_map: Option<String>,
+    /// Whether there is a page for the operator at /ui: on or off [default: on]
+    #[arg(long, env = "CLAWDFORGE_UI", value_name = "WHETHER", hide_env_values = true)]
+    pub(super) ui: Option<String>,
     /// How log lines look: text or json [default: text]
     #[arg(long, env = "CLAWDFORGE_LOG", value_name = "FORMAT", hide_env_values = true)]
     pub(super) log: Option<String>,

@@ -94,6 +94,8 @@ pub struct Settings {
     pub driver: Driver,
     /// Other names of models.
     pub model_map: BTreeMap<String, String>,
+    /// Whether there is a page for the operator.
+    pub ui: bool,
     /// How log lines look.
     pub log: LogFormat,
 }
@@ -151,6 +153,11 @@ impl Flags {
                 other => return Err(BadSetting::new("CLAWDFORGE_ACP", format!("is \"{other}\", which is neither acpx nor direct"))),
             },
             model_map: model_map(&text(self.model_map, ""))?,
+            ui: match given(self.ui.as_deref()).unwrap_or("on") {
+                "on" => true,
+                "off" => false,
+                other => return Err(BadSetting::new("CLAWDFORGE_UI", format!("is \"{other}\", which is neither on nor off"))),
+            },
             log: match given(self.log.as_deref()).unwrap_or("text") {
                 "text" => LogFormat::Text,
                 "json" => LogFormat::Json,

@@ -13,7 +13,7 @@ use std::time::{Duration, SystemTime};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::feed_format::{self, End, VERSION};
+use super::feed_format::{self, End, Record, VERSION};
 use super::feed_reader::{FeedReader, LargeFrames};
 use super::live::{Live, Told};
 use crate::agent::contract::Event;
@@ -111,6 +111,16 @@ impl Feeds {
             self.begin(id, Live::new(CancellationToken::new())).await?.end(Arc::new(end));
         }
         Ok(())
+    }
+
+    /// What a job has said so far, of its first `most` bytes. `None` where the feed is not kept any more.
+    pub async fn so_far(&self, id: &JobId, most: u64) -> io::Result<Option<Vec<Record>>> {
+        let path = self.path(id);
+        blocking(move || match File::open(path) {
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+            opened => feed_format::records(opened?, most).map(Some),
+        })
+        .await
     }
 
     /// The end of a job that is over, as far as its feed is kept.

@@ -90,6 +90,16 @@ pub(super) fn parse(line: &[u8]) -> Option<Record> {
     }
 }
 
+/// The lines that are whole of a feed's first `most` bytes.
+pub(super) fn records(file: File, most: u64) -> io::Result<Vec<Record>> {
+    let (mut records, mut lines, mut line) = (Vec::new(), BufReader::new(file.take(most)), Vec::new());
+    while lines.read_until(b'\n', &mut line)? > 0 {
+        records.extend(line.ends_with(b"\n").then(|| parse(&line)).flatten());
+        line.clear();
+    }
+    Ok(records)
+}
+
 /// How much of a feed is whole.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Whole {

@@ -3,8 +3,7 @@
 //! Each job is a task of its own, and the request that asked for it holds a guard. When a client leaves, its request is dropped and
 //! nothing after its `.await` happens, so all that must happen lives here.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use futures_util::future::{BoxFuture, pending};
 use tokio::sync::mpsc;
@@ -163,10 +162,13 @@ impl Life {
             return self.reject(lane, rejection).await;
         }
         let Held { turn, permit, going_on } = held;
-        let (started, said_nothing) = (Instant::now(), AtomicBool::new(true));
+        let (started, first_text) = (Instant::now(), OnceLock::new());
         let emit = |event: Event| {
-            if event.is_text() && said_nothing.swap(false, Ordering::Relaxed) {
-                METRICS.first_text(job.kind(), started.elapsed());
+            if event.is_text() {
+                first_text.get_or_init(|| {
+                    METRICS.first_text(job.kind(), started.elapsed());
+                    started.elapsed()
+                });
             }
             if let Some(Row { feed, .. }) = &self.row {
                 feed.tell(&event);
@@ -182,6 +184,7 @@ impl Life {
         };
         let (executed, ()) = tokio::join!(executing, self.record(changes, &emit));
         let Executed { outcome, cleanup, keeps_place } = executed;
+        let outcome = Outcome { first_text: first_text.get().copied(), ..outcome };
         let nothing = || Box::pin(std::future::ready(())) as BoxFuture<'_, ()>;
         let (before, beside) = if keeps_place { (cleanup, nothing()) } else { (nothing(), cleanup) };
         let settling = async {

@@ -33,7 +33,7 @@ use joining::Joinable;
 use lane::Lanes;
 use life::{Admitted, Life};
 use live::Live;
-use queue::{Admission, Queue};
+use queue::{Admission, Places, Queue};
 use rejection::Rejection;
 use spec::{Durability, Job};
 
@@ -145,6 +145,21 @@ impl Jobs {
         let Context { queue, tasks, stop, .. } = &*self.0;
         queue.close();
         end_tasks("jobs", tasks, stop, drained).await;
+    }
+
+    /// Who has how much of the places.
+    pub fn places(&self) -> Places {
+        self.0.queue.places()
+    }
+
+    /// How many processes wait that were started ahead.
+    pub fn standbys(&self) -> usize {
+        self.0.backends.warm.ready()
+    }
+
+    /// Whether no more are taken on.
+    pub fn is_stopping(&self) -> bool {
+        self.0.tasks.is_closed()
     }
 
     /// How many wait for a place.

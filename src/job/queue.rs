@@ -9,7 +9,7 @@
 //! may have half as many for itself. Nor can work that was promised a place keep another app from waiting: whatever was promised,
 //! each app may have one that waits.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::oneshot;
@@ -59,6 +59,30 @@ pub enum Admission {
     Guaranteed,
     /// It may not, and finds room: it was promised before.
     Readmitted,
+}
+
+/// The places of all apps.
+#[derive(Clone, Debug)]
+pub struct Places {
+    /// Of runs, those that are taken.
+    pub taken: usize,
+    /// Of runs, all.
+    pub all: usize,
+    /// The apps that have something, or wait, by name.
+    pub apps: Vec<AppPlaces>,
+}
+
+/// What an app has.
+#[derive(Clone, Debug)]
+pub struct AppPlaces {
+    /// Its name.
+    pub app: String,
+    /// Runs that go on.
+    pub runs: usize,
+    /// Turns that go on.
+    pub turns: usize,
+    /// Runs and turns that wait.
+    pub waiting: usize,
 }
 
 /// What a place is wanted for.
@@ -163,6 +187,21 @@ impl Queue {
         }
         *state.reserved.entry(app.to_owned()).or_default() += 1;
         Ok(Reservation { queue: self.clone(), app: app.to_owned() })
+    }
+
+    /// Who has how much.
+    pub fn places(&self) -> Places {
+        let state = self.state();
+        let nothing = |app: &String| AppPlaces { app: app.clone(), runs: 0, turns: 0, waiting: 0 };
+        let mut apps: BTreeMap<String, AppPlaces> = BTreeMap::new();
+        for (app, InUse { runs, turns, .. }) in &state.apps {
+            apps.insert(app.clone(), AppPlaces { runs: *runs, turns: *turns, ..nothing(app) });
+        }
+        for Waiter { request: PermitRequest { app, .. }, .. } in &state.waiting {
+            apps.entry(app.clone()).or_insert_with(|| nothing(app)).waiting += 1;
+        }
+        let taken = state.apps.values().map(|in_use| in_use.runs).sum();
+        Places { taken, all: taken + state.free, apps: apps.into_values().collect() }
     }
 
     /// How many wait.

@@ -134,7 +134,9 @@ fn end(job: &Job, outcome: &Outcome) -> JobEnd {
         error,
         // What a turn said is said, however it ended.
         result: (ok || job.spec.session.is_some()).then(|| outcome.text.clone()),
+        first_text_ms: outcome.first_text.map(clock::millis),
         input_tokens: outcome.usage.input_tokens,
+        cached_tokens: outcome.usage.cached_tokens,
         output_tokens: outcome.usage.output_tokens,
         cost_usd: outcome.usage.cost_usd,
     }

@@ -77,6 +77,7 @@ impl Job {
             agent: self.spec.agent.as_ref().map(|setup| setup.agent.clone()),
             model: self.spec.model.clone(),
             prompt: self.spec.prompt.clone(),
+            files: self.spec.files.iter().map(|file| file.name.clone()).collect(),
             attached: self.attached(),
             most_attached,
         }

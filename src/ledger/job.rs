@@ -72,6 +72,8 @@ pub struct NewJob {
     pub model: Option<String>,
     /// The prompt as the app sent it.
     pub prompt: String,
+    /// The names of the files that come with it.
+    pub files: Vec<String>,
     /// Bytes of the files that come with a turn, and stay in its session.
     pub attached: u64,
     /// Bytes that a session's files may have together.
@@ -113,8 +115,12 @@ pub struct JobEnd {
     pub error: Option<String>,
     /// The reply's text.
     pub result: Option<String>,
+    /// Milliseconds from the process's start to the first piece of the reply, where it came in pieces.
+    pub first_text_ms: Option<i64>,
     /// Tokens read, those from the cache included.
     pub input_tokens: Option<i64>,
+    /// Of them, those that were read from the cache.
+    pub cached_tokens: Option<i64>,
     /// Tokens written.
     pub output_tokens: Option<i64>,
     /// What the agent says it would have cost, in US dollars.
@@ -130,7 +136,9 @@ impl JobEnd {
             stop_reason: stop_reason.to_owned(),
             error: Some(error),
             result: None,
+            first_text_ms: None,
             input_tokens: None,
+            cached_tokens: None,
             output_tokens: None,
             cost_usd: None,
         }
@@ -174,6 +182,8 @@ pub struct JobRow {
     pub model: Option<String>,
     /// The prompt, or its beginning.
     pub prompt: String,
+    /// The names of the files that came with it.
+    pub files: Vec<String>,
     /// What has become of it.
     pub status: Status,
     /// Unix seconds; `None` for a job of an older release.
@@ -189,7 +199,7 @@ pub struct JobRow {
 /// Of a job, with so many characters of its texts as the third parameter says.
 pub(super) const COLUMNS: &str =
     "app_name, nullif(model, ''), substr(prompt, 1, ?3), status, queued_at, started_at, finished_at, duration_ms, ok,
-    stop_reason, error, substr(result, 1, ?3), input_tokens, output_tokens, cost_usd, agent";
+    stop_reason, error, substr(result, 1, ?3), input_tokens, output_tokens, cost_usd, agent, first_text_ms, cached_tokens, files";
 
 /// From [`COLUMNS`] and the turn's index.
 pub(super) fn job_row(row: &Row<'_>, id: JobId) -> rusqlite::Result<JobRow> {
@@ -206,6 +216,8 @@ pub(super) fn job_row(row: &Row<'_>, id: JobId) -> rusqlite::Result<JobRow> {
                 input_tokens: row.get(12)?,
                 output_tokens: row.get(13)?,
                 cost_usd: row.get(14)?,
+                first_text_ms: row.get(16)?,
+                cached_tokens: row.get(17)?,
             },
         )),
     };
@@ -218,7 +230,8 @@ pub(super) fn job_row(row: &Row<'_>, id: JobId) -> rusqlite::Result<JobRow> {
         queued_at: row.get(4)?,
         started_at: row.get(5)?,
         agent: row.get(15)?,
-        turn_index: row.get(16)?,
+        files: row.get::<_, Option<String>>(18)?.and_then(|files| serde_json::from_str(&files).ok()).unwrap_or_default(),
+        turn_index: row.get(19)?,
         finished,
     })
 }

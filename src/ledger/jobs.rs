@@ -65,7 +65,7 @@ impl Ledger {
             let written = db
                 .prepare_cached(&format!(
                     "UPDATE {table} SET request = NULL, finished_at = ?3, duration_ms = ?4, ok = ?5, stop_reason = ?6, error = ?7,
-                         result = ?8, input_tokens = ?9, output_tokens = ?10, cost_usd = ?11
+                         result = ?8, input_tokens = ?9, output_tokens = ?10, cost_usd = ?11, first_text_ms = ?12, cached_tokens = ?13
                      WHERE {it} AND finished_at IS NULL"
                 ))?
                 .execute(params![
@@ -80,6 +80,8 @@ impl Ledger {
                     end.input_tokens,
                     end.output_tokens,
                     cost_usd,
+                    end.first_text_ms,
+                    end.cached_tokens,
                 ])?;
             let turn_count = session.as_ref().map_or(0, |session| session.turn_count);
             if written == 0 {
@@ -111,7 +113,16 @@ impl Ledger {
 
     /// The app's job of that name, as long as its session is known.
     pub async fn job(&self, app: &str, id: &JobId) -> Result<Option<JobRow>, Error> {
-        let (app, id) = (app.to_owned(), id.clone());
+        self.job_of(Some(app.to_owned()), id).await
+    }
+
+    /// Any app's job of that name, as long as its session is known.
+    pub async fn any_job(&self, id: &JobId) -> Result<Option<JobRow>, Error> {
+        self.job_of(None, id).await
+    }
+
+    async fn job_of(&self, app: Option<String>, id: &JobId) -> Result<Option<JobRow>, Error> {
+        let id = id.clone();
         self.read(move |db| {
             let (table, it) = id.row();
             let (name, turn) = id.parameters();
@@ -122,9 +133,11 @@ impl Ledger {
                     "EXISTS (SELECT 1 FROM sessions WHERE session_id = ?1)",
                 ),
             };
-            db.prepare_cached(&format!("SELECT {COLUMNS}, {index} FROM {table} WHERE {it} AND app_name = ?4 AND {known}"))?
-                .query_row(params![name, turn, i64::MAX, app], |row| job_row(row, id.clone()))
-                .optional()
+            db.prepare_cached(&format!(
+                "SELECT {COLUMNS}, {index} FROM {table} WHERE {it} AND app_name = coalesce(?4, app_name) AND {known}"
+            ))?
+            .query_row(params![name, turn, i64::MAX, app], |row| job_row(row, id.clone()))
+            .optional()
         })
         .await
     }
@@ -166,14 +179,15 @@ fn free_key(db: &Connection, id: &JobId) -> rusqlite::Result<()> {
 }
 
 fn insert(db: &Connection, job: &NewJob, queued: bool, request: Option<&str>) -> rusqlite::Result<Inserted> {
-    let NewJob { id, app_name, client_ip, agent, model, prompt, attached, most_attached } = job;
+    let NewJob { id, app_name, client_ip, agent, model, prompt, files, attached, most_attached } = job;
+    let files = (!files.is_empty()).then(|| serde_json::to_string(files).expect("names are JSON"));
     let JobId::Turn { session_id, turn } = id else {
         return db
             .prepare_cached(
-                "INSERT INTO runs (run_id, app_name, client_ip, agent, model, prompt, queued_at, started_at, queued, request)
-                 VALUES (?1, ?2, ?3, coalesce(?4, 'claude'), coalesce(?5, ''), ?6, ?7, ?7, ?8, ?9)",
+                "INSERT INTO runs (run_id, app_name, client_ip, agent, model, prompt, queued_at, started_at, queued, request, files)
+                 VALUES (?1, ?2, ?3, coalesce(?4, 'claude'), coalesce(?5, ''), ?6, ?7, ?7, ?8, ?9, ?10)",
             )?
-            .execute(params![id.to_string(), app_name, client_ip, agent, model, prompt, clock::now(), queued, request])
+            .execute(params![id.to_string(), app_name, client_ip, agent, model, prompt, clock::now(), queued, request, files])
             .map(|_| Inserted::Written);
     };
     let counted = *attached == 0
@@ -188,9 +202,9 @@ fn insert(db: &Connection, job: &NewJob, queued: bool, request: Option<&str>) ->
     let inserted = db
         .prepare_cached(
             "INSERT INTO session_events
-                 (session_id, app_name, event, started_at, queued_at, agent, model, client_ip, prompt, queued, request, turn)
-             SELECT session_id, app_name, 'turn', ?2, ?2, agent, model, ?3, ?4, ?5, ?6, ?7 FROM sessions WHERE session_id = ?1 AND closed_at IS NULL",
+                 (session_id, app_name, event, started_at, queued_at, agent, model, client_ip, prompt, queued, request, turn, files)
+             SELECT session_id, app_name, 'turn', ?2, ?2, agent, model, ?3, ?4, ?5, ?6, ?7, ?8 FROM sessions WHERE session_id = ?1 AND closed_at IS NULL",
         )?
-        .execute(params![session_id, clock::now(), client_ip, prompt, queued, request, turn])?;
+        .execute(params![session_id, clock::now(), client_ip, prompt, queued, request, turn, files])?;
     Ok(if inserted == 1 { Inserted::Written } else { Inserted::SessionClosed })
 }

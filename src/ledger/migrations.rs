@@ -163,6 +163,20 @@ pub(super) const MIGRATIONS: &[&str] = &[
     ALTER TABLE tokens ADD COLUMN network TEXT NOT NULL DEFAULT 'open';
     ALTER TABLE tokens ADD COLUMN home TEXT NOT NULL DEFAULT 'fresh';
 ",
+    // The token that one replaced, and until when it is good, too; the names of attached files, as JSON; how long the
+    // first piece of a reply took, and what of its input was cached.
+    "
+    ALTER TABLE tokens ADD COLUMN old_sha256 TEXT;
+    ALTER TABLE tokens ADD COLUMN old_until INTEGER;
+    CREATE INDEX session_events_open ON session_events (id) WHERE finished_at IS NULL;
+    CREATE INDEX tokens_old ON tokens (old_sha256) WHERE old_sha256 IS NOT NULL;
+    ALTER TABLE runs ADD COLUMN files TEXT;
+    ALTER TABLE session_events ADD COLUMN files TEXT;
+    ALTER TABLE runs ADD COLUMN first_text_ms INTEGER;
+    ALTER TABLE runs ADD COLUMN cached_tokens INTEGER;
+    ALTER TABLE session_events ADD COLUMN first_text_ms INTEGER;
+    ALTER TABLE session_events ADD COLUMN cached_tokens INTEGER;
+",
 ];
 
 /// Brings the database to the newest version in one transaction.

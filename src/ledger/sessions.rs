@@ -64,7 +64,7 @@ pub enum BeginSession {
     KeyTaken,
 }
 
-const COLUMNS: &str = "session_id, app_name, agent, model, permissions, meta, cwd, created_at, last_turn_at, turn_count,
+pub(super) const COLUMNS: &str = "session_id, app_name, agent, model, permissions, meta, cwd, created_at, last_turn_at, turn_count,
     closed_at, driver, acp_session_id, system, permission_timeout_secs, allow_always";
 
 impl Ledger {
@@ -134,12 +134,21 @@ impl Ledger {
 
     /// The app's session of that id.
     pub async fn session(&self, app: &str, session_id: &str) -> Result<Option<Session>, Error> {
-        let (app, session_id) = (app.to_owned(), session_id.to_owned());
+        self.session_of(Some(app.to_owned()), session_id).await
+    }
+
+    /// Any app's session of that id.
+    pub async fn any_session(&self, session_id: &str) -> Result<Option<Session>, Error> {
+        self.session_of(None, session_id).await
+    }
+
+    async fn session_of(&self, app: Option<String>, session_id: &str) -> Result<Option<Session>, Error> {
+        let session_id = session_id.to_owned();
         self.read(move |db| {
             db.prepare_cached(&format!(
-                "SELECT {COLUMNS} FROM sessions WHERE session_id = ?1 AND app_name = ?2 AND acpx_record_id IS NOT NULL"
+                "SELECT {COLUMNS} FROM sessions WHERE session_id = ?1 AND app_name = coalesce(?2, app_name) AND acpx_record_id IS NOT NULL"
             ))?
-            .query_row([session_id, app], session_at)
+            .query_row(params![session_id, app], session_at)
             .optional()
         })
         .await

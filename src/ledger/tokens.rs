@@ -56,6 +56,23 @@ pub struct TokenRow {
     pub limits: Limits,
     /// What binds its app's agents.
     pub rules: Rules,
+    /// Unix seconds until which the token that it replaced is good, too, where there is one.
+    pub old_until: Option<i64>,
+}
+
+/// What is to be changed of a token; `None` leaves it.
+#[derive(Clone, Debug, Default)]
+pub struct TokenChange {
+    /// Where it may be used from.
+    pub networks: Option<Networks>,
+    /// Runs and turns at once.
+    pub max_concurrent: Option<Option<u32>>,
+    /// US dollars a day in UTC.
+    pub daily_usd: Option<Option<f64>>,
+    /// What its app's agents reach of the network.
+    pub network: Option<Network>,
+    /// What lasts from one run to the next: one of [`Rules::HOMES`].
+    pub home: Option<&'static str>,
 }
 
 /// A token in force already has that name.
@@ -81,7 +98,8 @@ impl Ledger {
                  VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)
                  ON CONFLICT (name) DO UPDATE SET token_sha256 = excluded.token_sha256, ip_cidrs = excluded.ip_cidrs,
                      created_at = excluded.created_at, max_concurrent = excluded.max_concurrent, daily_usd = excluded.daily_usd,
-                     network = excluded.network, home = excluded.home, last_used = NULL, enabled = 1
+                     network = excluded.network, home = excluded.home, last_used = NULL, enabled = 1,
+                     old_sha256 = NULL, old_until = NULL
                  WHERE enabled = 0",
                 params![name, hash.as_str(), networks, now, limits.max_concurrent, limits.daily_usd, network, home],
             )?;
@@ -93,12 +111,56 @@ impl Ledger {
     /// Every token, revoked ones included, by name.
     pub async fn tokens(&self) -> Result<Vec<TokenRow>, Error> {
         self.flush_used().await?;
-        self.read(|db| {
-            db.prepare(
-                "SELECT name, ip_cidrs, created_at, last_used, enabled, max_concurrent, daily_usd, network, home FROM tokens ORDER BY name",
-            )?
-            .query_map([], row)?
-            .collect()
+        self.read(|db| db.prepare(&format!("SELECT {COLUMNS} FROM tokens ORDER BY name"))?.query_map(params![clock::now()], row)?.collect())
+            .await
+    }
+
+    /// The token of that name, if it is in force.
+    pub async fn token(&self, name: &str) -> Result<Option<TokenRow>, Error> {
+        let name = name.to_owned();
+        self.read(move |db| {
+            db.prepare_cached(&format!("SELECT {COLUMNS} FROM tokens WHERE name = ?2 AND enabled = 1"))?
+                .query_row(params![clock::now(), name], row)
+                .optional()
+        })
+        .await
+    }
+
+    /// Changes a token that is in force, from the next request that it comes with. False where there is none of that name.
+    pub async fn change_token(&self, name: &str, change: TokenChange) -> Result<bool, Error> {
+        let name = name.to_owned();
+        self.write(move |db| {
+            let TokenChange { networks, max_concurrent, daily_usd, network, home } = &change;
+            let changed = db.execute(
+                "UPDATE tokens SET ip_cidrs = coalesce(?2, ip_cidrs), max_concurrent = iif(?3, ?4, max_concurrent),
+                     daily_usd = iif(?5, ?6, daily_usd), network = coalesce(?7, network), home = coalesce(?8, home)
+                 WHERE name = ?1 AND enabled = 1",
+                params![
+                    name,
+                    networks.as_ref().map(ToString::to_string),
+                    max_concurrent.is_some(),
+                    max_concurrent.flatten(),
+                    daily_usd.is_some(),
+                    daily_usd.flatten(),
+                    network.map(Network::as_str),
+                    home,
+                ],
+            )?;
+            Ok(changed == 1)
+        })
+        .await
+    }
+
+    /// Has a new token stand for that of this name, which is good until `old_until`, too, in Unix seconds; whatever it replaced before is good
+    /// no more. False where none of that name is in force.
+    pub async fn rotate_token(&self, name: &str, hash: &TokenHash, old_until: i64) -> Result<bool, Error> {
+        let (name, hash) = (name.to_owned(), hash.clone());
+        self.write(move |db| {
+            let rotated = db.execute(
+                "UPDATE tokens SET old_sha256 = token_sha256, old_until = ?3, token_sha256 = ?2 WHERE name = ?1 AND enabled = 1",
+                params![name, hash.as_str(), old_until],
+            )?;
+            Ok(rotated == 1)
         })
         .await
     }
@@ -115,9 +177,12 @@ impl Ledger {
         let found = self
             .read(move |db| {
                 db.prepare_cached(
-                    "SELECT name, ip_cidrs, max_concurrent, daily_usd, network, home FROM tokens WHERE token_sha256 = ?1 AND enabled = 1",
+                    "SELECT name, ip_cidrs, max_concurrent, daily_usd, network, home FROM tokens
+                     WHERE enabled = 1 AND (token_sha256 = ?1 OR (old_sha256 = ?1 AND old_until > ?2))",
                 )?
-                .query_row([hash.as_str()], |row| Ok((row.get(0)?, row.get::<_, String>(1)?, limits(row, 2)?, rules(row, 4)?)))
+                .query_row(params![hash.as_str(), clock::now()], |row| {
+                    Ok((row.get(0)?, row.get::<_, String>(1)?, limits(row, 2)?, rules(row, 4)?))
+                })
                 .optional()
             })
             .await?;
@@ -150,6 +215,10 @@ impl Ledger {
     }
 }
 
+/// The first parameter is now, in Unix seconds.
+const COLUMNS: &str = "name, ip_cidrs, created_at, last_used, enabled, max_concurrent, daily_usd, network, home,
+    iif(old_until > ?1, old_until, NULL)";
+
 fn row(row: &Row<'_>) -> rusqlite::Result<TokenRow> {
     Ok(TokenRow {
         name: row.get(0)?,
@@ -159,6 +228,7 @@ fn row(row: &Row<'_>) -> rusqlite::Result<TokenRow> {
         enabled: row.get(4)?,
         limits: limits(row, 5)?,
         rules: rules(row, 7)?,
+        old_until: row.get(9)?,
     })
 }
 

@@ -18,4 +18,5 @@ mod schema;
 mod sessions;
 mod standby;
 mod stop;
+mod tokens;
 mod work;

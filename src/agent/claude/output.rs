@@ -216,6 +216,7 @@ impl<'a> Reader<'a> {
                         if let Some(tokens) = talk.assembly().tokens() {
                             self.usage.input_tokens = Some(tokens.read());
                             self.usage.output_tokens = Some(tokens.output_tokens);
+                            self.usage.cached_tokens = Some(tokens.cache_read_input_tokens);
                         }
                         result.completion(talk.assembly().finish())
                     }
@@ -330,7 +331,7 @@ mod tests {
         ]);
         assert_eq!(next, [Next::More, Next::More, Next::Answered]);
         assert_eq!(reply(&mut reader), Some(("hi".to_owned(), "end_turn".to_owned())));
-        assert_eq!(reader.usage(), Usage { input_tokens: Some(7), output_tokens: Some(8), cost_usd: Some(0.5) });
+        assert_eq!(reader.usage(), Usage { input_tokens: Some(7), cached_tokens: Some(4), output_tokens: Some(8), cost_usd: Some(0.5) });
     }
 
     #[test]

@@ -100,6 +100,7 @@ impl ResultLine {
                 let read = [counts.input_tokens, counts.cache_creation_input_tokens, counts.cache_read_input_tokens];
                 counts.input_tokens.map(|_| read.into_iter().flatten().fold(0, i64::saturating_add))
             }),
+            cached_tokens: counts.and_then(|counts| counts.cache_read_input_tokens),
             output_tokens: counts.and_then(|counts| counts.output_tokens),
             cost_usd: self.total_cost_usd,
         }
