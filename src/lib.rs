@@ -45,5 +45,6 @@ pub mod server;
 pub mod session;
 pub mod sweeper;
 
+pub mod ui;
 pub mod uploads;
 pub mod wrong_tokens;

@@ -27,8 +27,10 @@ use crate::agent::tag::Tag;
 use crate::agent::warm_pool::Pool;
 use crate::api;
 use crate::app::App;
+use crate::ledger::Ledger;
 use crate::listener::{self, Places};
 use crate::sweeper::Sweeper;
+use crate::ui;
 
 /// Open connections beyond those of runs and of the queue; further ones wait to be accepted.
 pub(crate) const SPARE_CONNECTIONS: usize = 2048;
@@ -62,6 +64,11 @@ pub struct Server {
 }
 
 impl Server {
+    /// Its ledger.
+    pub fn ledger(&self) -> &Ledger {
+        &self.app.ledger
+    }
+
     /// The tag of all that its agents are.
     pub fn tag(&self) -> Tag {
         self.launcher.tag.clone()
@@ -164,7 +171,9 @@ impl Server {
 
 /// The one list of layers, the outermost last.
 fn router(app: Arc<App>) -> Router {
-    api::routes(app.clone())
+    let routes = api::routes(app.clone());
+    let routes = if app.ui { routes.merge(ui::routes(app.clone())) } else { routes };
+    routes
         .layer(middleware::from_fn(api::body::guard))
         .layer(middleware::from_fn(api::metrics::count))
         .layer(middleware::from_fn_with_state(app, api::auth::admit))

@@ -32,41 +32,41 @@ use crate::agent::turn::{ASK, CLAUDE_AGENT};
 use crate::app::App;
 use crate::ledger::{JobId, JobRow};
 
-#[derive(Debug, Deserialize, Serialize, ToSchema)]
-struct RunRequest {
+#[derive(Debug, Default, Deserialize, Serialize, ToSchema)]
+pub(crate) struct RunRequest {
     /// Up to 10 MiB. Any text is safe.
     #[serde(default)]
     #[schema(required, min_length = 1, max_length = 10_485_760)]
-    prompt: String,
+    pub(crate) prompt: String,
     // Defaults stand in words: from `default`, generators take an optional property for one that is always there.
     /// `sonnet` by default; another agent's is its own.
     #[schema(pattern = r"^[A-Za-z0-9][A-Za-z0-9._:/@\[\]-]{0,127}$")]
-    model: Option<String>,
+    pub(crate) model: Option<String>,
     /// Added to the CLI's own system prompt.
-    system: Option<String>,
+    pub(crate) system: Option<String>,
     /// Tokens from `POST /files`.
     #[schema(max_items = 256)]
-    files: Option<Vec<String>>,
+    pub(crate) files: Option<Vec<String>>,
     /// A JSON Schema of up to 64 KiB, which `result` then fits.
     #[schema(value_type = Option<std::collections::BTreeMap<String, serde_json::Value>>)]
-    schema: Option<Box<RawValue>>,
+    pub(crate) schema: Option<Box<RawValue>>,
     /// How long the CLI may take, in seconds; 120 by default.
     #[serde(default, deserialize_with = "whole_number")]
     #[schema(minimum = 5, maximum = 600)]
-    timeout_secs: Option<i64>,
+    pub(crate) timeout_secs: Option<i64>,
     /// `claude` by default, or another of the server's agents. Only claude takes `system` and `schema`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    agent: Option<String>,
+    pub(crate) agent: Option<String>,
     /// `ask`: what the agent may do is asked of the app (`/runs/{id}/permissions`), where the run is streamed or in the background. Without
     /// it, what isn't plainly safe is denied. Agents other than claude can have `approve-all`, `approve-reads` and `deny-all` too, as far
     /// as each keeps them.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(pattern = "^(approve-all|approve-reads|deny-all|ask)$")]
-    permissions: Option<String>,
+    pub(crate) permissions: Option<String>,
     /// After how many seconds a question is refused that nobody answered; 300 by default.
     #[serde(default, deserialize_with = "whole_number", skip_serializing_if = "Option::is_none")]
     #[schema(minimum = 10, maximum = 3600)]
-    permission_timeout_secs: Option<i64>,
+    pub(crate) permission_timeout_secs: Option<i64>,
 }
 
 impl Validate for RunRequest {
@@ -116,28 +116,43 @@ async fn run(
     if let Some(id) = submission::claimed(&app, key.as_ref()).await? {
         return submission::replay(&app, &caller, &options, &id).await;
     }
-    if let Some(schema) = &asked.schema {
-        app.jobs.check_schema(&caller.app, schema).await?;
-    }
-    let agent = other_agent(&app, &asked)?;
     if asked.permissions.as_deref() == Some(ASK) && !options.is_early() {
         let detail = "nobody could answer while the request waits; have the events come (Accept: text/event-stream), or the run go on in the background (Prefer: respond-async)";
         return Err(ApiError::Invalid(vec![FieldError::new("/permissions", detail)]));
     }
-    let spec = Spec {
+    let spec = spec(&app, &caller, asked).await?;
+    submission::submit(&app, &caller, &options, key, Uuid::now_v7(), spec).await
+}
+
+/// What is asked of an agent, as far as it can be promised.
+async fn spec(app: &App, caller: &Caller, asked: RunRequest) -> Result<Spec, ApiError> {
+    if let Some(schema) = &asked.schema {
+        app.jobs.check_schema(&caller.app, schema).await?;
+    }
+    let agent = other_agent(app, &asked)?;
+    Ok(Spec {
         prompt: asked.prompt,
         model: asked.model.or_else(|| agent.is_none().then(|| "sonnet".to_owned())),
         system: asked.system.filter(|system| !system.is_empty()),
         schema: asked.schema,
-        files: attachments(&app, &caller, asked.files.unwrap_or_default()).await?,
+        files: attachments(app, caller, asked.files.unwrap_or_default()).await?,
         timeout: Duration::from_secs(asked.timeout_secs.unwrap_or(120).cast_unsigned()),
         session: None,
         completion: None,
         ask: asked.permissions.filter(|_| agent.is_none()).map(|_| ask(asked.permission_timeout_secs, false)),
         agent,
         rules: Rules::default(),
-    };
-    submission::submit(&app, &caller, &options, key, Uuid::now_v7(), spec).await
+    })
+}
+
+/// Begins a run of the caller's in the background. Gives its id.
+pub(crate) async fn begin(app: &App, caller: &Caller, asked: RunRequest) -> Result<JobId, ApiError> {
+    let errors = asked.errors();
+    if !errors.is_empty() {
+        return Err(ApiError::Invalid(errors));
+    }
+    let spec = spec(app, caller, asked).await?;
+    submission::begin(app, caller, spec).await
 }
 
 /// The agent that is to make the run, where that is not claude. Refuses what can't be promised of it.

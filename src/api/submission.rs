@@ -139,9 +139,7 @@ pub(super) async fn submit(
         None => (Of::Run, Some(JobId::Run(uuid.simple().to_string()))),
         Some(session) => (Of::Turn(session.session_id.clone()), None),
     };
-    check_rules(app, caller, spec.session.as_ref().map_or(Driver::Direct, |conversation| conversation.driver))?;
-    let spec = spec.bound_by(&caller.rules);
-    let job = Job { uuid, app: caller.app.clone(), client_ip: caller.address.to_string(), spec, limits: caller.limits };
+    let job = job(app, caller, uuid, spec)?;
     match app.jobs.submit(job, options.durability(key.clone())).await? {
         Submitted::Accepted { id: Some(id), guard, .. } if options.is_early() => respond(app, caller, options, &id, guard).await,
         Submitted::Accepted { live, guard, .. } => {
@@ -155,6 +153,22 @@ pub(super) async fn submit(
             replay(app, caller, options, &first).await
         }
     }
+}
+
+/// Takes a run on that goes on in the background. Gives its id.
+pub(super) async fn begin(app: &App, caller: &Caller, spec: Spec) -> Result<JobId, ApiError> {
+    let job = job(app, caller, Uuid::now_v7(), spec)?;
+    match app.jobs.submit(job, Durability::Detached { key: None }).await? {
+        Submitted::Accepted { id: Some(id), .. } => Ok(id),
+        Submitted::Accepted { id: None, .. } | Submitted::KeyTaken => Err(ApiError::Defect),
+    }
+}
+
+/// The job of a caller, bound by the rules of its token.
+fn job(app: &App, caller: &Caller, uuid: Uuid, spec: Spec) -> Result<Job, ApiError> {
+    check_rules(app, caller, spec.session.as_ref().map_or(Driver::Direct, |conversation| conversation.driver))?;
+    let spec = spec.bound_by(&caller.rules);
+    Ok(Job { uuid, app: caller.app.clone(), client_ip: caller.address.to_string(), spec, limits: caller.limits })
 }
 
 /// What came, or comes, of a request that was sent before.

@@ -93,6 +93,7 @@ async fn serve_and_show(args: &Args, clis: &Clis, folder: &Path) -> anyhow::Resu
         ..Flags::default().read()?
     };
     let server = boot::set_up(settings, demo::environment(clis, &stub.url(), &home)).await?;
+    server.ledger().insert_past(demo::past::runs()).await?;
     let stop = Stop::default();
     let url = format!("http://{address}");
     let showing = async {
@@ -120,10 +121,15 @@ fn agents(shown: &str) -> Vec<String> {
 /// Mints a token, makes a run and a session of two turns, and prints them with lines to paste.
 async fn show(url: &str, admin: &str, agent: &str) -> anyhow::Result<()> {
     let mint = format!("{url}/admin/tokens");
+    for app in demo::past::APPS {
+        post(&mint, admin, &json!({"name": app, "ip_cidrs": ["127.0.0.0/8", "::1"], "daily_usd": 2.0})).await?;
+    }
     let minted = post(&mint, admin, &json!({"name": "demo"})).await?;
     let token = minted["token"].as_str().context("no token was minted")?;
     println!("The server listens on {url}; the model behind the real {agent} CLI is a stub.\n");
-    println!("Admin token  {admin}\nApp token    {token}\n");
+    println!(
+        "Admin token  {admin}\nApp token    {token}\nPage         {url}/ui (sign in with the admin token; the runs of the days before are the demo's)\n"
+    );
 
     let mut request = json!({"prompt": "Say hello to the house.", "timeout_secs": 60});
     if agent != "claude" {

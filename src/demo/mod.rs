@@ -2,6 +2,7 @@
 //! For `clawdforge demo`, for an app's own integration tests, and for this project's.
 
 pub mod install;
+pub mod past;
 pub mod stub;
 
 use std::path::Path;
