@@ -7,7 +7,7 @@ use crate::ledger::{JobEnd, PastRun};
 
 /// The apps that the runs are of.
 pub const APPS: [&str; 3] = ["demo-kitchen", "demo-garden", "demo-office"];
-const DAYS: i64 = 14;
+const DAYS: i64 = 30;
 const PROMPTS: [&str; 6] = [
     "What can I cook from leeks, eggs and yesterday's rice?",
     "Sum up these minutes in five lines.",
@@ -30,7 +30,7 @@ impl Dice {
     }
 }
 
-/// The runs of the last two weeks.
+/// The runs of the last weeks.
 pub fn runs() -> Vec<PastRun> {
     let (mut dice, now) = (Dice(7), clock::now());
     let mut runs = Vec::new();
@@ -45,6 +45,13 @@ pub fn runs() -> Vec<PastRun> {
                 runs.extend((started_at < now - 600).then_some(run));
             }
         }
+    }
+    // Something to look into.
+    runs.sort_by_key(|run| run.started_at);
+    let newest = runs.len().saturating_sub(3);
+    if let Some(run) = runs.get_mut(newest) {
+        let overloaded = JobEnd { duration_ms: 14_200, ..JobEnd::failed("error", "API Error: 529 Overloaded".to_owned()) };
+        run.end = overloaded;
     }
     runs
 }
@@ -95,7 +102,7 @@ mod tests {
         for app in APPS {
             let mut days: Vec<_> = runs.iter().filter(|run| run.app_name == app).map(|run| run.started_at / DAY).collect();
             days.dedup();
-            assert!(days.len() >= 13, "{app}: {days:?}");
+            assert!(days.len() >= 29, "{app}: {days:?}");
         }
         assert!(runs.iter().all(|run| run.prompt.starts_with("[demo] ") && run.started_at < clock::now()));
         assert!(runs.iter().any(|run| !run.end.ok));

@@ -45,7 +45,8 @@ pub(super) fn duration(ms: i64) -> String {
 
 /// US dollars.
 pub(super) fn usd(usd: f64) -> String {
-    if usd == 0.0 || usd >= 1.0 { format!("${usd:.2}") } else { format!("${usd:.4}") }
+    let of_cents = (usd * 100.0 - (usd * 100.0).round()).abs() < 1e-6;
+    if of_cents || usd >= 1.0 { format!("${usd:.2}") } else { format!("${usd:.4}") }
 }
 
 /// A whole number, with commas.
@@ -154,7 +155,7 @@ mod tests {
             [duration(830), duration(12_450), duration(185_000), duration(7_260_000)],
             ["830 ms", "12.4 s", "3 min 5 s", "2 h 1 min"]
         );
-        assert_eq!([usd(0.0), usd(0.0123), usd(12.345)], ["$0.00", "$0.0123", "$12.35"]);
+        assert_eq!([usd(0.0), usd(0.0123), usd(0.5), usd(12.345)], ["$0.00", "$0.0123", "$0.50", "$12.35"]);
         assert_eq!(line("a\nb\tc", 4), "a b …");
     }
 
@@ -162,7 +163,7 @@ mod tests {
     fn a_day_is_read_as_it_is_written() {
         assert_eq!(read_day("1970-01-02"), Some(86_400));
         assert_eq!(read_day(&day(1_795_795_203)), Some(1_795_795_203 / 86_400 * 86_400));
-        assert_eq!(hour(1_795_795_203), format!("{} 12:00", day(1_795_795_203)));
+        assert_eq!(hour(1_795_795_203), "2026-11-27 16:00");
         for wrong in ["", "2026", "2026-13-01", "2026-02-30", "a-b-c"] {
             assert_eq!(read_day(wrong), None, "{wrong}");
         }

@@ -1,5 +1,5 @@
-//! The operator's page, at `/ui`: rendered here, from what `/admin` is answered from. A page is a file with its template; [`layout`] is what
-//! all have in common, and [`sign_in`] says who may see them.
+//! The operator's page, at `/ui`: rendered here, from what `/admin` is answered from. A page is a file with its template; `layout` is what
+//! all have in common, and `sign_in` says who may see them.
 
 mod app;
 mod apps;

@@ -3,11 +3,11 @@
 use maud::{Markup, html};
 
 /// Units of the drawing; it is scaled to its place.
-const WIDTH: f64 = 760.0;
-const HEIGHT: f64 = 190.0;
+const WIDTH: f64 = 540.0;
+const HEIGHT: f64 = 180.0;
 const LEFT: f64 = 58.0;
 const TOP: f64 = 10.0;
-const BOTTOM: f64 = 168.0;
+const BOTTOM: f64 = 156.0;
 /// Colours that can be told apart; what is more shares the last.
 pub(super) const COLOURS: usize = 8;
 
@@ -97,11 +97,11 @@ impl Plot<'_> {
 
     /// What some of the slices are called, below them.
     fn times(&self) -> Markup {
-        let every = self.slices.len().div_ceil(6).max(1);
+        let every = self.slices.len().div_ceil(5).max(1);
         let last = |at: usize| at + every > self.slices.len() && at > 0;
         html! {
             @for (at, name) in self.slices.iter().enumerate().step_by(every).filter(|(at, _)| !last(*at) || at + every / 2 < self.slices.len()) {
-                text.scale x=(rounded(place(at, self.slices.len()))) y=(HEIGHT - 6.0) { (name.strip_prefix("20").unwrap_or(name)) }
+                text.scale x=(rounded(place(at, self.slices.len()))) y=(HEIGHT - 6.0) { (name.get(5..).unwrap_or(name)) }
             }
         }
     }

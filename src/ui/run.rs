@@ -102,7 +102,7 @@ fn facts(job: &JobRow) -> Markup {
                 (fact("Tokens out", number(end.output_tokens)))
                 (fact("Cost", html! { (or_none(end.cost_usd.map(usd))) }))
             }
-            (fact("Id", html! { code { (job.id) } }))
+            div.whole { dt { "Id" } dd { code { (job.id) } } }
         }
     }
 }

@@ -68,6 +68,8 @@ function copy(button) {
 
 function enliven(part) {
   localize(part);
+  // Of a plot that does not fit, what was last.
+  for (const plot of part.querySelectorAll(".plot .scroll")) plot.scrollLeft = plot.scrollWidth;
   part.querySelectorAll("[data-live]").forEach(follow);
   part.querySelectorAll("[data-events]").forEach(listen);
   part.querySelectorAll("[data-copy]").forEach(copy);

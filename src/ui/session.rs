@@ -69,7 +69,7 @@ async fn body(app: &App, seal: &Markup, session_id: &str) -> Result<Markup, Oops
             (fact("Turns", html! { (session.turn_count) }))
             (fact("Created", when(session.created_at)))
             @if let Some(at) = session.closed_at { (fact("Closed", when(at))) }
-            (fact("Folder", html! { code { (session.new.cwd) } }))
+            div.whole { dt { "Folder" } dd { code { (session.new.cwd) } } }
         }
         ol.conversation { @for step in steps { (step) } }
     })

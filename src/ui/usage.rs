@@ -48,7 +48,7 @@ impl Filter {
         let now = clock::now();
         let (from, to) = match (self.days(), read_day(&self.from)) {
             (None, Some(from)) => (from, read_day(&self.to).map_or(now, |day| day + DAY)),
-            (days, _) => (now - days.unwrap_or(7) * DAY, now + 1),
+            (days, _) => (now + 1 - days.unwrap_or(7) * DAY, now + 1),
         };
         let from = from.clamp(0, now).max(to - MOST_DAYS * DAY).min(to);
         let hours = to - from <= BY_THE_HOUR * DAY && self.slice != "day" && (self.slice == "hour" || to - from <= 2 * DAY);

@@ -19,4 +19,5 @@ mod sessions;
 mod standby;
 mod stop;
 mod tokens;
+mod ui;
 mod work;

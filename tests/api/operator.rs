@@ -37,6 +37,16 @@ async fn tokens_are_managed_beside_a_running_server() {
     assert!(!wrong && told.contains("--daily-usd"), "{told}");
     let (wrong, _, told) = on(&server, &["token", "create", "b", "--cidr", "10.0.0.0/99"]);
     assert!(!wrong && told.contains("10.0.0.0/99"), "{told}");
+    let (changed, _, told) = on(&server, &["token", "change", "app", "--max-concurrent", "any", "--daily-usd", "7", "--home", "kept"]);
+    assert!(changed, "{told}");
+    let (_, list, _) = on(&server, &["token", "list"]);
+    assert!(list.contains(" any ") && list.contains(" 7 ") && list.contains(" kept ") && list.contains("127.0.0.0/8"), "{list}");
+    assert!(!on(&server, &["token", "change", "app", "--max-concurrent", "0"]).0 && !on(&server, &["token", "change", "nobody"]).0);
+    let (rotated, second, told) = on(&server, &["token", "rotate", "app", "--grace-secs", "0"]);
+    assert!(rotated && told.contains("only time"), "{told}");
+    server.run(token.trim(), "hello").await.problem(401);
+    let token = second;
+    assert_eq!(server.run(token.trim(), "hello").await.status, StatusCode::OK);
     assert!(on(&server, &["token", "revoke", "app"]).0);
     server.run(token.trim(), "hello").await.problem(401);
     let (unknown, _, told) = on(&server, &["token", "revoke", "nobody"]);
@@ -69,6 +79,7 @@ fn a_start_that_can_not_be_right_is_one_sentence() {
         ("CLAWDFORGE_AGENTS_READ", "/"),
         ("CLAWDFORGE_MODEL_HOSTS", "http://gateway.lan"),
         ("CLAWDFORGE_AGENT_PROCESSES", "1"),
+        ("CLAWDFORGE_UI", "maybe"),
     ] {
         let output = clawdforge(
             &["serve"],
