@@ -8,6 +8,7 @@ use crate::agent::environment::Environment;
 use crate::agent::kinds::Kind;
 use crate::agent::network;
 use crate::agent::programs::Cli;
+use crate::config::OperatorWebhook;
 use crate::job::Jobs;
 use crate::job::feed::Feeds;
 use crate::ledger::Ledger;
@@ -25,6 +26,8 @@ pub struct App {
     pub access: Access,
     /// The folder of all that is the server's own.
     pub data_dir: PathBuf,
+    /// The operator's own webhook.
+    pub operator_webhook: Option<OperatorWebhook>,
     /// Whether there is a page for the operator.
     pub ui: bool,
     /// The ledger.
@@ -76,6 +79,8 @@ pub struct Access {
     pub admin: Option<TokenHash>,
     /// Networks that see the metrics without it.
     pub metrics: Networks,
+    /// Networks that webhooks may go to; `None` for where the app's token may come from.
+    pub webhooks: Option<Networks>,
     /// Who sent wrong tokens lately.
     pub wrong: WrongTokens,
 }

@@ -93,6 +93,7 @@ pub async fn set_up(settings: Settings, environment: Environment) -> anyhow::Res
         feeds.clone(),
         Schemas::new(launcher.tag.clone()),
         settings.sessions.most_attached,
+        settings.operator_webhook.as_ref().map(|webhook| webhook.url.clone()),
     );
     let sessions =
         Sessions::new(lanes, acpx, (direct.clone(), settings.driver), warm.clone(), ledger.clone(), feeds.clone(), settings.sessions);
@@ -109,10 +110,12 @@ pub async fn set_up(settings: Settings, environment: Environment) -> anyhow::Res
             trusted_proxies: settings.trusted_proxies,
             admin: settings.admin,
             metrics: settings.metrics,
+            webhooks: settings.webhook_networks,
             wrong: WrongTokens::default(),
         },
         data_dir: data_dir.clone(),
         ui: settings.ui,
+        operator_webhook: settings.operator_webhook,
         jobs,
         feeds,
         sessions,

@@ -47,4 +47,6 @@ pub mod sweeper;
 
 pub mod ui;
 pub mod uploads;
+pub mod webhook_target;
+pub(crate) mod webhooks;
 pub mod wrong_tokens;

@@ -5,6 +5,8 @@
 
 use std::fmt;
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD as BASE64;
 use sha2::{Digest, Sha256};
 
 /// The SHA-256 of a bearer token, in lower-case hex. `Debug` prints nothing of it.
@@ -54,6 +56,11 @@ pub fn file_token() -> String {
     format!("ff_{}", random_hex::<16>())
 }
 
+/// A new secret to sign webhooks with, as Standard Webhooks has it: `whsec_` and 32 bytes in base64.
+pub fn webhook_secret() -> String {
+    format!("whsec_{}", BASE64.encode(random_bytes::<32>()))
+}
+
 /// What nobody guesses: 64 hex digits.
 pub fn random() -> String {
     random_hex::<32>()
@@ -61,10 +68,14 @@ pub fn random() -> String {
 
 /// # Panics
 /// Where the kernel gives no random bytes, which is beyond repair.
-fn random_hex<const N: usize>() -> String {
+fn random_bytes<const N: usize>() -> [u8; N] {
     let mut bytes = [0_u8; N];
     getrandom::fill(&mut bytes).expect("the kernel gives random bytes");
-    hex(&bytes)
+    bytes
+}
+
+fn random_hex<const N: usize>() -> String {
+    hex(&random_bytes::<N>())
 }
 
 /// The SHA-256 of some bytes, in lower-case hex.

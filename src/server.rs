@@ -31,6 +31,7 @@ use crate::ledger::Ledger;
 use crate::listener::{self, Places};
 use crate::sweeper::Sweeper;
 use crate::ui;
+use crate::webhooks::Webhooks;
 
 /// Open connections beyond those of runs and of the queue; further ones wait to be accepted.
 pub(crate) const SPARE_CONNECTIONS: usize = 2048;
@@ -81,6 +82,8 @@ impl Server {
         if let Some(proxy) = self.proxy.take() {
             background.spawn(proxy.serve());
         }
+        let port = listener.local_addr()?.port();
+        background.spawn(Webhooks { app: self.app.clone(), port }.send());
         let graceful = GracefulShutdown::new();
         let router = router(self.app.clone());
         let cut = CancellationToken::new();

@@ -39,6 +39,7 @@ impl Sweeper {
             report("uploads", self.uploads.sweep(&self.ledger).await);
             report("last uses of tokens", self.ledger.flush_used().await.map(|()| 0));
             report("old runs and events of sessions", self.ledger.forget_jobs(self.retention_days).await);
+            report("old webhooks", self.ledger.forget_deliveries(self.retention_days).await);
             report("folders of runs", self.run_dirs.sweep().await);
             report("memories", self.forgotten_memories().await);
             report("feeds", self.feeds.sweep().await);

@@ -12,9 +12,9 @@ use axum::response::{IntoResponse, Response};
 use super::error::ApiError;
 use crate::agent::contract::Rules;
 use crate::app::App;
-use crate::ledger::Limits;
+use crate::ledger::{self, Limits};
 use crate::listener::Peer;
-use crate::network::caller_address;
+use crate::network::{Networks, caller_address};
 use crate::secret::TokenHash;
 
 /// An app with a token in force, at an address that the token may be used from.
@@ -28,6 +28,12 @@ pub struct Caller {
     pub limits: Limits,
     /// What binds its agents.
     pub rules: Rules,
+    /// Where its token may be used from; none means anywhere that the server answers.
+    pub networks: Networks,
+    /// Who is told of what it has in the background, where a request names nobody.
+    pub webhook: Option<String>,
+    /// Whether it has a secret that webhooks are signed with.
+    pub signs: bool,
 }
 
 /// Whoever holds the admin token.
@@ -88,7 +94,8 @@ impl FromRequestParts<Arc<App>> for Caller {
             return Err(ApiError::Forbidden("Call from an address that this token is bound to."));
         }
         app.ledger.touch_token(&known.name);
-        Ok(Self { app: known.name, address, limits: known.limits, rules: known.rules })
+        let ledger::App { name, networks, limits, rules, webhook, signs } = known;
+        Ok(Self { app: name, address, limits, rules, networks, webhook, signs })
     }
 }
 

@@ -21,6 +21,7 @@ mod turns;
 pub mod v1;
 pub(crate) mod validate;
 mod view;
+pub(crate) mod webhooks;
 
 use std::sync::Arc;
 
@@ -57,6 +58,7 @@ fn described() -> OpenApiRouter<Arc<App>> {
         turns::routes(),
         permissions::routes(),
         tokens::routes(),
+        webhooks::routes(),
         v1::routes(),
     ];
     routes.into_iter().fold(OpenApiRouter::with_openapi(frame()), OpenApiRouter::merge)

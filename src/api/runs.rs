@@ -26,6 +26,7 @@ use super::validate::{
     check_timeout,
 };
 use super::view::RunState;
+use super::webhooks;
 use crate::agent::contract::{Rules, Setup, Spec};
 use crate::agent::kinds;
 use crate::agent::turn::{ASK, CLAUDE_AGENT};
@@ -67,6 +68,10 @@ pub(crate) struct RunRequest {
     #[serde(default, deserialize_with = "whole_number", skip_serializing_if = "Option::is_none")]
     #[schema(minimum = 10, maximum = 3600)]
     pub(crate) permission_timeout_secs: Option<i64>,
+    /// Who is told of its end (`run.finished`), where it goes on in the background; the app's own webhook by default.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(example = "https://app.lan/hook")]
+    pub(crate) webhook: Option<String>,
 }
 
 impl Validate for RunRequest {
@@ -120,8 +125,9 @@ async fn run(
         let detail = "nobody could answer while the request waits; have the events come (Accept: text/event-stream), or the run go on in the background (Prefer: respond-async)";
         return Err(ApiError::Invalid(vec![FieldError::new("/permissions", detail)]));
     }
+    let webhook = webhooks::told_of(&app, &caller, &options, asked.webhook.clone())?;
     let spec = spec(&app, &caller, asked).await?;
-    submission::submit(&app, &caller, &options, key, Uuid::now_v7(), spec).await
+    submission::submit(&app, &caller, &options, key, Uuid::now_v7(), spec, webhook).await
 }
 
 /// What is asked of an agent, as far as it can be promised.

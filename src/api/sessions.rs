@@ -91,7 +91,7 @@ struct SessionCreated {
 }
 
 #[derive(Serialize, ToSchema)]
-struct SessionState {
+pub(super) struct SessionState {
     session_id: String,
     agent: String,
     #[schema(required)]

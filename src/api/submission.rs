@@ -134,12 +134,13 @@ pub(super) async fn submit(
     key: Option<Key>,
     uuid: Uuid,
     spec: Spec,
+    webhook: Option<String>,
 ) -> Result<Response, ApiError> {
     let (of, run_id) = match &spec.session {
         None => (Of::Run, Some(JobId::Run(uuid.simple().to_string()))),
         Some(session) => (Of::Turn(session.session_id.clone()), None),
     };
-    let job = job(app, caller, uuid, spec)?;
+    let job = Job { webhook, ..job(app, caller, uuid, spec)? };
     match app.jobs.submit(job, options.durability(key.clone())).await? {
         Submitted::Accepted { id: Some(id), guard, .. } if options.is_early() => respond(app, caller, options, &id, guard).await,
         Submitted::Accepted { live, guard, .. } => {
@@ -168,7 +169,7 @@ pub(super) async fn begin(app: &App, caller: &Caller, spec: Spec) -> Result<JobI
 fn job(app: &App, caller: &Caller, uuid: Uuid, spec: Spec) -> Result<Job, ApiError> {
     check_rules(app, caller, spec.session.as_ref().map_or(Driver::Direct, |conversation| conversation.driver))?;
     let spec = spec.bound_by(&caller.rules);
-    Ok(Job { uuid, app: caller.app.clone(), client_ip: caller.address.to_string(), spec, limits: caller.limits })
+    Ok(Job { uuid, app: caller.app.clone(), client_ip: caller.address.to_string(), spec, limits: caller.limits, webhook: None })
 }
 
 /// What came, or comes, of a request that was sent before.

@@ -13,6 +13,7 @@ use utoipa_axum::routes;
 use super::auth::Operator;
 use super::body::{ValidJson, Validate, whole_number};
 use super::error::{ApiError, FieldError, Problem};
+use super::webhooks;
 use crate::agent::contract::{Network, Rules};
 use crate::app::App;
 use crate::clock;
@@ -43,6 +44,10 @@ pub(crate) struct NewToken {
     /// What lasts from one run to the next: nothing (`fresh`), or the folder in which claude keeps memories (`kept`); `fresh` by default.
     #[schema(example = "fresh")]
     pub(crate) home: Option<String>,
+    /// Who is told of the ends of its runs and turns in the background, of closed sessions, and of a spent budget. With it there is a
+    /// `webhook_secret` in the answer.
+    #[schema(example = "https://app.lan/hook")]
+    pub(crate) webhook: Option<String>,
 }
 
 /// What is changed of a token: what is left out stays, and null is what a new token has that does not name it.
@@ -69,6 +74,10 @@ pub(crate) struct TokenPatch {
     #[serde(default, deserialize_with = "nullable")]
     #[schema(value_type = Option<String>, example = "fresh")]
     pub(crate) home: Option<Option<String>>,
+    /// Who is told of what happens in the background. An app that has no secret yet gets one, which is in the answer.
+    #[serde(default, deserialize_with = "nullable")]
+    #[schema(value_type = Option<String>, example = "https://app.lan/hook")]
+    pub(crate) webhook: Option<Option<String>>,
 }
 
 fn nullable<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<Option<Option<T>>, D::Error> {
@@ -120,6 +129,7 @@ impl TokenPatch {
             daily_usd: self.daily_usd,
             network: self.network.as_ref().and_then(|name| network(name.as_deref())),
             home: self.home.as_ref().and_then(|name| home(name.as_deref())),
+            webhook: self.webhook.clone(),
         })
     }
 }
@@ -167,7 +177,7 @@ impl Validate for NewToken {
 impl Validate for TokenPatch {
     fn errors(&self) -> Vec<FieldError> {
         let mut errors = Vec::new();
-        let Self { ip_cidrs, max_concurrent, daily_usd, network, home } = self;
+        let Self { ip_cidrs, max_concurrent, daily_usd, network, home, .. } = self;
         let (network, home) = (network.as_ref().and_then(Option::as_deref), home.as_ref().and_then(Option::as_deref));
         check(ip_cidrs.as_ref().and_then(Option::as_ref), max_concurrent.flatten(), daily_usd.flatten(), network, home, &mut errors);
         errors
@@ -191,6 +201,10 @@ pub(crate) struct MintedToken {
     ip_cidrs: Vec<String>,
     /// Unix seconds.
     created_at: i64,
+    /// What its webhooks are signed with, where it has one; shown this once.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(required = false, example = "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD")]
+    pub(crate) webhook_secret: Option<String>,
 }
 
 #[derive(Serialize, ToSchema)]
@@ -226,14 +240,38 @@ struct ListedToken {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(required = false)]
     old_until: Option<i64>,
+    /// Who is told of what happens in the background, where somebody is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(required = false)]
+    webhook: Option<String>,
+}
+
+/// A token that was changed.
+#[derive(Serialize, ToSchema)]
+struct ChangedToken {
+    #[serde(flatten)]
+    token: ListedToken,
+    /// What its webhooks are signed with, where it had nothing before; shown this once.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(required = false)]
+    webhook_secret: Option<String>,
+}
+
+#[derive(Serialize, ToSchema)]
+struct WebhookSecret {
+    name: String,
+    /// What its webhooks are signed with, beside what was until then; shown this once.
+    webhook_secret: String,
+    /// Unix seconds until which they are signed with the old one, too.
+    old_until: i64,
 }
 
 impl From<TokenRow> for ListedToken {
     fn from(row: TokenRow) -> Self {
-        let TokenRow { name, ip_cidrs, created_at, last_used, enabled, limits: Limits { max_concurrent, daily_usd }, rules, old_until } =
-            row;
+        let TokenRow { name, ip_cidrs, created_at, last_used, enabled, limits, rules, old_until, webhook } = row;
+        let Limits { max_concurrent, daily_usd } = limits;
         let (network, home) = (rules.network.as_str(), rules.home());
-        Self { name, ip_cidrs, created_at, last_used, enabled, max_concurrent, daily_usd, network, home, old_until }
+        Self { name, ip_cidrs, created_at, last_used, enabled, max_concurrent, daily_usd, network, home, old_until, webhook }
     }
 }
 
@@ -270,10 +308,33 @@ pub(crate) async fn mint(app: &App, asked: NewToken) -> Result<MintedToken, ApiE
     let limits = Limits { max_concurrent: at_most(asked.max_concurrent), daily_usd: asked.daily_usd };
     let (token, rules) = (secret::app_token(), asked.rules());
     check_network(app, rules.network)?;
+    check_webhook(app, asked.webhook.as_deref(), &networks)?;
     let created = app.ledger.create_token(&asked.name, &TokenHash::of(&token), &networks, limits, &rules).await?;
     let created_at = created.map_err(ApiError::NameTaken)?;
+    let webhook_secret = match &asked.webhook {
+        Some(webhook) => {
+            let change = TokenChange { webhook: Some(Some(webhook.clone())), ..TokenChange::default() };
+            app.ledger.change_token(&asked.name, change).await?;
+            give_secret(app, &asked.name).await?
+        }
+        None => None,
+    };
     tracing::info!(name = asked.name, "token minted");
-    Ok(MintedToken { name: asked.name, token, ip_cidrs: networks.to_strings(), created_at })
+    Ok(MintedToken { name: asked.name, token, ip_cidrs: networks.to_strings(), created_at, webhook_secret })
+}
+
+fn check_webhook(app: &App, webhook: Option<&str>, networks: &Networks) -> Result<(), ApiError> {
+    let mut errors = Vec::new();
+    if let Some(url) = webhook {
+        webhooks::check(app, url, networks, &mut errors);
+    }
+    if errors.is_empty() { Ok(()) } else { Err(ApiError::Invalid(errors)) }
+}
+
+/// Gives an app something to sign its webhooks with, if it has nothing yet.
+async fn give_secret(app: &App, name: &str) -> Result<Option<String>, ApiError> {
+    let secret = secret::webhook_secret();
+    Ok(app.ledger.give_webhook_secret(name, &secret, 0, false).await?.then_some(secret))
 }
 
 fn valid(asked: &impl Validate) -> Result<(), ApiError> {
@@ -323,7 +384,7 @@ pub(crate) async fn take_back(app: &App, name: &str) -> Result<(), ApiError> {
 ///
 /// What is left out stays. From the app's next request on; what waits or goes on keeps to what it was accepted with.
 #[utoipa::path(patch, path = "/admin/tokens/{name}", operation_id = "change_token", tag = "admin", security(("operator" = [])), params(("name" = String, Path)), request_body = TokenPatch, responses(
-    (status = OK, body = ListedToken),
+    (status = OK, body = ChangedToken),
     (status = NOT_FOUND, body = Problem, content_type = "application/problem+json", description = "No token in force has that name"),
     (status = "default", body = Problem, content_type = "application/problem+json", description = "The request was refused"),
 ))]
@@ -332,21 +393,56 @@ async fn patch(
     _: Operator,
     name: Result<Path<String>, PathRejection>,
     ValidJson(asked): ValidJson<TokenPatch>,
-) -> Result<Json<ListedToken>, ApiError> {
+) -> Result<Json<ChangedToken>, ApiError> {
     let Path(name) = name.map_err(|_| ApiError::NotFound)?;
-    change(&app, &name, asked).await.map(|row| Json(row.into()))
+    let (row, webhook_secret) = change(&app, &name, asked).await?;
+    Ok(Json(ChangedToken { token: row.into(), webhook_secret }))
 }
 
-/// Changes a token that is in force, if what is asked for is valid and can be kept here.
-pub(crate) async fn change(app: &App, name: &str, asked: TokenPatch) -> Result<TokenRow, ApiError> {
+/// Changes a token that is in force, if what is asked for is valid and can be kept here. Gives what it is now, and what its webhooks are signed
+/// with, where it had nothing before.
+pub(crate) async fn change(app: &App, name: &str, asked: TokenPatch) -> Result<(TokenRow, Option<String>), ApiError> {
     valid(&asked)?;
     let change = asked.change()?;
     check_network(app, change.network.unwrap_or_default())?;
+    let known = app.ledger.token(name).await?.ok_or(ApiError::NotFound)?;
+    let networks = change.networks.clone().map_or_else(|| known.ip_cidrs.parse().map_err(|_| ApiError::Defect), Ok)?;
+    let webhook = change.webhook.clone().flatten();
+    check_webhook(app, webhook.as_deref(), &networks)?;
     if !app.ledger.change_token(name, change).await? {
         return Err(ApiError::NotFound);
     }
+    let secret = if webhook.is_some() { give_secret(app, name).await? } else { None };
     tracing::info!(name, "token changed");
-    app.ledger.token(name).await?.ok_or(ApiError::NotFound)
+    Ok((app.ledger.token(name).await?.ok_or(ApiError::NotFound)?, secret))
+}
+
+/// Give an app a new secret for its webhooks
+///
+/// For a day they are signed with the old one, too.
+#[utoipa::path(post, path = "/admin/tokens/{name}/webhook-secret", operation_id = "rotate_webhook_secret", tag = "admin", security(("operator" = [])), params(("name" = String, Path)), responses(
+    (status = OK, body = WebhookSecret),
+    (status = NOT_FOUND, body = Problem, content_type = "application/problem+json", description = "No token in force has that name"),
+    (status = "default", body = Problem, content_type = "application/problem+json", description = "The request was refused"),
+))]
+async fn rotate_secret(
+    State(app): State<Arc<App>>,
+    _: Operator,
+    name: Result<Path<String>, PathRejection>,
+) -> Result<Json<WebhookSecret>, ApiError> {
+    let Path(name) = name.map_err(|_| ApiError::NotFound)?;
+    let (webhook_secret, old_until) = replace_secret(&app, &name).await?;
+    Ok(Json(WebhookSecret { name, webhook_secret, old_until }))
+}
+
+/// Gives an app a new secret for its webhooks, and says until when they are signed with the old one, too.
+pub(crate) async fn replace_secret(app: &App, name: &str) -> Result<(String, i64), ApiError> {
+    let (secret, old_until) = (secret::webhook_secret(), clock::now() + clock::DAY);
+    if !app.ledger.give_webhook_secret(name, &secret, old_until, true).await? {
+        return Err(ApiError::NotFound);
+    }
+    tracing::info!(name, "webhook secret rotated");
+    Ok((secret, old_until))
 }
 
 /// Rotate a token
@@ -380,5 +476,5 @@ pub(crate) async fn replace(app: &App, name: &str, grace: i64) -> Result<(String
 }
 
 pub(super) fn routes() -> OpenApiRouter<Arc<App>> {
-    OpenApiRouter::new().routes(routes!(create, list)).routes(routes!(revoke, patch)).routes(routes!(rotate))
+    OpenApiRouter::new().routes(routes!(create, list)).routes(routes!(revoke, patch)).routes(routes!(rotate)).routes(routes!(rotate_secret))
 }

@@ -23,6 +23,7 @@ use super::stream::{self, SentEvent};
 use super::submission::{self, SubmitOptions};
 use super::validate::{attachments, check_files, check_prompt, check_timeout};
 use super::view::TurnStatus;
+use super::webhooks;
 use crate::agent::contract::{Rules, Spec};
 use crate::app::App;
 use crate::ledger::{JobId, JobRow};
@@ -40,6 +41,10 @@ struct TurnBody {
     #[serde(default, deserialize_with = "whole_number")]
     #[schema(minimum = 5, maximum = 3600)]
     timeout_secs: Option<i64>,
+    /// Who is told of its end (`turn.finished`), where it goes on in the background; the app's own webhook by default.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(example = "https://app.lan/hook")]
+    webhook: Option<String>,
 }
 
 impl Validate for TurnBody {
@@ -86,6 +91,7 @@ async fn turn(
     if session.closed_at.is_some() {
         return Err(ApiError::Gone);
     }
+    let webhook = webhooks::told_of(&app, &caller, &options, asked.webhook)?;
     let spec = Spec {
         prompt: asked.prompt,
         model: new.setup.model,
@@ -99,7 +105,7 @@ async fn turn(
         agent: None,
         rules: Rules::default(),
     };
-    submission::submit(&app, &caller, &options, key, Uuid::nil(), spec).await
+    submission::submit(&app, &caller, &options, key, Uuid::nil(), spec, webhook).await
 }
 
 /// See a turn

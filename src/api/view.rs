@@ -50,6 +50,13 @@ pub(super) struct RunState {
     cost_usd: Option<f64>,
 }
 
+impl RunState {
+    /// The same, without what the agent answered.
+    pub(super) fn without_answer(self) -> Self {
+        Self { result: None, ..self }
+    }
+}
+
 impl From<JobRow> for RunState {
     fn from(row: JobRow) -> Self {
         let (finished_at, end) = row.finished.unzip();
@@ -112,6 +119,11 @@ pub(super) struct TurnStatus {
 }
 
 impl TurnStatus {
+    /// The same, without what the agent answered.
+    pub(super) fn without_answer(self) -> Self {
+        Self { text: None, ..self }
+    }
+
     pub(super) fn new(session_id: &str, turn: i64, row: JobRow) -> Self {
         let (finished_at, end) = row.finished.unzip();
         let end = end.unwrap_or_else(nothing);

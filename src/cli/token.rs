@@ -119,6 +119,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
                     daily_usd: daily_usd.map(|Limit(usd)| usd),
                     network,
                     home: home.and_then(|home| Rules::HOMES.into_iter().find(|known| *known == home)),
+                    webhook: None,
                 };
                 change_token(&open(&data.read())?, &name, change).await
             }

@@ -114,6 +114,15 @@ pub struct Flags {
     /// Other names of models, for apps that insist on theirs: gpt-4o=sonnet,…; none by default
     #[arg(long, env = "CLAWDFORGE_MODEL_MAP", value_name = "NAME=MODEL,…", hide_env_values = true)]
     pub(super) model_map: Option<String>,
+    /// Networks that apps' webhooks may go to [default: those that the app's token may come from]
+    #[arg(long, env = "CLAWDFORGE_WEBHOOK_CIDRS", value_name = "CIDR,…", hide_env_values = true)]
+    pub(super) webhook_cidrs: Option<String>,
+    /// Where the operator is told when claude's sign-in fails; nowhere by default
+    #[arg(long, env = "CLAWDFORGE_OPERATOR_WEBHOOK", value_name = "URL", hide_env_values = true)]
+    pub(super) operator_webhook: Option<String>,
+    /// What that is signed with, whsec_…; prefer the variable: flags show in `ps`
+    #[arg(long, env = "CLAWDFORGE_OPERATOR_WEBHOOK_SECRET", value_name = "SECRET", hide_env_values = true)]
+    pub(super) operator_webhook_secret: Option<String>,
     /// Whether there is a page for the operator at /ui: on or off [default: on]
     #[arg(long, env = "CLAWDFORGE_UI", value_name = "WHETHER", hide_env_values = true)]
     pub(super) ui: Option<String>,

@@ -13,11 +13,14 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use standardwebhooks::Webhook as Signer;
+
 use crate::agent::contract::Driver;
 use crate::log::LogFormat;
 use crate::network::Networks;
 use crate::secret::{TokenHash, is_token_name};
 use crate::session;
+use crate::webhook_target::Target;
 
 pub use flags::{BindFlags, DataFlags, Flags};
 pub use secrets::{ADMIN_TOKEN, ADMIN_TOKEN_FLAG, ADMIN_TOKEN_SHA256, agents_environment};
@@ -96,6 +99,10 @@ pub struct Settings {
     pub model_map: BTreeMap<String, String>,
     /// Whether there is a page for the operator.
     pub ui: bool,
+    /// Networks that apps' webhooks may go to; `None` for where the app's token may come from.
+    pub webhook_networks: Option<Networks>,
+    /// The operator's own webhook, and the secret that it is signed with.
+    pub operator_webhook: Option<OperatorWebhook>,
     /// How log lines look.
     pub log: LogFormat,
 }
@@ -158,6 +165,8 @@ impl Flags {
                 "off" => false,
                 other => return Err(BadSetting::new("CLAWDFORGE_UI", format!("is \"{other}\", which is neither on nor off"))),
             },
+            webhook_networks: given(self.webhook_cidrs.as_deref()).map(|list| networks("CLAWDFORGE_WEBHOOK_CIDRS", list)).transpose()?,
+            operator_webhook: operator_webhook(self.operator_webhook.as_deref(), self.operator_webhook_secret.as_deref())?,
             log: match given(self.log.as_deref()).unwrap_or("text") {
                 "text" => LogFormat::Text,
                 "json" => LogFormat::Json,
@@ -194,6 +203,29 @@ fn model_hosts(list: &str) -> Result<Vec<(String, u16)>, BadSetting> {
         |item: &str| BadSetting::new("CLAWDFORGE_MODEL_HOSTS", format!("has \"{item}\", which is not a host such as gateway.lan:8443"));
     let items = list.split(',').map(str::trim).filter(|item| !item.is_empty());
     items.map(|item| read(item).ok_or_else(|| wrong(item))).collect()
+}
+
+/// Where the operator is told of what only the operator can mend.
+#[derive(Clone)]
+pub struct OperatorWebhook {
+    /// Where it goes.
+    pub url: String,
+    /// `whsec_…`
+    pub secret: String,
+}
+
+impl std::fmt::Debug for OperatorWebhook {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("OperatorWebhook")
+    }
+}
+
+fn operator_webhook(url: Option<&str>, secret: Option<&str>) -> Result<Option<OperatorWebhook>, BadSetting> {
+    let Some(url) = given(url) else { return Ok(None) };
+    Target::read(url).map_err(|why| BadSetting::new("CLAWDFORGE_OPERATOR_WEBHOOK", format!("is \"{url}\": {why}")))?;
+    let secret = given(secret).filter(|secret| Signer::new(secret).is_ok());
+    let wrong = || BadSetting::new("CLAWDFORGE_OPERATOR_WEBHOOK_SECRET", "is needed, as whsec_ and 24 to 64 bytes in base64".to_owned());
+    Ok(Some(OperatorWebhook { url: url.to_owned(), secret: secret.ok_or_else(wrong)?.to_owned() }))
 }
 
 /// Pairs of a name and the model behind it.

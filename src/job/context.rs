@@ -24,6 +24,8 @@ pub(super) struct Context {
     pub(super) schemas: Schemas,
     /// Bytes that a session's files may have together.
     pub(super) most_attached: u64,
+    /// Who is told when claude's sign-in fails.
+    pub(super) operator_webhook: Option<String>,
     pub(super) joinable: Joinable,
     pub(super) tasks: TaskTracker,
     /// Ends every job, at the end of the drain.

@@ -61,8 +61,19 @@ pub enum Submitted {
 }
 
 impl Jobs {
-    /// Jobs that have their places from `queue`. A session's files may have `most_attached` bytes together.
-    pub fn new(queue: Queue, lanes: Lanes, backends: Backends, ledger: Ledger, feeds: Feeds, schemas: Schemas, most_attached: u64) -> Self {
+    /// Jobs that have their places from `queue`. A session's files may have `most_attached` bytes together. `operator_webhook` is told when claude's
+    /// sign-in fails.
+    #[expect(clippy::too_many_arguments, reason = "its parts")]
+    pub fn new(
+        queue: Queue,
+        lanes: Lanes,
+        backends: Backends,
+        ledger: Ledger,
+        feeds: Feeds,
+        schemas: Schemas,
+        most_attached: u64,
+        operator_webhook: Option<String>,
+    ) -> Self {
         let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
         Self(Arc::new(Context {
             queue,
@@ -72,6 +83,7 @@ impl Jobs {
             feeds,
             schemas,
             most_attached,
+            operator_webhook,
             joinable: Joinable::default(),
             tasks,
             stop,

@@ -10,9 +10,10 @@ use super::feed_format::End;
 use super::live::Live;
 use super::rejection::Rejection;
 use super::spec::Job;
+use crate::agent::claude::sign_in::is_about_sign_in;
 use crate::agent::contract::{Ending, Facts, Outcome, Usage};
 use crate::clock;
-use crate::ledger::{Finish, JobEnd, JobId};
+use crate::ledger::{self, Finish, JobEnd, JobId, OPERATOR};
 use crate::metrics::METRICS;
 
 /// How long before it is tried again to complete a row.
@@ -46,8 +47,36 @@ impl Context {
                 (self.turn_count(job, finish.end.ok).await, Some(Unwritten(finish)))
             }
         };
+        self.tell(job, &came).await;
         feed.end(Arc::new(End::from_came(came, turn_count)));
         unwritten
+    }
+
+    /// Has the app told that its budget is spent, and the operator that claude's sign-in fails. Each a while apart: one cause, one message.
+    async fn tell(&self, job: &Job, came: &Result<Outcome, Rejection>) {
+        const APART: i64 = 3600;
+        let Ok(outcome) = came else { return };
+        let spent = async {
+            let Some(daily_usd) = job.limits.daily_usd else { return Ok(()) };
+            let Some(url) = self.ledger.webhook_of(&job.app).await? else { return Ok(()) };
+            let midnight = clock::midnight();
+            if self.ledger.spent(&job.app, midnight).await? < daily_usd {
+                return Ok(());
+            }
+            self.ledger.add_delivery_once(&job.app, "budget.spent", &url, midnight).await
+        };
+        let signed_out = async {
+            match (&outcome.ending, &self.operator_webhook) {
+                (Ending::Failed(error), Some(url)) if outcome.api_status == Some(401) || is_about_sign_in(error) => {
+                    self.ledger.add_delivery_once(OPERATOR, "signin.failed", url, clock::now() - APART).await
+                }
+                _ => Ok(()),
+            }
+        };
+        let (spent, signed_out): (Result<(), ledger::Error>, _) = tokio::join!(spent, signed_out);
+        if let Err(error) = spent.and(signed_out) {
+            tracing::warn!(%error, "a webhook was not written to the ledger, and won't be sent");
+        }
     }
 
     /// The session's completed turns with one that is not written yet.

@@ -24,6 +24,8 @@ pub struct Job {
     pub spec: Spec,
     /// What its app may cost the others.
     pub limits: Limits,
+    /// Who is told of its end; its row says so, too.
+    pub webhook: Option<String>,
 }
 
 /// For how long a job is remembered, and who may end it.
@@ -78,6 +80,7 @@ impl Job {
             model: self.spec.model.clone(),
             prompt: self.spec.prompt.clone(),
             files: self.spec.files.iter().map(|file| file.name.clone()).collect(),
+            webhook: self.webhook.clone(),
             attached: self.attached(),
             most_attached,
         }
@@ -105,7 +108,8 @@ impl Job {
         let session = session.map(|session| session.conversation());
         let spec = Spec { prompt, model, system, schema, files, timeout, session, completion, ask, agent, rules: Rules::default() }
             .bound_by(&rules);
-        Some(Self { uuid, app: app_name, client_ip, spec, limits })
+        // The row says who is told.
+        Some(Self { uuid, app: app_name, client_ip, spec, limits, webhook: None })
     }
 }
 

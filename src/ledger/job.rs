@@ -74,6 +74,8 @@ pub struct NewJob {
     pub prompt: String,
     /// The names of the files that come with it.
     pub files: Vec<String>,
+    /// Who is told of its end.
+    pub webhook: Option<String>,
     /// Bytes of the files that come with a turn, and stay in its session.
     pub attached: u64,
     /// Bytes that a session's files may have together.

@@ -121,12 +121,22 @@ impl Ledger {
         self.job_of(None, id).await
     }
 
+    /// Any app's job of that name, whatever has become of its session.
+    pub async fn job_at_all(&self, id: &JobId) -> Result<Option<JobRow>, Error> {
+        self.job_where(None, id, false).await
+    }
+
     async fn job_of(&self, app: Option<String>, id: &JobId) -> Result<Option<JobRow>, Error> {
+        self.job_where(app, id, true).await
+    }
+
+    async fn job_where(&self, app: Option<String>, id: &JobId, of_session: bool) -> Result<Option<JobRow>, Error> {
         let id = id.clone();
         self.read(move |db| {
             let (table, it) = id.row();
             let (name, turn) = id.parameters();
             let (index, known) = match id {
+                JobId::Turn { .. } if !of_session => ("0", "1"),
                 JobId::Run(_) => ("0", "1"),
                 JobId::Turn { .. } => (
                     "(SELECT count(*) FROM session_events AS other WHERE other.session_id = ?1 AND other.turn <= ?2 AND other.ok)",
@@ -179,15 +189,15 @@ fn free_key(db: &Connection, id: &JobId) -> rusqlite::Result<()> {
 }
 
 fn insert(db: &Connection, job: &NewJob, queued: bool, request: Option<&str>) -> rusqlite::Result<Inserted> {
-    let NewJob { id, app_name, client_ip, agent, model, prompt, files, attached, most_attached } = job;
+    let NewJob { id, app_name, client_ip, agent, model, prompt, files, webhook, attached, most_attached } = job;
     let files = (!files.is_empty()).then(|| serde_json::to_string(files).expect("names are JSON"));
     let JobId::Turn { session_id, turn } = id else {
         return db
             .prepare_cached(
-                "INSERT INTO runs (run_id, app_name, client_ip, agent, model, prompt, queued_at, started_at, queued, request, files)
-                 VALUES (?1, ?2, ?3, coalesce(?4, 'claude'), coalesce(?5, ''), ?6, ?7, ?7, ?8, ?9, ?10)",
+                "INSERT INTO runs (run_id, app_name, client_ip, agent, model, prompt, queued_at, started_at, queued, request, files, webhook)
+                 VALUES (?1, ?2, ?3, coalesce(?4, 'claude'), coalesce(?5, ''), ?6, ?7, ?7, ?8, ?9, ?10, ?11)",
             )?
-            .execute(params![id.to_string(), app_name, client_ip, agent, model, prompt, clock::now(), queued, request, files])
+            .execute(params![id.to_string(), app_name, client_ip, agent, model, prompt, clock::now(), queued, request, files, webhook])
             .map(|_| Inserted::Written);
     };
     let counted = *attached == 0
@@ -202,9 +212,9 @@ fn insert(db: &Connection, job: &NewJob, queued: bool, request: Option<&str>) ->
     let inserted = db
         .prepare_cached(
             "INSERT INTO session_events
-                 (session_id, app_name, event, started_at, queued_at, agent, model, client_ip, prompt, queued, request, turn, files)
-             SELECT session_id, app_name, 'turn', ?2, ?2, agent, model, ?3, ?4, ?5, ?6, ?7, ?8 FROM sessions WHERE session_id = ?1 AND closed_at IS NULL",
+                 (session_id, app_name, event, started_at, queued_at, agent, model, client_ip, prompt, queued, request, turn, files, webhook)
+             SELECT session_id, app_name, 'turn', ?2, ?2, agent, model, ?3, ?4, ?5, ?6, ?7, ?8, ?9 FROM sessions WHERE session_id = ?1 AND closed_at IS NULL",
         )?
-        .execute(params![session_id, clock::now(), client_ip, prompt, queued, request, turn, files])?;
+        .execute(params![session_id, clock::now(), client_ip, prompt, queued, request, turn, files, webhook])?;
     Ok(if inserted == 1 { Inserted::Written } else { Inserted::SessionClosed })
 }

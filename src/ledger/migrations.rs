@@ -177,6 +177,50 @@ pub(super) const MIGRATIONS: &[&str] = &[
     ALTER TABLE session_events ADD COLUMN first_text_ms INTEGER;
     ALTER TABLE session_events ADD COLUMN cached_tokens INTEGER;
 ",
+    // Who is told of ends. Triggers write what is to be told, so that none is forgotten, however a job ends.
+    "
+    ALTER TABLE tokens ADD COLUMN webhook TEXT;
+    ALTER TABLE tokens ADD COLUMN webhook_secret TEXT;
+    ALTER TABLE tokens ADD COLUMN old_webhook_secret TEXT;
+    ALTER TABLE tokens ADD COLUMN old_webhook_secret_until INTEGER;
+    ALTER TABLE runs ADD COLUMN webhook TEXT;
+    ALTER TABLE session_events ADD COLUMN webhook TEXT;
+    CREATE TABLE deliveries (
+        delivery_id TEXT PRIMARY KEY,
+        app_name TEXT NOT NULL,
+        event TEXT NOT NULL,
+        subject TEXT,
+        url TEXT NOT NULL,
+        origin TEXT AS (substr(url || '/', 1, 8 + instr(substr(url || '/', 9), '/'))) VIRTUAL,
+        created_at INTEGER NOT NULL,
+        attempts INTEGER NOT NULL DEFAULT 0,
+        next_at INTEGER,
+        delivered_at INTEGER,
+        http_status INTEGER,
+        error TEXT
+    ) STRICT;
+    CREATE INDEX deliveries_next ON deliveries (next_at) WHERE next_at IS NOT NULL;
+    CREATE INDEX deliveries_app ON deliveries (app_name, event, created_at);
+    CREATE TRIGGER runs_finished AFTER UPDATE OF finished_at ON runs
+    WHEN OLD.finished_at IS NULL AND NEW.finished_at IS NOT NULL AND NEW.webhook IS NOT NULL
+    BEGIN
+        INSERT INTO deliveries (delivery_id, app_name, event, subject, url, created_at, next_at)
+        VALUES ('msg_' || lower(hex(randomblob(16))), NEW.app_name, 'run.finished', NEW.run_id, NEW.webhook, NEW.finished_at, NEW.finished_at);
+    END;
+    CREATE TRIGGER turns_finished AFTER UPDATE OF finished_at ON session_events
+    WHEN OLD.finished_at IS NULL AND NEW.finished_at IS NOT NULL AND NEW.webhook IS NOT NULL
+    BEGIN
+        INSERT INTO deliveries (delivery_id, app_name, event, subject, url, created_at, next_at)
+        VALUES ('msg_' || lower(hex(randomblob(16))), NEW.app_name, 'turn.finished', NEW.session_id || '-' || NEW.turn, NEW.webhook,
+            NEW.finished_at, NEW.finished_at);
+    END;
+    CREATE TRIGGER sessions_closed AFTER UPDATE OF closed_at ON sessions WHEN OLD.closed_at IS NULL AND NEW.closed_at IS NOT NULL
+    BEGIN
+        INSERT INTO deliveries (delivery_id, app_name, event, subject, url, created_at, next_at)
+        SELECT 'msg_' || lower(hex(randomblob(16))), name, 'session.closed', NEW.session_id, webhook, NEW.closed_at, NEW.closed_at
+        FROM tokens WHERE name = NEW.app_name AND enabled AND webhook IS NOT NULL;
+    END;
+",
 ];
 
 /// Brings the database to the newest version in one transaction.

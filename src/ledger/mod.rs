@@ -6,6 +6,7 @@
 
 mod copy;
 mod db;
+mod deliveries;
 mod error;
 mod files;
 mod history;
@@ -26,6 +27,7 @@ mod writer;
 
 pub use copy::{NoLedger, check, copy, settle};
 pub use db::Ledger;
+pub use deliveries::{Delivery, Due, OPERATOR, Tried};
 pub use error::Error;
 pub use files::File;
 pub use history::{RunsWanted, SessionsWanted, Step};

@@ -94,5 +94,16 @@ impl Ledger {
 fn waiting(row: &Row<'_>, id: JobId) -> rusqlite::Result<NewJob> {
     let (app_name, client_ip, model) = (row.get(0)?, row.get(1)?, row.get(2)?);
     // What else is to be known of its agent is in its request.
-    Ok(NewJob { id, app_name, client_ip, agent: None, model, prompt: row.get(3)?, files: Vec::new(), attached: 0, most_attached: 0 })
+    Ok(NewJob {
+        id,
+        app_name,
+        client_ip,
+        agent: None,
+        model,
+        prompt: row.get(3)?,
+        files: Vec::new(),
+        webhook: None,
+        attached: 0,
+        most_attached: 0,
+    })
 }

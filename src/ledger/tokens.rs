@@ -21,6 +21,10 @@ pub struct App {
     pub limits: Limits,
     /// What binds its agents.
     pub rules: Rules,
+    /// Who is told of ends in the background, where a request names nobody.
+    pub webhook: Option<String>,
+    /// Whether it has a secret that webhooks are signed with.
+    pub signs: bool,
 }
 
 /// What an app may cost the others; `None` for no limit of its own.
@@ -58,6 +62,8 @@ pub struct TokenRow {
     pub rules: Rules,
     /// Unix seconds until which the token that it replaced is good, too, where there is one.
     pub old_until: Option<i64>,
+    /// Who is told of ends in the background.
+    pub webhook: Option<String>,
 }
 
 /// What is to be changed of a token; `None` leaves it.
@@ -73,6 +79,8 @@ pub struct TokenChange {
     pub network: Option<Network>,
     /// What lasts from one run to the next: one of [`Rules::HOMES`].
     pub home: Option<&'static str>,
+    /// Who is told of ends in the background.
+    pub webhook: Option<Option<String>>,
 }
 
 /// A token in force already has that name.
@@ -99,7 +107,8 @@ impl Ledger {
                  ON CONFLICT (name) DO UPDATE SET token_sha256 = excluded.token_sha256, ip_cidrs = excluded.ip_cidrs,
                      created_at = excluded.created_at, max_concurrent = excluded.max_concurrent, daily_usd = excluded.daily_usd,
                      network = excluded.network, home = excluded.home, last_used = NULL, enabled = 1,
-                     old_sha256 = NULL, old_until = NULL
+                     old_sha256 = NULL, old_until = NULL, webhook = NULL, webhook_secret = NULL, old_webhook_secret = NULL,
+                     old_webhook_secret_until = NULL
                  WHERE enabled = 0",
                 params![name, hash.as_str(), networks, now, limits.max_concurrent, limits.daily_usd, network, home],
             )?;
@@ -130,10 +139,11 @@ impl Ledger {
     pub async fn change_token(&self, name: &str, change: TokenChange) -> Result<bool, Error> {
         let name = name.to_owned();
         self.write(move |db| {
-            let TokenChange { networks, max_concurrent, daily_usd, network, home } = &change;
+            let TokenChange { networks, max_concurrent, daily_usd, network, home, webhook } = &change;
             let changed = db.execute(
                 "UPDATE tokens SET ip_cidrs = coalesce(?2, ip_cidrs), max_concurrent = iif(?3, ?4, max_concurrent),
-                     daily_usd = iif(?5, ?6, daily_usd), network = coalesce(?7, network), home = coalesce(?8, home)
+                     daily_usd = iif(?5, ?6, daily_usd), network = coalesce(?7, network), home = coalesce(?8, home),
+                     webhook = iif(?9, ?10, webhook)
                  WHERE name = ?1 AND enabled = 1",
                 params![
                     name,
@@ -144,6 +154,8 @@ impl Ledger {
                     daily_usd.flatten(),
                     network.map(Network::as_str),
                     home,
+                    webhook.is_some(),
+                    webhook.as_ref().and_then(Option::as_ref),
                 ],
             )?;
             Ok(changed == 1)
@@ -165,6 +177,21 @@ impl Ledger {
         .await
     }
 
+    /// Gives an app a secret that its webhooks are signed with, beside the one that it has until `old_until`, in Unix seconds; or only, where
+    /// `replace` is false, if it has none. False where it did not, or no token of that name is in force.
+    pub async fn give_webhook_secret(&self, name: &str, secret: &str, old_until: i64, replace: bool) -> Result<bool, Error> {
+        let (name, secret) = (name.to_owned(), secret.to_owned());
+        self.write(move |db| {
+            let given = db.execute(
+                "UPDATE tokens SET old_webhook_secret = webhook_secret, old_webhook_secret_until = ?3, webhook_secret = ?2
+                 WHERE name = ?1 AND enabled = 1 AND (?4 OR webhook_secret IS NULL)",
+                params![name, secret, old_until, replace],
+            )?;
+            Ok(given == 1)
+        })
+        .await
+    }
+
     /// Takes a token out of force at once. False where no token ever had that name.
     pub async fn revoke_token(&self, name: &str) -> Result<bool, Error> {
         let name = name.to_owned();
@@ -177,18 +204,30 @@ impl Ledger {
         let found = self
             .read(move |db| {
                 db.prepare_cached(
-                    "SELECT name, ip_cidrs, max_concurrent, daily_usd, network, home FROM tokens
+                    "SELECT name, ip_cidrs, max_concurrent, daily_usd, network, home, webhook, webhook_secret IS NOT NULL FROM tokens
                      WHERE enabled = 1 AND (token_sha256 = ?1 OR (old_sha256 = ?1 AND old_until > ?2))",
                 )?
                 .query_row(params![hash.as_str(), clock::now()], |row| {
-                    Ok((row.get(0)?, row.get::<_, String>(1)?, limits(row, 2)?, rules(row, 4)?))
+                    let (networks, limits, rules) = (row.get::<_, String>(1)?, limits(row, 2)?, rules(row, 4)?);
+                    let (name, webhook, signs) = (row.get(0)?, row.get(6)?, row.get(7)?);
+                    Ok((networks, App { name, networks: Networks::default(), limits, rules, webhook, signs }))
                 })
                 .optional()
             })
             .await?;
         // Networks in the ledger were checked when they were written. If someone edited them into nonsense, refuse:
         // an empty list would mean anywhere.
-        Ok(found.and_then(|(name, networks, limits, rules)| Some(App { name, networks: networks.parse().ok()?, limits, rules })))
+        Ok(found.and_then(|(networks, app)| Some(App { networks: networks.parse().ok()?, ..app })))
+    }
+
+    /// Who is told of what an app has in the background, if somebody is.
+    pub async fn webhook_of(&self, app: &str) -> Result<Option<String>, Error> {
+        let app = app.to_owned();
+        self.read(move |db| {
+            let found = db.prepare_cached("SELECT webhook FROM tokens WHERE name = ?1 AND enabled = 1")?.query_row([app], |row| row.get(0));
+            Ok(found.optional()?.flatten())
+        })
+        .await
     }
 
     /// What an app's runs and turns have cost since `since`, in US dollars, as far as they have ended.
@@ -217,7 +256,7 @@ impl Ledger {
 
 /// The first parameter is now, in Unix seconds.
 const COLUMNS: &str = "name, ip_cidrs, created_at, last_used, enabled, max_concurrent, daily_usd, network, home,
-    iif(old_until > ?1, old_until, NULL)";
+    iif(old_until > ?1, old_until, NULL), webhook";
 
 fn row(row: &Row<'_>) -> rusqlite::Result<TokenRow> {
     Ok(TokenRow {
@@ -229,6 +268,7 @@ fn row(row: &Row<'_>) -> rusqlite::Result<TokenRow> {
         limits: limits(row, 5)?,
         rules: rules(row, 7)?,
         old_until: row.get(9)?,
+        webhook: row.get(10)?,
     })
 }
 

@@ -11,7 +11,7 @@ use maud::{Markup, html};
 use serde::Deserialize;
 
 use super::Ui;
-use super::apps::{Fields, token};
+use super::apps::{Fields, Secrets, shown_once};
 use super::format::{usd, when};
 use super::layout::{Oops, page, refusal, refusals};
 use super::sign_in::{Operator, Sent, encoded};
@@ -61,6 +61,14 @@ async fn view(app: &App, operator: &Operator, name: &str, refused: Option<&Field
                 }
                 div.buttons { button.main { "Give it a new token" } }
             }
+            @if known.webhook.is_some() {
+                h2 { "A new secret for its webhooks" }
+                form.card method="post" action={ (address) "/webhook-secret" } {
+                    (operator.seal())
+                    p.hint { "For a day they are signed with the old one, too." }
+                    button.main { "Give it a new secret" }
+                }
+            }
             h2 { "Revoke its token" }
             p { "From its next request on it is refused. What goes on is finished; what it has written stays in the ledger." }
             p { a.button.danger href={ (address) "/revoke" } { "Revoke …" } }
@@ -72,23 +80,29 @@ async fn view(app: &App, operator: &Operator, name: &str, refused: Option<&Field
 async fn change(
     State(ui): State<Arc<Ui>>,
     Path(name): Path<String>,
+    headers: HeaderMap,
     Sent { form: fields, operator }: Sent<Fields>,
 ) -> Result<Response, Oops> {
     let changed = match fields.read() {
-        Ok(NewToken { ip_cidrs, max_concurrent, daily_usd, network, home, .. }) => {
+        Ok(NewToken { ip_cidrs, max_concurrent, daily_usd, network, home, webhook, .. }) => {
             let patch = TokenPatch {
                 ip_cidrs: Some(ip_cidrs),
                 max_concurrent: Some(max_concurrent),
                 daily_usd: Some(daily_usd),
                 network: Some(network),
                 home: Some(home),
+                webhook: Some(webhook),
             };
             tokens::change(&ui.app, &name, patch).await.map_err(refusal)
         }
         Err(whys) => Err(Ok((axum::http::StatusCode::UNPROCESSABLE_ENTITY, whys))),
     };
     match changed {
-        Ok(_) => Ok(Redirect::to(&format!("/ui/apps/{name}")).into_response()),
+        Ok((_, Some(secret))) => {
+            let secrets = Secrets { webhook: Some(&secret), ..Secrets::default() };
+            Ok(shown_once(&operator, &headers, &name, &secrets).into_response())
+        }
+        Ok((_, None)) => Ok(Redirect::to(&format!("/ui/apps/{name}")).into_response()),
         Err(refused) => {
             let (status, whys) = refused?;
             Ok((status, view(&ui.app, &operator, &name, Some(&fields), &whys).await?).into_response())
@@ -109,7 +123,19 @@ async fn rotate(
     Sent { form, operator }: Sent<Grace>,
 ) -> Result<Markup, Oops> {
     let (secret, old_until) = tokens::replace(&ui.app, &name, form.grace.parse().unwrap_or(GRACE)).await?;
-    Ok(token(&operator, &headers, &name, &secret, (old_until > clock::now()).then_some(old_until)))
+    let secrets = Secrets { token: Some(&secret), old_until: (old_until > clock::now()).then_some(old_until), webhook: None };
+    Ok(shown_once(&operator, &headers, &name, &secrets))
+}
+
+async fn rotate_secret(
+    State(ui): State<Arc<Ui>>,
+    Path(name): Path<String>,
+    headers: HeaderMap,
+    Sent { operator, .. }: Sent<Nothing>,
+) -> Result<Markup, Oops> {
+    let (secret, old_until) = tokens::replace_secret(&ui.app, &name).await?;
+    let secrets = Secrets { token: None, old_until: Some(old_until), webhook: Some(&secret) };
+    Ok(shown_once(&operator, &headers, &name, &secrets))
 }
 
 /// Asks first.
@@ -138,5 +164,6 @@ pub(super) fn routes() -> Router<Arc<Ui>> {
     Router::new()
         .route("/ui/apps/{name}", get(show).post(change))
         .route("/ui/apps/{name}/rotate", post(rotate))
+        .route("/ui/apps/{name}/webhook-secret", post(rotate_secret))
         .route("/ui/apps/{name}/revoke", get(ask).post(revoke))
 }

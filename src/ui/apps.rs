@@ -29,6 +29,7 @@ pub(super) struct Fields {
     daily_usd: String,
     network: String,
     home: String,
+    webhook: String,
 }
 
 impl From<&TokenRow> for Fields {
@@ -42,6 +43,7 @@ impl From<&TokenRow> for Fields {
             daily_usd: text(daily_usd.map(|usd| usd.to_string())),
             network: row.rules.network.as_str().to_owned(),
             home: row.rules.home().to_owned(),
+            webhook: text(row.webhook.clone()),
         }
     }
 }
@@ -72,6 +74,7 @@ impl Fields {
             daily_usd,
             network: given(&self.network),
             home: given(&self.home),
+            webhook: given(self.webhook.trim()),
         };
         if errors.is_empty() { Ok(asked) } else { Err(errors) }
     }
@@ -103,6 +106,11 @@ impl Fields {
             (choice("network", "Its agents reach", &self.network,
                 &[("open", "what the server does"), ("web", "the web, no private networks"), ("model", "the model alone")]))
             (choice("home", "From run to run", &self.home, &[("fresh", "nothing lasts"), ("kept", "claude's memories last")]))
+            div.wide {
+                label for="webhook" { "Webhook" }
+                input #webhook name="webhook" type="url" value=(self.webhook) placeholder="https://app.lan/hook" aria-describedby="webhook-hint";
+                span.hint #webhook-hint { "Told of what ends in the background; none by default." }
+            }
         }
     }
 }
@@ -176,7 +184,10 @@ async fn mint(State(ui): State<Arc<Ui>>, headers: HeaderMap, Sent { form: fields
         Err(whys) => Err(Ok((axum::http::StatusCode::UNPROCESSABLE_ENTITY, whys))),
     };
     match minted {
-        Ok(minted) => Ok(token(&operator, &headers, &fields.name, &minted.token, None).into_response()),
+        Ok(minted) => {
+            let secrets = Secrets { token: Some(&minted.token), old_until: None, webhook: minted.webhook_secret.as_deref() };
+            Ok(shown_once(&operator, &headers, &fields.name, &secrets).into_response())
+        }
         Err(refused) => {
             let (status, whys) = refused?;
             Ok((status, list(&ui.app, &operator, &fields, &whys).await?).into_response())
@@ -184,14 +195,27 @@ async fn mint(State(ui): State<Arc<Ui>>, headers: HeaderMap, Sent { form: fields
     }
 }
 
-/// A new token, shown this once.
-pub(super) fn token(operator: &Operator, headers: &HeaderMap, name: &str, token: &str, old_until: Option<i64>) -> Markup {
+/// What is shown once.
+#[derive(Default)]
+pub(super) struct Secrets<'a> {
+    /// A new token.
+    pub(super) token: Option<&'a str>,
+    /// Unix seconds until which the old one is good, too.
+    pub(super) old_until: Option<i64>,
+    /// What webhooks are signed with.
+    pub(super) webhook: Option<&'a str>,
+}
+
+/// A new token, or a new secret, shown this once.
+pub(super) fn shown_once(operator: &Operator, headers: &HeaderMap, name: &str, secrets: &Secrets<'_>) -> Markup {
     let host = headers.get("host").and_then(|host| host.to_str().ok()).unwrap_or("127.0.0.1:8800");
     // The browser says by which scheme it came.
     let origin = headers.get("origin").and_then(|origin| origin.to_str().ok()).map_or_else(|| format!("http://{host}"), str::to_owned);
-    let curl = format!(
-        "curl -s {origin}/run -H 'Authorization: Bearer {token}' -H 'Content-Type: application/json' -d '{{\"prompt\": \"Say hello.\"}}'"
-    );
+    let curl = |token: &str| {
+        format!(
+            "curl -s {origin}/run -H 'Authorization: Bearer {token}' -H 'Content-Type: application/json' -d '{{\"prompt\": \"Say hello.\"}}'"
+        )
+    };
     let shown = |id: &str, label: &str, text: &str| {
         html! {
             div.copied {
@@ -202,16 +226,16 @@ pub(super) fn token(operator: &Operator, headers: &HeaderMap, name: &str, token:
         }
     };
     let main = html! {
-        h1 { "The token of " (name) }
+        h1 { (name) ", shown once" }
         p.notice.good {
             "This is the only time that it is shown."
-            @if let Some(at) = old_until { " The old one is good until " (when(at)) "." }
+            @if let Some(at) = secrets.old_until { " The old one is good until " (when(at)) ", too." }
         }
-        (shown("token", "Token", token))
-        (shown("curl", "A line to paste", &curl))
+        @if let Some(token) = secrets.token { (shown("token", "Token", token)) (shown("curl", "A line to paste", &curl(token))) }
+        @if let Some(secret) = secrets.webhook { (shown("secret", "Webhook secret", secret)) }
         p { a href="/ui/apps" { "To the apps" } }
     };
-    page(operator, "/ui/apps", "A new token", main)
+    page(operator, "/ui/apps", "Shown once", main)
 }
 
 pub(super) fn routes() -> Router<Arc<Ui>> {

@@ -3,6 +3,7 @@
 use maud::{Markup, html};
 use time::{Date, Month, OffsetDateTime};
 
+use crate::agent::claude::sign_in::is_about_sign_in;
 use crate::ledger::{JobId, JobRow, Status};
 
 /// A time in Unix seconds. The script says it in the reader's own zone.
@@ -136,12 +137,6 @@ pub(super) fn advice(error: &str, status: Status) -> &'static str {
     } else {
         "Open it to see what it did."
     }
-}
-
-/// Whether an error says that claude is not signed in.
-pub(super) fn is_about_sign_in(error: &str) -> bool {
-    let error = error.to_lowercase();
-    ["authenticat", "not logged in", "/login", "invalid api key", "oauth token"].iter().any(|words| error.contains(words))
 }
 
 #[cfg(test)]

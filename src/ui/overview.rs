@@ -15,9 +15,10 @@ use tokio::time::sleep;
 
 use super::Ui;
 use super::events::frame;
-use super::format::{advice, bytes, count, is_about_sign_in, line, made_by, or_none, path, status, usd, when};
+use super::format::{advice, bytes, count, line, made_by, or_none, path, status, usd, when};
 use super::layout::{Oops, page};
 use super::sign_in::Operator;
+use crate::agent::claude::sign_in::is_about_sign_in;
 use crate::agent::programs::Known;
 use crate::api::stream::response;
 use crate::app::App;

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use axum::extract::{Form, FromRequest, FromRequestParts, Query, Request, State};
 use axum::http::request::Parts;
@@ -13,6 +13,7 @@ use axum::{Extension, Router};
 use maud::{Markup, html};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
+use tokio::time::Instant;
 
 use super::Ui;
 use super::layout::{Oops, bare};
@@ -226,4 +227,25 @@ async fn sign_out(State(ui): State<Arc<Ui>>, Sent { operator, .. }: Sent<Nothing
 
 pub(super) fn routes() -> Router<Arc<Ui>> {
     Router::new().route("/ui/sign-in", get(show).post(sign_in)).route("/ui/sign-out", post(sign_out))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_sign_in_ends_after_twelve_hours_or_makes_room() {
+        let operators = SignedIn::default();
+        let headers = |value: &str| HeaderMap::from_iter([(header::COOKIE, format!("other=1; {COOKIE}={value}").parse().unwrap())]);
+        let first = operators.begin();
+        let operator = operators.find(&headers(&first)).unwrap();
+        assert!(operators.find(&headers("else")).is_none() && operators.find(&HeaderMap::new()).is_none());
+        tokio::time::advance(Duration::from_hours(11)).await;
+        assert!(operators.is_in(&operator));
+        tokio::time::advance(Duration::from_secs(3601)).await;
+        assert!(!operators.is_in(&operator) && operators.find(&headers(&first)).is_none());
+        let values: Vec<_> = (0..=MOST).map(|_| operators.begin()).collect();
+        let known = values.iter().filter(|value| operators.find(&headers(value)).is_some()).count();
+        assert_eq!((known, operators.find(&headers(&values[MOST])).is_some()), (MOST, true));
+    }
 }

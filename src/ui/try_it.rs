@@ -17,6 +17,7 @@ use crate::api::auth::{Address, Caller};
 use crate::api::error::ApiError;
 use crate::api::runs::{RunRequest, begin};
 use crate::app::App;
+use crate::network::Networks;
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
@@ -65,7 +66,15 @@ async fn send(
     Sent { form: fields, operator }: Sent<Fields>,
 ) -> Result<Response, Oops> {
     let token = ui.app.ledger.token(&fields.app).await?.ok_or(ApiError::NotFound)?;
-    let caller = Caller { app: token.name, address, limits: token.limits, rules: token.rules };
+    let caller = Caller {
+        app: token.name,
+        address,
+        limits: token.limits,
+        rules: token.rules,
+        networks: Networks::default(),
+        webhook: None,
+        signs: false,
+    };
     let given = |text: &str| Some(text.trim().to_owned()).filter(|text| !text.is_empty());
     // Browsers end lines as HTTP does.
     let prompt = fields.prompt.replace("\r\n", "\n");

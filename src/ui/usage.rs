@@ -37,6 +37,8 @@ struct Filter {
     by: String,
     slice: String,
     app: String,
+    /// Of CSV: `times` for how long they took.
+    of: String,
 }
 
 impl Filter {
@@ -58,9 +60,10 @@ impl Filter {
     }
 
     /// The address of the same as CSV.
-    fn csv(&self) -> String {
-        let Self { days, from, to, by, slice, app } = self;
-        let values = [("days", days), ("from", from), ("to", to), ("by", by), ("slice", slice), ("app", app)];
+    fn csv(&self, of: &str) -> String {
+        let Self { days, from, to, by, slice, app, .. } = self;
+        let of = of.to_owned();
+        let values = [("of", &of), ("days", days), ("from", from), ("to", to), ("by", by), ("slice", slice), ("app", app)];
         let given: Vec<_> =
             values.iter().filter(|(_, value)| !value.is_empty()).map(|(name, value)| format!("{name}={}", encoded(value))).collect();
         format!("/ui/usage.csv?{}", given.join("&"))
@@ -74,7 +77,10 @@ async fn show(State(ui): State<Arc<Ui>>, operator: Operator, Query(filter): Quer
     let main = html! {
         h1 { "Usage" }
         (form(&filter, &apps))
-        p { a href=(filter.csv()) download="usage.csv" { "These numbers as CSV" } }
+        p {
+            "As CSV: " a href=(filter.csv("numbers")) download="usage.csv" { "what was used" } ", "
+            a href=(filter.csv("times")) download="times.csv" { "how long it took" }
+        }
         div.plots { (plots(&wanted, &used, &took)) }
     };
     Ok(page(&operator, "/ui/usage", "Usage", main))
@@ -180,11 +186,20 @@ fn groups(used: &[UsageSlice]) -> Vec<Option<&str>> {
 async fn csv(State(ui): State<Arc<Ui>>, _: Operator, Query(filter): Query<Filter>) -> Result<Response, Oops> {
     let wanted = filter.wanted();
     let by = if wanted.by == Group::App { "app" } else { "model" };
-    let (used, _) = ui.app.ledger.usage_over_time(wanted).await?;
-    let mut text = format!("start_utc,{by},jobs,failed,input_tokens,cached_tokens,output_tokens,cost_usd\r\n");
-    for UsageSlice { at, group, jobs, failed, input_tokens, cached_tokens, output_tokens, cost_usd } in used {
-        let (at, group) = (hour(at), field(&group));
-        let _ = write!(text, "{at},{group},{jobs},{failed},{input_tokens},{cached_tokens},{output_tokens},{cost_usd}\r\n");
+    let (used, took) = ui.app.ledger.usage_over_time(wanted).await?;
+    let mut text = String::new();
+    if filter.of == "times" {
+        text += "start_utc,median_ms,p95_ms,first_text_median_ms,first_text_p95_ms\r\n";
+        for Percentiles { at, duration, first_text } in took {
+            let both = |of: Option<(i64, i64)>| of.map_or_else(|| ",".to_owned(), |(median, high)| format!("{median},{high}"));
+            let _ = write!(text, "{},{},{}\r\n", hour(at), both(duration), both(first_text));
+        }
+    } else {
+        let _ = write!(text, "start_utc,{by},jobs,failed,input_tokens,cached_tokens,output_tokens,cost_usd\r\n");
+        for UsageSlice { at, group, jobs, failed, input_tokens, cached_tokens, output_tokens, cost_usd } in used {
+            let (at, group) = (hour(at), field(&group));
+            let _ = write!(text, "{at},{group},{jobs},{failed},{input_tokens},{cached_tokens},{output_tokens},{cost_usd}\r\n");
+        }
     }
     let headers = [(header::CONTENT_TYPE, "text/csv; charset=utf-8"), (header::CONTENT_DISPOSITION, "attachment; filename=\"usage.csv\"")];
     Ok((headers, text).into_response())

@@ -75,6 +75,8 @@ pub struct Server {
 
 impl Server {
     fn start(options: Options, folder: TempDir) -> Self {
+        // For the tests' own clients. An error means that there is one already.
+        let _ = rustls::crypto::ring::default_provider().install_default();
         let mut command = Command::new(BINARY);
         command.args(["serve", "--bind", "127.0.0.1:0"]).env_clear().stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
         if options.environment.is_empty() {

@@ -252,9 +252,12 @@ describe("the page", { concurrency: 4 }, () => {
     await page.getByRole("button", { name: "Show" }).click();
     await page.getByRole("img", { name: "How long they took" }).waitFor();
     const download = page.waitForEvent("download");
-    await page.getByRole("link", { name: "as CSV" }).click();
+    await page.getByRole("link", { name: "what was used" }).click();
     const csv = readFileSync(await (await download).path(), "utf8");
     assert.match(csv, /^start_utc,model,jobs,failed,input_tokens,cached_tokens,output_tokens,cost_usd\r\n\d{4}-\d\d-\d\d \d\d:00,sonnet,1,0,\d+,\d+,\d+,[\d.e-]+\r\n$/);
+    const times = page.waitForEvent("download");
+    await page.getByRole("link", { name: "how long it took" }).click();
+    assert.match(readFileSync(await (await times).path(), "utf8"), /^start_utc,median_ms,.*\r\n\d{4}-\d\d-\d\d \d\d:00,\d+,\d+,\d+,\d+\r\n$/);
   });
 
   test("every page is in order, on a phone and a wide screen, by day and by night", async () => {

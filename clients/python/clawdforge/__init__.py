@@ -1,10 +1,12 @@
 """Client of clawdforge, which runs the claude CLI for the apps on your network."""
 
+from . import webhooks
 from .client import Forge
 from .errors import ForgeAPIError, ForgeAuthError, ForgeError, ForgeTransportError
 from .results import AppToken, Event, FileToken, RunResult, RunState, TurnResult
 from .session import Session
 from .stream import EventStream
+from .webhooks import WebhookError
 
 __all__ = [
     "AppToken",
@@ -20,4 +22,6 @@ __all__ = [
     "RunState",
     "Session",
     "TurnResult",
+    "WebhookError",
+    "webhooks",
 ]

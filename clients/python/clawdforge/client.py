@@ -165,10 +165,12 @@ class Forge:
         permissions: str | None = None,
         ask: bool = False,
         permission_timeout_secs: int | None = None,
+        webhook: str | None = None,
     ) -> RunState:
         """Begins a run in the background, which goes on whatever becomes of this client; as :meth:`run` otherwise.
 
-        With ``ask`` the agent asks before it acts: see :meth:`run_permissions`.
+        With ``ask`` the agent asks before it acts: see :meth:`run_permissions`. ``webhook`` is told of its end, instead of the app's own: see
+        :func:`clawdforge.webhooks.verify`.
         """
         body = self._run(
             prompt,
@@ -180,6 +182,7 @@ class Forge:
             agent=agent,
             permissions="ask" if ask else permissions,
             permission_timeout_secs=permission_timeout_secs,
+            webhook=webhook,
         )
         headers = key_header(idempotency_key) | {"Prefer": "respond-async"}
         return _run_state(self._call("POST", "/run", json=body, headers=headers))
@@ -308,13 +311,19 @@ class Forge:
         """What the server knows of a session. Status 404 where this app has none of that id."""
         return self._call("GET", f"/sessions/{segment(id, 'id')}")
 
-    def create_token(self, name: str, ip_cidrs: Sequence[str] | None = None) -> AppToken:
-        """Mints an app's token; this is the only time that it is shown. The operator's token is needed."""
+    def create_token(self, name: str, ip_cidrs: Sequence[str] | None = None, *, webhook: str | None = None) -> AppToken:
+        """Mints an app's token; this is the only time that it is shown. The operator's token is needed.
+
+        ``webhook`` is told of what ends in the background; what it is signed with is ``webhook_secret``, shown this once too.
+        """
         body: dict[str, Any] = {"name": text(name, "name")}
         if ip_cidrs:
             body["ip_cidrs"] = strings(ip_cidrs, "ip_cidrs")
+        if webhook is not None:
+            body["webhook"] = webhook
         answer = self._call("POST", "/admin/tokens", json=body)
-        return AppToken(answer["name"], answer["token"], list(answer["ip_cidrs"]), answer["created_at"], None, True)
+        minted = answer["name"], answer["token"], list(answer["ip_cidrs"]), answer["created_at"]
+        return AppToken(*minted, None, True, answer.get("webhook_secret"))
 
     def list_tokens(self) -> list[AppToken]:
         """The apps' tokens, without their bearers. The operator's token is needed."""

@@ -93,6 +93,8 @@ class AppToken:
     #: Unix seconds.
     last_used: int | None
     enabled: bool
+    #: What its webhooks are signed with, known only when it is created with one.
+    webhook_secret: str | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ require_relative "clawdforge/multipart"
 require_relative "clawdforge/http"
 require_relative "clawdforge/event_stream"
 require_relative "clawdforge/session"
+require_relative "clawdforge/webhooks"
 require_relative "clawdforge/client"
 
 # A client of clawdforge, the HTTP daemon that runs the claude CLI for the apps on a LAN. Start at {Client}.

@@ -91,6 +91,12 @@ fn is_due(environment: &Environment) -> bool {
     Duration::from_millis(expires_at) < soon
 }
 
+/// Whether an error says that claude is not signed in.
+pub fn is_about_sign_in(error: &str) -> bool {
+    let error = error.to_lowercase();
+    ["authenticat", "not logged in", "/login", "invalid api key", "oauth token"].iter().any(|words| error.contains(words))
+}
+
 /// Keeps it from ending. Clones are the same.
 #[derive(Clone, Debug)]
 pub struct SignIn {

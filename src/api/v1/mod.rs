@@ -148,7 +148,7 @@ async fn complete<S: Speech>(app: &App, envelope: &Envelope, path: &str, sent: &
         if let Some(kept) = kept {
             app.ledger.keep_response(kept).await?;
         }
-        let job = Job { uuid, app: caller.app.clone(), client_ip: caller.address.to_string(), spec, limits: caller.limits };
+        let job = Job { uuid, app: caller.app.clone(), client_ip: caller.address.to_string(), spec, limits: caller.limits, webhook: None };
         let durability = match &key {
             None if stream => Durability::Watched,
             None => Durability::Plain,

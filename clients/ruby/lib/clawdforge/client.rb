@@ -70,6 +70,7 @@ module Clawdforge
     # Begins a run in the background, which goes on whatever becomes of this client. It takes what {#run} takes.
     #
     # @param ask [Boolean] whether the agent asks before it acts: see {#run_permissions}
+    # With +webhook:+ that address is told of its end, instead of the app's own: see {Webhooks.verify}.
     # @return [RunState]
     # @raise (see #run)
     def submit(prompt:, model: nil, files: nil, timeout_secs: nil, idempotency_key: nil, ask: false, **options)
@@ -141,12 +142,13 @@ module Clawdforge
     #
     # @param name [String] the app's name
     # @param ip_cidrs [Array<String>, nil] the networks that it may be used from; any where it is nil or empty
-    # @return [AppToken] with its token, which the server shows only this once
+    # @param webhook [String, nil] who is told of what ends in the background: see {Webhooks.verify}
+    # @return [AppToken] with its token, and the secret of its webhooks, which the server shows only this once
     # @raise [APIError] 409 where the name is in use, 422 for a bad name or network
     # @raise [AuthError, TransportError]
-    def create_token(name, ip_cidrs: nil)
+    def create_token(name, ip_cidrs: nil, webhook: nil)
       ip_cidrs = nil if ip_cidrs&.empty?
-      minted = @http.call(Net::HTTP::Post, "/admin/tokens", json: { name: name, ip_cidrs: ip_cidrs })
+      minted = @http.call(Net::HTTP::Post, "/admin/tokens", json: { name: name, ip_cidrs: ip_cidrs, webhook: webhook }.compact)
       AppToken.from({ "enabled" => true }.merge(minted))
     end
 
@@ -238,11 +240,11 @@ module Clawdforge
     private
 
     def run_body(prompt, model, files, timeout_secs, agent: nil, permissions: nil, permission_timeout_secs: nil,
-                 system: nil, schema: nil)
+                 system: nil, schema: nil, webhook: nil)
       model ||= @default_model if [nil, "claude"].include?(agent)
       { prompt: HTTP.present("prompt", prompt), model: model, system: system, files: FileToken.list(files),
         timeout_secs: timeout_secs || @default_timeout, schema: schema, agent: agent, permissions: permissions,
-        permission_timeout_secs: permission_timeout_secs }
+        permission_timeout_secs: permission_timeout_secs, webhook: webhook }
     end
   end
 end

@@ -81,7 +81,7 @@ module Clawdforge
   # @!attribute created_at [Integer] Unix seconds
   # @!attribute last_used [Integer, nil] Unix seconds; nil where it was just created or never used
   # @!attribute enabled [Boolean] false once it is revoked
-  AppToken = Struct.new(:name, :token, :ip_cidrs, :created_at, :last_used, :enabled, keyword_init: true) do
+  AppToken = Struct.new(:name, :token, :ip_cidrs, :created_at, :last_used, :enabled, :webhook_secret, keyword_init: true) do
     extend FromAnswer
 
     # The server gives a list when it mints a token, and one comma-joined string when it lists them.
