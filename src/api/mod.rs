@@ -77,6 +77,7 @@ fn frame() -> OpenApi {
         ))),
     );
     components.add_security_scheme("operator", bearer("The operator's token"));
+    let webhooks = webhooks::described(&mut components);
     OpenApiBuilder::new()
         .info(
             InfoBuilder::new()
@@ -85,5 +86,6 @@ fn frame() -> OpenApi {
                 .description(Some("Runs the real claude CLI for the apps on a LAN.")),
         )
         .components(Some(components))
+        .webhooks(Some(webhooks))
         .build()
 }

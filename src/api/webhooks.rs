@@ -8,7 +8,10 @@ use axum::extract::{Path, Query, State};
 use reqwest::Url;
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
-use utoipa::{IntoParams, ToSchema};
+use utoipa::openapi::path::{OperationBuilder, ParameterBuilder, ParameterIn, PathsBuilder};
+use utoipa::openapi::request_body::RequestBodyBuilder;
+use utoipa::openapi::{Components, ContentBuilder, HttpMethod, PathItem, Paths, Required, Response};
+use utoipa::{IntoParams, PartialSchema, ToSchema};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
@@ -253,6 +256,41 @@ async fn test(State(app): State<Arc<App>>, caller: Caller, ValidJson(asked): Val
     let url = told_of(&app, &caller, &options, Some(url))?.ok_or(ApiError::Defect)?;
     let delivery_id = app.ledger.add_delivery(&caller.app, "ping", &url).await?;
     Ok(Json(TestSent { ok: true, delivery_id }))
+}
+
+/// What receivers are sent, for the description.
+pub(super) fn described(components: &mut Components) -> Paths {
+    fn event<T: ToSchema>(paths: PathsBuilder, name: &str, when: &str, components: &mut Components) -> PathsBuilder
+    where
+        Payload<T>: PartialSchema,
+    {
+        components.schemas.insert(T::name().into_owned(), T::schema());
+        let headers = ["webhook-id", "webhook-timestamp", "webhook-signature"].map(|name| {
+            ParameterBuilder::new()
+                .name(name)
+                .parameter_in(ParameterIn::Header)
+                .required(Required::True)
+                .schema(Some(String::schema()))
+                .build()
+        });
+        let content = ContentBuilder::new().schema(Some(Payload::<T>::schema())).build();
+        let operation = OperationBuilder::new()
+            .operation_id(Some(name.replace('.', "_")))
+            .tag("webhooks")
+            .summary(Some(when))
+            .parameters(Some(headers))
+            .request_body(Some(RequestBodyBuilder::new().content("application/json", content).required(Some(Required::True)).build()))
+            .response("2XX", Response::new("It arrived; 410 ends the subscription, and anything else has it sent again"));
+        paths.path(name, PathItem::new(HttpMethod::Post, operation))
+    }
+    let paths = PathsBuilder::new();
+    let paths = event::<RunState>(paths, "run.finished", "A run in the background has ended", components);
+    let paths = event::<TurnStatus>(paths, "turn.finished", "A turn in the background has ended", components);
+    let paths = event::<SessionState>(paths, "session.closed", "A session is closed", components);
+    let paths = event::<BudgetSpent>(paths, "budget.spent", "The app has spent what it may today", components);
+    let paths = event::<Ping>(paths, "ping", "POST /webhooks/test asked for it", components);
+    let paths = event::<SignInFailed>(paths, "signin.failed", "For the operator: claude is not signed in", components);
+    paths.build()
 }
 
 pub(super) fn routes() -> OpenApiRouter<Arc<App>> {

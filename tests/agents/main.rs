@@ -13,6 +13,8 @@ mod network;
 mod others;
 mod permissions;
 mod questions;
+#[path = "../api/receiver.rs"]
+mod receiver;
 mod run;
 mod sandbox;
 mod sessions;

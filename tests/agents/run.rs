@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 
 use crate::Forge;
 use crate::harness::{Options, until};
+use crate::receiver::Receiver;
 
 /// A prompt that tells the stub what to do.
 fn stub(directive: &Value) -> String {
@@ -237,4 +238,21 @@ async fn a_pipe_where_claude_reads_fails_the_run_at_once() {
         std::fs::remove_file(pipe).unwrap();
     }
     assert_eq!(forge.server.run(&forge.token, "hello").await.status, StatusCode::OK);
+}
+
+#[tokio::test]
+async fn the_operator_is_told_when_the_sign_in_fails() {
+    let receiver = Receiver::start([]).await;
+    let secret = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
+    let options = Options::default().set("CLAWDFORGE_OPERATOR_WEBHOOK", receiver.url("/operator"));
+    let Some(forge) = Forge::start_with(options.set("CLAWDFORGE_OPERATOR_WEBHOOK_SECRET", secret)).await else { return };
+    for _ in 0..2 {
+        let answer = forge.server.run(&forge.token, r#"stub: {"error": 401, "retry": false}"#).await;
+        assert_eq!(answer.status, StatusCode::BAD_GATEWAY, "{answer:?}");
+    }
+    let told = &receiver.wait_for(1).await[0];
+    assert!(told.is_signed(secret));
+    assert_eq!(told.json()["type"], "signin.failed");
+    // One cause, one message.
+    assert_eq!(forge.server.query::<i64>("SELECT count(*) FROM deliveries"), 1);
 }

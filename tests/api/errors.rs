@@ -80,6 +80,10 @@ async fn a_body_over_the_limit_is_413_also_for_a_client_that_sends_it_all() {
 async fn the_description_is_openapi_3_1_and_names_every_path() {
     let server = Options::stand_in().start();
     let document = Answer::of(Client::new().get(server.url("/openapi.json"))).await.json;
+    let told: Vec<_> = document["webhooks"].as_object().unwrap().keys().cloned().collect();
+    assert_eq!(told, ["budget.spent", "ping", "run.finished", "session.closed", "signin.failed", "turn.finished"]);
+    let data = &document["webhooks"]["run.finished"]["post"]["requestBody"]["content"]["application/json"]["schema"]["properties"]["data"];
+    assert!(data["$ref"] == "#/components/schemas/RunState" || data["allOf"].is_array() || data["properties"].is_object(), "{data}");
     assert!(document["openapi"].as_str().unwrap().starts_with("3.1"));
     let paths: Vec<_> = document["paths"].as_object().unwrap().keys().map(String::as_str).collect();
     let expected = "/admin/runs /admin/tokens /admin/tokens/{name} /admin/tokens/{name}/rotate /admin/tokens/{name}/webhook-secret /admin/usage /files /healthz /metrics /run /runs /runs/{id} \

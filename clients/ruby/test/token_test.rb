@@ -8,7 +8,7 @@ class TokenTest < ClientTest
   def test_create_token
     answers(:post, "/admin/tokens", MINTED)
     token = client.create_token("app", ip_cidrs: ["10.0.0.0/8"])
-    assert_equal ["app", "cf_minted", ["10.0.0.0/8"], 5, nil, true], token.to_a
+    assert_equal ["app", "cf_minted", ["10.0.0.0/8"], 5, nil, true, nil], token.to_a
     assert_requested :post, "#{URL}/admin/tokens", body: { name: "app", ip_cidrs: ["10.0.0.0/8"] },
                                                    headers: { "Authorization" => "Bearer #{TOKEN}" }
   end
@@ -26,7 +26,7 @@ class TokenTest < ClientTest
               listed.merge("name" => "a", "ip_cidrs" => "172.24.0.0/16,10.0.0.0/8"), listed.merge("name" => "b", "ip_cidrs" => "")
             ] })
     a, b = client.list_tokens
-    assert_equal ["a", nil, ["172.24.0.0/16", "10.0.0.0/8"], 5, 9, true], a.to_a
+    assert_equal ["a", nil, ["172.24.0.0/16", "10.0.0.0/8"], 5, 9, true, nil], a.to_a
     assert_equal ["b", []], [b.name, b.ip_cidrs]
   end
 
