@@ -8,7 +8,7 @@ use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, kill_process, setpriority_process};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::process::{ChildStderr, ChildStdin, ChildStdout, Command};
 use tokio::sync::mpsc;
@@ -152,6 +152,14 @@ impl Waiting {
         self.agent.child.id()
     }
 
+    /// Has it, and what it starts, take the processor only where nobody else wants it. It has one thread yet.
+    pub fn yield_to_others(&self) {
+        let pid = self.pid().and_then(|pid| Pid::from_raw(pid.cast_signed()));
+        if let Some(Err(error)) = pid.map(|pid| setpriority_process(Some(pid), 19)) {
+            tracing::warn!(%error, "a run of a batch can't be made to yield");
+        }
+    }
+
     /// Whether it is alive and has printed nothing. Warnings on standard error don't count.
     pub fn is_ready(&mut self) -> bool {
         matches!(self.agent.child.try_wait(), Ok(None)) && rustix::io::ioctl_fionread(&self.stdout).is_ok_and(|unread| unread == 0)
@@ -212,7 +220,7 @@ pub async fn converse_and(
     let ConverseOptions { input, hold_input, mut time_up, cancel, patience, mut more } = talk;
     let Waiting { mut agent, mut stdin, stdout, stderr } = waiting;
     agent.set_idle(false);
-    let [spoke, answered, stop, closed, over] = std::array::from_fn(|_| CancellationToken::new());
+    let [spoke, given_up, answered, stop, closed, over] = std::array::from_fn(|_| CancellationToken::new());
     let (say, mut to_say) = mpsc::unbounded_channel::<Vec<u8>>();
 
     let feed = async {
@@ -240,6 +248,10 @@ pub async fn converse_and(
     };
     let listen = async {
         each_line(stdout, |line| {
+            // What it says while it is ended for its silence is heard by nobody: it is to count as one that never spoke.
+            if given_up.is_cancelled() {
+                return;
+            }
             spoke.cancel();
             match read(line) {
                 Next::More => {}
@@ -255,7 +267,7 @@ pub async fn converse_and(
     let streams = async { tokio::join!(feed, listen, keep_tail(stderr, &mut tail)) };
     let silence = async {
         match patience {
-            Some(patience) if timeout(patience, spoke.cancelled()).await.is_err() => {}
+            Some(patience) if timeout(patience, spoke.cancelled()).await.is_err() => given_up.cancel(),
             _ => std::future::pending().await,
         }
     };

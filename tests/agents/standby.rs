@@ -30,7 +30,7 @@ async fn a_run_and_a_turn_are_served_by_what_was_started_before() {
         assert!(waiting(server, "-p").contains(&claude[0]));
     });
     until("its end: it serves one run", || !waiting(server, "-p").contains(&claude[0])).await;
-    assert_eq!(answer.json["result"], "The model stub read a prompt of 24 characters.");
+    assert_eq!(answer.json["result"], "The model stub read a prompt of 24 characters.", "{answer:?}");
     until("a successor", || waiting(server, "-p").iter().any(|pid| !claude.contains(pid))).await;
     let body = json!({"prompt": "stub: {\"echo\": true}", "files": [file]});
     let echoed = server.post("/run", token, &body).await;

@@ -89,7 +89,7 @@ async fn a_standby_that_is_no_good_is_not_noticed() {
     let server = with_standbys(1);
     let token = server.mint("app").await;
     let mut seen = 0;
-    for (how, within) in [("die", 2), ("flood", 2), ("mute", 2), ("hang", 7)] {
+    for (how, within) in [("die", 2), ("flood", 2), ("mute", 2), ("hang", 7), ("late", 7)] {
         with_a_bad_successor(&server, &token, how).await;
         let begun = Instant::now();
         assert_eq!(run(&server, &token, "hello").await, "ok", "{how}");
@@ -101,7 +101,7 @@ async fn a_standby_that_is_no_good_is_not_noticed() {
         assert!(log.contains(told) && count > seen, "{how} was not met\n{log}");
         seen = count;
     }
-    assert_eq!(server.query::<i64>("SELECT count(*) FROM runs WHERE ok"), 8);
+    assert_eq!(server.query::<i64>("SELECT count(*) FROM runs WHERE ok"), 10);
 }
 
 #[tokio::test]
