@@ -83,6 +83,7 @@ impl Server {
             background.spawn(proxy.serve());
         }
         let port = listener.local_addr()?.port();
+        background.spawn(self.app.jobs.clone().make_batches());
         background.spawn(Webhooks { app: self.app.clone(), port }.send());
         let graceful = GracefulShutdown::new();
         let router = router(self.app.clone());

@@ -39,6 +39,8 @@ impl Sweeper {
             report("uploads", self.uploads.sweep(&self.ledger).await);
             report("last uses of tokens", self.ledger.flush_used().await.map(|()| 0));
             report("old runs and events of sessions", self.ledger.forget_jobs(self.retention_days).await);
+            report("old batches", self.ledger.forget_batches(self.retention_days).await);
+            report("requests for batches that broke off", self.ledger.forget_broken_batches(false).await);
             report("old webhooks", self.ledger.forget_deliveries(self.retention_days).await);
             report("folders of runs", self.run_dirs.sweep().await);
             report("memories", self.forgotten_memories().await);

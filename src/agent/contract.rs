@@ -35,6 +35,8 @@ pub struct Spec {
     pub agent: Option<Setup>,
     /// What binds the agent of a run.
     pub rules: Rules,
+    /// Whether it yields to all others: it is of a batch.
+    pub yields: bool,
 }
 
 impl Spec {

@@ -3,6 +3,7 @@
 
 mod answer;
 pub mod auth;
+mod batches;
 pub mod body;
 pub mod error;
 mod files;
@@ -59,6 +60,7 @@ fn described() -> OpenApiRouter<Arc<App>> {
         permissions::routes(),
         tokens::routes(),
         webhooks::routes(),
+        batches::routes(),
         v1::routes(),
     ];
     routes.into_iter().fold(OpenApiRouter::with_openapi(frame()), OpenApiRouter::merge)

@@ -131,7 +131,7 @@ async fn run(
 }
 
 /// What is asked of an agent, as far as it can be promised.
-async fn spec(app: &App, caller: &Caller, asked: RunRequest) -> Result<Spec, ApiError> {
+pub(super) async fn spec(app: &App, caller: &Caller, asked: RunRequest) -> Result<Spec, ApiError> {
     if let Some(schema) = &asked.schema {
         app.jobs.check_schema(&caller.app, schema).await?;
     }
@@ -148,6 +148,7 @@ async fn spec(app: &App, caller: &Caller, asked: RunRequest) -> Result<Spec, Api
         ask: asked.permissions.filter(|_| agent.is_none()).map(|_| ask(asked.permission_timeout_secs, false)),
         agent,
         rules: Rules::default(),
+        yields: false,
     })
 }
 

@@ -166,7 +166,7 @@ pub(super) async fn begin(app: &App, caller: &Caller, spec: Spec) -> Result<JobI
 }
 
 /// The job of a caller, bound by the rules of its token.
-fn job(app: &App, caller: &Caller, uuid: Uuid, spec: Spec) -> Result<Job, ApiError> {
+pub(super) fn job(app: &App, caller: &Caller, uuid: Uuid, spec: Spec) -> Result<Job, ApiError> {
     check_rules(app, caller, spec.session.as_ref().map_or(Driver::Direct, |conversation| conversation.driver))?;
     let spec = spec.bound_by(&caller.rules);
     Ok(Job { uuid, app: caller.app.clone(), client_ip: caller.address.to_string(), spec, limits: caller.limits, webhook: None })

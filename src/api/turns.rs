@@ -104,6 +104,7 @@ async fn turn(
         ask: None,
         agent: None,
         rules: Rules::default(),
+        yields: false,
     };
     submission::submit(&app, &caller, &options, key, Uuid::nil(), spec, webhook).await
 }

@@ -16,6 +16,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::auth::Caller;
+use super::batches::BatchState;
 use super::body::{ValidJson, Validate};
 use super::error::{ApiError, FieldError, Problem};
 use super::sessions::SessionState;
@@ -80,6 +81,7 @@ pub(crate) async fn payload(app: &App, delivery: &Delivery) -> Result<Option<Str
                 told(delivery, if full { status } else { status.without_answer() })
             })
         }
+        "batch.finished" => app.ledger.batch(None, &subject).await?.map(|batch| told(delivery, BatchState::new(batch, false))),
         "session.closed" => app.ledger.any_session(&subject).await?.map(|session| told(delivery, SessionState::from(session))),
         "budget.spent" => {
             let spent_usd = app.ledger.spent(&delivery.app_name, clock::midnight()).await?;
@@ -286,6 +288,7 @@ pub(super) fn described(components: &mut Components) -> Paths {
     let paths = PathsBuilder::new();
     let paths = event::<RunState>(paths, "run.finished", "A run in the background has ended", components);
     let paths = event::<TurnStatus>(paths, "turn.finished", "A turn in the background has ended", components);
+    let paths = event::<BatchState>(paths, "batch.finished", "A batch has ended", components);
     let paths = event::<SessionState>(paths, "session.closed", "A session is closed", components);
     let paths = event::<BudgetSpent>(paths, "budget.spent", "The app has spent what it may today", components);
     let paths = event::<Ping>(paths, "ping", "POST /webhooks/test asked for it", components);

@@ -3,6 +3,7 @@
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::batches::Batches;
 use super::feed::{Feed, Feeds};
 use super::joining::Joinable;
 use super::lane::{InLane, Lanes};
@@ -26,6 +27,7 @@ pub(super) struct Context {
     pub(super) most_attached: u64,
     /// Who is told when claude's sign-in fails.
     pub(super) operator_webhook: Option<String>,
+    pub(super) batches: Batches,
     pub(super) joinable: Joinable,
     pub(super) tasks: TaskTracker,
     /// Ends every job, at the end of the drain.

@@ -4,6 +4,7 @@
 //! nothing after its `.await` happens, so all that must happen lives here.
 
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use futures_util::future::{BoxFuture, pending};
 use tokio::sync::mpsc;
@@ -38,6 +39,8 @@ pub(super) struct Life {
 pub(super) enum Admitted {
     /// A run: its permit.
     Run { pending: PendingPermit, hold: Option<Hold> },
+    /// A run of a batch, which has its permit.
+    Batch { permit: Permit },
     /// A turn: those of its session that came before it, and then its permit.
     Turn { lane: InLane, coming: ComingTurn, reservation: Option<Reservation> },
 }
@@ -72,7 +75,7 @@ fn request(job: &Job) -> PermitRequest {
 impl Admitted {
     pub(super) fn lane(&self) -> Option<&InLane> {
         match self {
-            Self::Run { .. } => None,
+            Self::Run { .. } | Self::Batch { .. } => None,
             Self::Turn { lane, .. } => Some(lane),
         }
     }
@@ -86,6 +89,10 @@ impl Life {
             Admitted::Run { pending, hold } => {
                 let held = self.unless_cancelled(None, self.wait_for_permit(pending, hold, Instant::now())).await;
                 (None, held)
+            }
+            Admitted::Batch { permit } => {
+                let going_on = METRICS.begins(self.job.kind(), Duration::ZERO);
+                (None, Ok(Held { turn: None, permit, going_on }))
             }
             Admitted::Turn { lane, coming, reservation } => {
                 let held = self.unless_cancelled(Some(&lane), self.wait_for_turn(&lane, coming, reservation)).await;

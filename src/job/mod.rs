@@ -1,5 +1,6 @@
 //! Jobs: runs and turns, lived once. [`Jobs`] takes them on, cancels them, and ends them; `life.rs` is what happens between.
 
+pub mod batches;
 mod context;
 pub mod feed;
 pub mod feed_format;
@@ -26,6 +27,7 @@ use crate::agent::backend::Backends;
 use crate::agent::questions::Questions;
 use crate::ledger::{JobId, JobRow, Ledger, Queued};
 use crate::schema::{Schemas, Wrong};
+use batches::Batches;
 use context::{Context, Written};
 use feed::Feeds;
 use feed_format::End;
@@ -84,6 +86,7 @@ impl Jobs {
             schemas,
             most_attached,
             operator_webhook,
+            batches: Batches::default(),
             joinable: Joinable::default(),
             tasks,
             stop,

@@ -189,6 +189,22 @@ impl Queue {
         Ok(Reservation { queue: self.clone(), app: app.to_owned() })
     }
 
+    /// Whether there is a place that nobody wants, and one more that stays free; or all are free, where there is but one.
+    pub fn has_idle(&self) -> bool {
+        self.state().has_idle()
+    }
+
+    /// Such a place, unless the app has as much at once as it may.
+    pub fn take_idle(&self, request: PermitRequest) -> Option<Permit> {
+        let mut state = self.state();
+        if state.closed || !state.has_idle() || state.allowance(&request) == 0 {
+            return None;
+        }
+        state.free -= 1;
+        state.apps.entry(request.app.clone()).or_default().runs += 1;
+        Some(Permit { queue: self.clone(), app: request.app, run: true })
+    }
+
     /// Who has how much.
     pub fn places(&self) -> Places {
         let state = self.state();
@@ -258,6 +274,11 @@ impl State {
         let Self { apps, waiting, .. } = self;
         apps.retain(|app, in_use| in_use.runs + in_use.turns > 0 || waiting.iter().any(|waiter| waiter.request.app == *app));
         Answers(answers)
+    }
+
+    fn has_idle(&self) -> bool {
+        let taken: usize = self.apps.values().map(|in_use| in_use.runs).sum();
+        (self.free > 1 || (self.free == 1 && taken == 0)) && self.crowd().values().all(|count| *count == 0)
     }
 
     /// What an app may have of all that wait: half.

@@ -19,6 +19,7 @@ use crate::ledger::JobId;
 impl Jobs {
     /// Settles the rows of jobs that went on when the server ended. Gives which they were.
     pub async fn settle_interrupted(&self) -> anyhow::Result<Vec<JobId>> {
+        self.0.ledger.forget_broken_batches(true).await?;
         let settled = self.0.ledger.settle_jobs().await?;
         for id in &settled {
             // Its readers get an end too.

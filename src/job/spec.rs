@@ -58,6 +58,8 @@ struct Kept {
     agent: Option<Setup>,
     #[serde(default)]
     rules: Rules,
+    #[serde(default)]
+    yields: bool,
 }
 
 impl Job {
@@ -87,13 +89,14 @@ impl Job {
     }
 
     /// What is kept of it beside its row.
-    pub(super) fn kept(&self) -> String {
-        let Spec { system, files, schema, timeout, completion, ask, agent, rules, .. } = &self.spec;
+    pub fn kept(&self) -> String {
+        let Spec { system, files, schema, timeout, completion, ask, agent, rules, yields, .. } = &self.spec;
         let (system, files, schema) = (system.clone(), files.clone(), schema.clone());
         // A turn's are its session's.
         let rules = self.spec.session.as_ref().map_or(rules, |conversation| &conversation.setup.rules).clone();
         let (completion, agent) = (completion.clone(), agent.clone());
-        let kept = Kept { system, files, schema, timeout: *timeout, limits: self.limits, completion, ask: *ask, agent, rules };
+        let (timeout, ask, yields) = (*timeout, *ask, *yields);
+        let kept = Kept { system, files, schema, timeout, limits: self.limits, completion, ask, agent, rules, yields };
         serde_json::to_string(&kept).expect("a job is JSON")
     }
 
@@ -104,9 +107,9 @@ impl Job {
             JobId::Run(run_id) => Uuid::try_parse(run_id).ok()?,
             JobId::Turn { .. } => Uuid::nil(),
         };
-        let Kept { system, files, schema, timeout, limits, completion, ask, agent, rules } = serde_json::from_str(&request).ok()?;
+        let Kept { system, files, schema, timeout, limits, completion, ask, agent, rules, yields } = serde_json::from_str(&request).ok()?;
         let session = session.map(|session| session.conversation());
-        let spec = Spec { prompt, model, system, schema, files, timeout, session, completion, ask, agent, rules: Rules::default() }
+        let spec = Spec { prompt, model, system, schema, files, timeout, session, completion, ask, agent, rules: Rules::default(), yields }
             .bound_by(&rules);
         // The row says who is told.
         Some(Self { uuid, app: app_name, client_ip, spec, limits, webhook: None })

@@ -96,10 +96,12 @@ impl Ledger {
         .await
     }
 
-    /// Runs and turns that wait or go on, oldest first, with so many characters of their texts.
+    /// Runs and turns that wait or go on, oldest first, with so many characters of their texts. What waits of batches is left out.
     pub async fn going_on(&self, characters: u32) -> Result<Vec<JobRow>, Error> {
         self.look_through(move |db| {
-            let mut jobs = both(db, "finished_at IS NULL", "true ORDER BY started_at", i64::MAX, characters)?;
+            let open = "finished_at IS NULL";
+            let runs = format!("{open} AND NOT (queued AND batch_id IS NOT NULL)");
+            let mut jobs = both(db, [&runs, open], "ORDER BY started_at", i64::MAX, characters)?;
             jobs.sort_by_key(|job| job.started_at);
             Ok(jobs)
         })
@@ -110,7 +112,7 @@ impl Ledger {
     pub async fn gone_wrong(&self, since: i64, limit: u32, characters: u32) -> Result<Vec<JobRow>, Error> {
         self.look_through(move |db| {
             let wrong = format!("started_at >= {since} AND status IN ('failed', 'timed_out', 'interrupted')");
-            let mut jobs = both(db, &wrong, "true ORDER BY started_at DESC", i64::from(limit), characters)?;
+            let mut jobs = both(db, [&wrong, &wrong], "ORDER BY started_at DESC", i64::from(limit), characters)?;
             jobs.sort_by_key(|job| std::cmp::Reverse(job.started_at));
             jobs.truncate(limit as usize);
             Ok(jobs)
@@ -167,13 +169,13 @@ impl Ledger {
 }
 
 /// Runs and turns of which something is true, at most `limit` of each.
-fn both(db: &Connection, condition: &str, order: &str, limit: i64, characters: u32) -> rusqlite::Result<Vec<JobRow>> {
-    let mut runs = db.prepare_cached(&format!("SELECT {COLUMNS}, 0, run_id FROM runs WHERE {condition} AND {order} LIMIT ?1 + ?2"))?;
-    let runs = runs.query_map(params![limit, 0, characters], |row| job_row(row, JobId::Run(row.get(20)?)))?;
+fn both(db: &Connection, [runs, turns]: [&str; 2], order: &str, limit: i64, characters: u32) -> rusqlite::Result<Vec<JobRow>> {
+    let values = params![limit, 0, characters];
+    let mut runs = db.prepare_cached(&format!("SELECT {COLUMNS}, 0, run_id FROM runs WHERE {runs} {order} LIMIT ?1"))?;
+    let runs = runs.query_map(values, |row| job_row(row, JobId::Run(row.get(20)?)))?;
     let mut turns = db.prepare_cached(&format!(
-        "SELECT {COLUMNS}, 0, session_id, turn FROM session_events WHERE {condition} AND event = 'turn' AND {order} LIMIT ?1 + ?2"
+        "SELECT {COLUMNS}, 0, session_id, turn FROM session_events WHERE {turns} AND event = 'turn' {order} LIMIT ?1"
     ))?;
-    let turns =
-        turns.query_map(params![limit, 0, characters], |row| job_row(row, JobId::Turn { session_id: row.get(20)?, turn: row.get(21)? }))?;
+    let turns = turns.query_map(values, |row| job_row(row, JobId::Turn { session_id: row.get(20)?, turn: row.get(21)? }))?;
     runs.chain(turns).collect()
 }

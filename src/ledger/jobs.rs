@@ -39,15 +39,18 @@ impl Ledger {
         .await
     }
 
-    /// Notes that a job that waited starts. From here on a crash ends it. False where its session is closed.
+    /// Notes that a job that waited starts. From here on a crash ends it. False where it was cancelled meanwhile, or its session is closed.
     pub async fn start_job(&self, id: &JobId) -> Result<bool, Error> {
         let (id, now) = (id.clone(), clock::now());
         self.write(move |db| {
             let (table, it) = id.row();
             let (name, turn) = id.parameters();
-            db.prepare_cached(&format!("UPDATE {table} SET queued = 0, request = NULL, started_at = ?3 WHERE {it}"))?
+            let started = db
+                .prepare_cached(&format!(
+                    "UPDATE {table} SET queued = 0, request = NULL, started_at = ?3 WHERE {it} AND finished_at IS NULL"
+                ))?
                 .execute(params![name, turn, now])?;
-            let JobId::Turn { session_id, .. } = &id else { return Ok(true) };
+            let JobId::Turn { session_id, .. } = &id else { return Ok(started == 1) };
             db.prepare_cached("SELECT 1 FROM sessions WHERE session_id = ?1 AND closed_at IS NULL")?.exists([session_id])
         })
         .await

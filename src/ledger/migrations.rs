@@ -221,6 +221,51 @@ pub(super) const MIGRATIONS: &[&str] = &[
         FROM tokens WHERE name = NEW.app_name AND enabled AND webhook IS NOT NULL;
     END;
 ",
+    // Many runs at once. `batch_seq` counts those of a batch that have ended.
+    "
+    ALTER TABLE runs ADD COLUMN batch_id TEXT;
+    ALTER TABLE runs ADD COLUMN custom_id TEXT;
+    ALTER TABLE runs ADD COLUMN batch_seq INTEGER;
+    CREATE INDEX runs_batch ON runs (batch_id, batch_seq) WHERE batch_id IS NOT NULL;
+    CREATE INDEX runs_batch_waiting ON runs (app_name, batch_id, run_id) WHERE queued AND finished_at IS NULL AND batch_id IS NOT NULL;
+    CREATE TABLE batches (
+        batch_id TEXT PRIMARY KEY,
+        app_name TEXT NOT NULL,
+        webhook TEXT,
+        created_at INTEGER NOT NULL,
+        total INTEGER NOT NULL,
+        done INTEGER NOT NULL DEFAULT 0,
+        cancelled_at INTEGER,
+        finished_at INTEGER
+    ) STRICT;
+    CREATE INDEX batches_app ON batches (app_name, batch_id);
+    CREATE TABLE batch_lines (
+        batch_id TEXT NOT NULL,
+        line INTEGER NOT NULL,
+        run_id TEXT NOT NULL,
+        custom_id TEXT,
+        agent TEXT,
+        model TEXT,
+        prompt TEXT NOT NULL,
+        files TEXT,
+        request TEXT NOT NULL,
+        created_at INTEGER NOT NULL,
+        PRIMARY KEY (batch_id, line),
+        UNIQUE (batch_id, custom_id)
+    ) STRICT;
+    CREATE TRIGGER batch_runs_finished AFTER UPDATE OF finished_at ON runs
+    WHEN OLD.finished_at IS NULL AND NEW.finished_at IS NOT NULL AND NEW.batch_id IS NOT NULL
+    BEGIN
+        UPDATE runs SET batch_seq = 1 + (SELECT done FROM batches WHERE batch_id = NEW.batch_id) WHERE run_id = NEW.run_id;
+        UPDATE batches SET done = done + 1, finished_at = iif(done + 1 = total, NEW.finished_at, NULL) WHERE batch_id = NEW.batch_id;
+    END;
+    CREATE TRIGGER batches_finished AFTER UPDATE OF finished_at ON batches
+    WHEN OLD.finished_at IS NULL AND NEW.finished_at IS NOT NULL AND NEW.webhook IS NOT NULL
+    BEGIN
+        INSERT INTO deliveries (delivery_id, app_name, event, subject, url, created_at, next_at)
+        VALUES ('msg_' || lower(hex(randomblob(16))), NEW.app_name, 'batch.finished', NEW.batch_id, NEW.webhook, NEW.finished_at, NEW.finished_at);
+    END;
+",
 ];
 
 /// Brings the database to the newest version in one transaction.

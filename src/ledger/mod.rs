@@ -4,6 +4,7 @@
 //! who-may-call answers apart from the records, and both from the history: a ledger that another program has locked delays a
 //! run's row, not the look-up of a token.
 
+mod batches;
 mod copy;
 mod db;
 mod deliveries;
@@ -25,6 +26,7 @@ mod usage;
 mod used;
 mod writer;
 
+pub use batches::{Batch, BatchLine, BatchResult};
 pub use copy::{NoLedger, check, copy, settle};
 pub use db::Ledger;
 pub use deliveries::{Delivery, Due, OPERATOR, Tried};

@@ -24,8 +24,9 @@ impl Ledger {
     pub async fn waiting_jobs(&self) -> Result<Vec<WaitingJob>, Error> {
         const WAITS: &str = "finished_at IS NULL AND queued AND request IS NOT NULL";
         self.read(|db| {
-            let mut runs =
-                db.prepare(&format!("SELECT app_name, client_ip, model, prompt, request, run_id FROM runs WHERE {WAITS} ORDER BY run_id"))?;
+            let mut runs = db.prepare(&format!(
+                "SELECT app_name, client_ip, model, prompt, request, run_id FROM runs WHERE {WAITS} AND batch_id IS NULL ORDER BY run_id"
+            ))?;
             let runs = runs
                 .query_map([], |row| Ok(WaitingJob { job: waiting(row, JobId::Run(row.get(5)?))?, session: None, request: row.get(4)? }))?;
             let mut turns = db.prepare(&format!(

@@ -106,12 +106,12 @@ async fn free(app: &App) -> Result<u64, Oops> {
 
 async fn body(app: &App) -> Result<Markup, Oops> {
     let (places, sign_in, free) = (app.jobs.places(), sign_in_state(app).await?, free(app).await?);
-    let going_on = app.ledger.going_on(120).await?;
+    let (going_on, in_batches) = (app.ledger.going_on(120).await?, app.ledger.waiting_of_batches().await?);
     let wrong = app.ledger.gone_wrong(clock::now() - clock::DAY, 8, 0).await?;
     let week = app.ledger.usage(None, clock::midnight() - 6 * clock::DAY, clock::now() + 1).await?;
     Ok(html! {
         (troubles(app, &sign_in, free))
-        (figures(app, &places, free))
+        (figures(app, &places, free, in_batches))
         div.columns {
             section { h2 { "Going on now" } (now(&going_on)) }
             section { h2 { "Apps at work" } (by_app(&places)) }
@@ -152,13 +152,14 @@ fn troubles(app: &App, sign_in: &SignInState, free: u64) -> Markup {
     }
 }
 
-fn figures(app: &App, places: &Places, free: u64) -> Markup {
+fn figures(app: &App, places: &Places, free: u64, in_batches: i64) -> Markup {
     let waiting: usize = places.apps.iter().map(|app| app.waiting).sum();
     let figure = |name: &str, value: String, hint: &str| html! { div { dt { (name) } dd { strong { (value) } " " span.hint { (hint) } } } };
     html! {
         dl.figures {
             (figure("Runs at once", format!("{} of {}", places.taken, places.all), "places taken"))
             (figure("Waiting", waiting.to_string(), "for a place"))
+            @if in_batches > 0 { (figure("Batches", count(in_batches), "runs that wait")) }
             (figure("Sessions", app.sessions.open().to_string(), "open"))
             (figure("Standbys", app.jobs.standbys().to_string(), "started ahead of need"))
             (figure("Disk", bytes(free), "left"))

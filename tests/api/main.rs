@@ -3,6 +3,7 @@
 #![allow(unreachable_pub, missing_docs, reason = "a test binary has no public items")]
 
 mod access;
+mod batches;
 mod direct;
 mod errors;
 mod files;

@@ -12,6 +12,7 @@ from typing import Any, BinaryIO, Literal, cast, overload
 
 import requests
 
+from .batches import Batches
 from .checks import segment, strings, text
 from .errors import ForgeAPIError, ForgeTransportError, api_error
 from .multipart import file_part
@@ -310,6 +311,11 @@ class Forge:
     def get_session(self, id: str) -> dict[str, Any]:
         """What the server knows of a session. Status 404 where this app has none of that id."""
         return self._call("GET", f"/sessions/{segment(id, 'id')}")
+
+    @property
+    def batches(self) -> Batches:
+        """Many runs at once."""
+        return Batches(self._call, lambda path: self._send("GET", path, stream=True))
 
     def create_token(self, name: str, ip_cidrs: Sequence[str] | None = None, *, webhook: str | None = None) -> AppToken:
         """Mints an app's token; this is the only time that it is shown. The operator's token is needed.

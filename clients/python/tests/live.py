@@ -32,6 +32,24 @@ def stub(**directive: Any) -> str:
 
 
 class Live(unittest.TestCase):
+    def test_a_batch(self) -> None:
+        with app() as forge:
+            runs = ({"custom_id": str(number), "prompt": stub(text=f"number {number}")} for number in range(3))
+            batch = forge.batches.create(runs)
+            self.assertEqual((batch.total, batch.done), (3, False))
+            while not forge.batches.get(batch.batch_id).done:
+                time.sleep(0.1)
+            results = list(forge.batches.results(batch.batch_id))
+            self.assertEqual([result.seq for result in results], [1, 2, 3])
+            self.assertEqual({result.custom_id: result.answer and result.answer["result"] for result in results}, {str(n): f"number {n}" for n in range(3)})
+            self.assertEqual(list(forge.batches.results(batch.batch_id, after=2)), results[2:])
+            self.assertIn(batch.batch_id, [known.batch_id for known in forge.batches.list()])
+            with self.assertRaisesRegex(ForgeAPIError, "line 2: a prompt is needed"):
+                forge.batches.create([{"prompt": "a"}, {"prompt": ""}])
+            slow = forge.batches.create([{"prompt": stub(delay_ms=60000)}] * 5)
+            cancelled = forge.batches.cancel(slow.batch_id)
+            self.assertEqual((cancelled.status, cancelled.counts["cancelled"]), ("cancelled", 5))
+
     def test_health(self) -> None:
         with app() as forge:
             self.assertTrue(forge.healthz()["ok"])

@@ -7,6 +7,7 @@ require_relative "clawdforge/multipart"
 require_relative "clawdforge/http"
 require_relative "clawdforge/event_stream"
 require_relative "clawdforge/session"
+require_relative "clawdforge/batches"
 require_relative "clawdforge/webhooks"
 require_relative "clawdforge/client"
 

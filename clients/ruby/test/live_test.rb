@@ -290,6 +290,20 @@ class LiveTest < Minitest::Test
     assert_predicate session, :closed?
   end
 
+  def test_a_batch
+    runs = Array.new(3) { |number| { custom_id: number.to_s, prompt: stub(text: "number #{number}") } }
+    batch = client.batches.create(runs)
+    sleep 0.1 until client.batches.get(batch.batch_id).done?
+    results = client.batches.results(batch.batch_id).to_a
+    assert_equal [1, 2, 3], results.map(&:seq)
+    assert_equal runs.to_h { |run| [run[:custom_id], "number #{run[:custom_id]}"] }, results.to_h { |one| [one.custom_id, one.answer["result"]] }
+    assert_equal results.drop(2), client.batches.results(batch.batch_id, after: 2).to_a
+    assert_includes client.batches.list.map(&:batch_id), batch.batch_id
+    assert_match(/line 2/, refused(422) { client.batches.create([{ prompt: "a" }, { prompt: "" }]) }.message)
+    slow = client.batches.create([{ prompt: stub(delay_ms: 60_000) }] * 5)
+    assert_equal ["cancelled", 5], client.batches.cancel(slow.batch_id).then { |one| [one.status, one.counts["cancelled"]] }
+  end
+
   def test_another_apps_session_is_not_there
     name = "other-#{Process.pid}"
     session = client.session

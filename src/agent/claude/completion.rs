@@ -272,6 +272,7 @@ mod tests {
             ask: None,
             agent: None,
             rules: Rules::default(),
+            yields: false,
             completion: Some(Completion { messages, parameters: Parameters::default() }),
         }
     }

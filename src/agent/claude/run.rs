@@ -76,7 +76,9 @@ impl Claude {
 
     /// Makes ready what the run needs: a folder in which claude waits already, or a new one.
     pub async fn prepare(&self, uuid: Uuid, spec: &Spec) -> io::Result<Ready> {
-        match self.warm.take_claude(warm_key(spec)).await {
+        // What was started ahead is for those who wait.
+        let warm = if spec.yields { None } else { self.warm.take_claude(warm_key(spec)).await };
+        match warm {
             Some((run_dir, waiting)) => {
                 let (run_dir, attached) = run_dir.attach(spec.files.clone()).await;
                 match attached {
@@ -148,7 +150,8 @@ impl Claude {
 
     /// Gives the folder when all that worked there has ended.
     async fn converse(&self, ready: Ready, spec: &Spec, control: Control<'_>, mut report: Report) -> Option<RunDir> {
-        let mut hold = Some(self.warm.hold());
+        // Nothing is started ahead meanwhile, but for others than a batch.
+        let mut hold = (!spec.yields).then(|| self.warm.hold());
         let Ready { mut run_dir, mut files, waiting: mut warm } = ready;
         let (purpose, model) = (purpose(spec), spec.model.as_deref().unwrap_or_default());
         let started = Instant::now();
@@ -169,6 +172,9 @@ impl Claude {
                     return Some(run_dir);
                 }
             };
+            if spec.yields {
+                waiting.yield_to_others();
+            }
             let mut reader = Reader::new(spec, &self.models);
             let (say, more) = mpsc::unbounded_channel();
             let input = reader.opening(spec, &files);
@@ -177,7 +183,9 @@ impl Claude {
                 let next = reader.read(line, control);
                 // A failure waits for the end of standard error.
                 if let Some(reply) = reader.take_reply() {
-                    self.warm.used(warm_key(spec));
+                    if !spec.yields {
+                        self.warm.used(warm_key(spec));
+                    }
                     report.say(Outcome { duration: started.elapsed(), ..reply });
                 }
                 next

@@ -122,6 +122,7 @@ fn spec(app: &App, model: String, whole: Whole, parameters: Parameters) -> Spec 
         ask: None,
         agent: None,
         rules: Rules::default(),
+        yields: false,
     }
 }
 

@@ -138,6 +138,11 @@ module Clawdforge
       end
     end
 
+    # @return [Batches] many runs at once
+    def batches
+      Batches.new(@http)
+    end
+
     # Mints a token for an app. Needs the admin token.
     #
     # @param name [String] the app's name
