@@ -15,7 +15,7 @@ use clawdforge::demo::{self, install, stub::Stub};
 use server::{Server, median, ms, start_real, time};
 
 /// Runs of each block, and blocks.
-const RUNS: usize = 25;
+const RUNS: usize = 20;
 const BLOCKS: usize = 2;
 /// In which a standby is started.
 const PAUSE: Duration = Duration::from_millis(1500);

@@ -231,11 +231,9 @@ impl Ledger {
     pub async fn going_on_of_batch(&self, batch_id: &str) -> Result<Vec<JobRow>, Error> {
         let batch_id = batch_id.to_owned();
         self.look_through(move |db| {
-            db.prepare_cached(&format!(
-                "SELECT {COLUMNS}, 0, run_id FROM runs WHERE batch_id = ?1 AND finished_at IS NULL AND NOT queued"
-            ))?
-            .query_map(params![batch_id, 0, 0], |row| job_row(row, JobId::Run(row.get(20)?)))?
-            .collect()
+            db.prepare_cached(&format!("SELECT {COLUMNS}, 0, run_id FROM runs WHERE batch_id = ?1 AND finished_at IS NULL AND NOT queued"))?
+                .query_map(params![batch_id, 0, 0], |row| job_row(row, JobId::Run(row.get(20)?)))?
+                .collect()
         })
         .await
     }
