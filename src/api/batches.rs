@@ -24,12 +24,12 @@ use super::error::{ApiError, FieldError, Problem};
 use super::render::Of;
 use super::runs::{self, RunRequest};
 use super::submission::{self, SubmitOptions};
-use super::view;
 use super::webhooks;
+use super::{validate, view};
 use crate::agent::turn::ASK;
 use crate::app::App;
 use crate::clock;
-use crate::ledger::{Batch, BatchLine, BatchResult, Status};
+use crate::ledger::{Batch, BatchLine, BatchResult, JobId, Status};
 
 /// Runs of a batch, at most.
 const MOST: usize = 10_000;
@@ -212,12 +212,8 @@ impl Reading<'_> {
         job.spec.yields = true;
         self.kept.push(BatchLine {
             line: i64::try_from(line).unwrap_or(i64::MAX),
-            run_id: uuid.simple().to_string(),
             custom_id,
-            agent: job.spec.agent.as_ref().map(|setup| setup.agent.clone()),
-            model: job.spec.model.clone(),
-            prompt: job.spec.prompt.clone(),
-            files: job.spec.files.iter().map(|file| file.name.clone()).collect(),
+            job: job.row(JobId::Run(uuid.simple().to_string()), 0),
             request: job.kept(),
         });
         if self.kept.len() >= AT_ONCE { self.keep().await } else { Ok(()) }
@@ -380,10 +376,8 @@ async fn list(
     caller: Caller,
     query: Result<Query<ListQuery>, QueryRejection>,
 ) -> Result<Json<BatchList>, ApiError> {
-    let wrong = |what: &str| ApiError::BadRequest(format!("Set {what}, at most once."));
-    let Query(ListQuery { limit, before }) = query.map_err(|_| wrong("limit and before"))?;
-    let limit = limit.map_or(Some(50), |limit| limit.parse().ok()).filter(|limit| (1..=200).contains(limit));
-    let limit = limit.ok_or_else(|| wrong("limit to a number from 1 to 200"))?;
+    let Query(ListQuery { limit, before }) = query.map_err(|_| ApiError::BadRequest("Set limit and before, at most once.".to_owned()))?;
+    let limit = validate::limit(limit)?;
     let mut batches = Vec::new();
     for batch in app.ledger.batches(&caller.app, before, limit).await? {
         batches.push(state_of(&app, &caller, batch).await?);

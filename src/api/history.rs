@@ -12,6 +12,7 @@ use utoipa_axum::routes;
 
 use super::auth::{Caller, Operator};
 use super::error::{ApiError, Problem};
+use super::validate;
 use super::view::ListedRun;
 use crate::app::App;
 use crate::clock;
@@ -41,8 +42,7 @@ struct RunList {
 async fn list(app: &App, app_name: Option<String>, query: Result<Query<RunsQuery>, QueryRejection>) -> Result<Json<RunList>, ApiError> {
     let wrong = |what: &str| ApiError::BadRequest(format!("Set {what}, at most once."));
     let Query(RunsQuery { limit, before, status }) = query.map_err(|_| wrong("limit, before and status"))?;
-    let limit = limit.map_or(Some(50), |limit| limit.parse().ok()).filter(|limit| (1..=200).contains(limit));
-    let limit = limit.ok_or_else(|| wrong("limit to a number from 1 to 200"))?;
+    let limit = validate::limit(limit)?;
     let words = || Status::ALL.map(Status::as_str).join(", ");
     let status = status.map(|word| word.parse().map_err(|_| wrong(&format!("status to one of {}", words())))).transpose()?;
     let wanted = RunsWanted { app_name, before, status, limit, characters: CHARACTERS, ..RunsWanted::default() };

@@ -35,6 +35,12 @@ pub(super) fn check_files(files: Option<&[String]>, errors: &mut Vec<FieldError>
     }
 }
 
+/// How many a list is to have at most: from 1 to 200, and 50 where it does not say.
+pub(super) fn limit(limit: Option<String>) -> Result<u32, ApiError> {
+    let limit = limit.map_or(Some(50), |limit| limit.parse().ok()).filter(|limit| (1..=200).contains(limit));
+    limit.ok_or_else(|| ApiError::BadRequest("Set limit to a number from 1 to 200, at most once.".to_owned()))
+}
+
 pub(super) fn check_timeout(secs: Option<i64>, most: i64, errors: &mut Vec<FieldError>) {
     if secs.is_some_and(|secs| !(5..=most).contains(&secs)) {
         errors.push(FieldError::new("/timeout_secs", format!("the timeout must be from 5 to {most} seconds")));

@@ -21,6 +21,7 @@ use super::body::{ValidJson, Validate};
 use super::error::{ApiError, FieldError, Problem};
 use super::sessions::SessionState;
 use super::submission::SubmitOptions;
+use super::validate;
 use super::view::{RunState, TurnStatus};
 use crate::app::App;
 use crate::clock;
@@ -203,10 +204,9 @@ async fn list(
     caller: Caller,
     query: Result<Query<DeliveriesQuery>, QueryRejection>,
 ) -> Result<Json<DeliveryList>, ApiError> {
-    let wrong = |what: &str| ApiError::BadRequest(format!("Set {what}, at most once."));
-    let Query(DeliveriesQuery { limit, before }) = query.map_err(|_| wrong("limit and before"))?;
-    let limit = limit.map_or(Some(50), |limit| limit.parse().ok()).filter(|limit| (1..=200).contains(limit));
-    let limit = limit.ok_or_else(|| wrong("limit to a number from 1 to 200"))?;
+    let Query(DeliveriesQuery { limit, before }) =
+        query.map_err(|_| ApiError::BadRequest("Set limit and before, at most once.".to_owned()))?;
+    let limit = validate::limit(limit)?;
     let deliveries: Vec<_> = app.ledger.deliveries(&caller.app, before, limit).await?.into_iter().map(ListedDelivery::from).collect();
     Ok(Json(DeliveryList { count: deliveries.len(), deliveries }))
 }

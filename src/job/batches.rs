@@ -21,7 +21,7 @@ use crate::ledger::{self, Batch, WaitingJob};
 
 /// How often it is looked for a place, and for what waits, where nothing tells.
 const LOOK: Duration = Duration::from_millis(100);
-/// How long an app is left alone whose budget is spent, or which has as much at once as it may.
+/// How long an app is left alone whose budget is spent, or which has as much at once as it may; and how often it is looked where nothing waits.
 const LATER: Duration = Duration::from_secs(5);
 
 /// Those that were taken up and go on. Clones share it.
@@ -58,7 +58,8 @@ impl Jobs {
         loop {
             match self.begin_one(&mut later).await {
                 Ok(Looked::Begun) => {}
-                Ok(Looked::Nothing) => self.0.batches.wake.notified().await,
+                // Whoever made a batch may have left before it was said.
+                Ok(Looked::Nothing) => drop(timeout(LATER, self.0.batches.wake.notified()).await),
                 Ok(Looked::NotNow) => drop(timeout(LOOK, self.0.batches.wake.notified()).await),
                 Err(error) => {
                     tracing::warn!(%error, "batches wait: the ledger can't be used");
@@ -137,27 +138,21 @@ impl Jobs {
         let gate = context.batches.gate.lock().await;
         context.ledger.cancel_waiting_of_batch(&batch.batch_id, context.batches.names()).await?;
         drop(gate);
-        // Those that were taken up are running, or about to.
-        loop {
-            let going_on = context.ledger.going_on_of_batch(&batch.batch_id).await?;
-            for run in &going_on {
-                self.cancel(run).await?;
-            }
-            let left = context.ledger.cancel_waiting_of_batch(&batch.batch_id, context.batches.names()).await?;
-            let over = context.ledger.batch(None, &batch.batch_id).await?.is_none_or(|batch| batch.finished_at.is_some());
-            if over || context.tasks.is_closed() {
-                return Ok(());
-            }
-            if going_on.is_empty() && left == 0 {
-                sleep(Duration::from_millis(20)).await;
-            }
+        // What is left was taken up. All of it is told before any is waited for: a client may leave meanwhile.
+        let open = context.ledger.open_of_batch(&batch.batch_id).await?;
+        for live in open.iter().filter_map(|run| context.feeds.live(&run.id)) {
+            live.cancel.cancel();
         }
+        for run in &open {
+            self.cancel(run).await?;
+        }
+        Ok(())
     }
 }
 
 enum Looked {
     Begun,
-    /// Nothing waits, until it is said that something does.
+    /// Nothing waits.
     Nothing,
     NotNow,
 }

@@ -173,8 +173,9 @@ impl Life {
         let emit = |event: Event| {
             if event.is_text() {
                 first_text.get_or_init(|| {
-                    METRICS.first_text(job.kind(), started.elapsed());
-                    started.elapsed()
+                    let after = started.elapsed();
+                    METRICS.first_text(job.kind(), after);
+                    after
                 });
             }
             if let Some(Row { feed, .. }) = &self.row {

@@ -47,15 +47,17 @@ impl Context {
                 (self.turn_count(job, finish.end.ok).await, Some(Unwritten(finish)))
             }
         };
-        self.tell(job, &came).await;
-        feed.end(Arc::new(End::from_came(came, turn_count)));
+        let end = Arc::new(End::from_came(came, turn_count));
+        // Whoever waits for the answer does not wait for what others are told.
+        feed.end(end.clone());
+        self.tell(job, &end).await;
         unwritten
     }
 
     /// Has the app told that its budget is spent, and the operator that claude's sign-in fails. Each a while apart: one cause, one message.
-    async fn tell(&self, job: &Job, came: &Result<Outcome, Rejection>) {
+    async fn tell(&self, job: &Job, end: &End) {
         const APART: i64 = 3600;
-        let Ok(outcome) = came else { return };
+        let End::Settled { outcome, .. } = end else { return };
         let spent = async {
             let Some(daily_usd) = job.limits.daily_usd else { return Ok(()) };
             let Some(url) = self.ledger.webhook_of(&job.app).await? else { return Ok(()) };

@@ -73,7 +73,8 @@ impl Job {
         if self.spec.session.is_some() { self.spec.files.iter().map(|file| file.size).sum() } else { 0 }
     }
 
-    pub(super) fn row(&self, id: JobId, most_attached: u64) -> NewJob {
+    /// Its row; a session's files may have `most_attached` bytes together.
+    pub fn row(&self, id: JobId, most_attached: u64) -> NewJob {
         NewJob {
             id,
             app_name: self.app.clone(),

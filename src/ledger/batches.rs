@@ -5,8 +5,8 @@ use rusqlite::{OptionalExtension, Row, params};
 
 use super::db::Ledger;
 use super::error::Error;
-use super::job::{COLUMNS, JobId, JobRow, NewJob, job_row};
-use super::recover::WaitingJob;
+use super::job::{COLUMNS, JobId, JobRow, NewJob, job_row, names};
+use super::recover::{WaitingJob, waiting_run};
 use super::status::Status;
 use crate::clock;
 
@@ -18,18 +18,10 @@ const UNFINISHED: i64 = clock::DAY;
 pub struct BatchLine {
     /// Its number in the request, from 1.
     pub line: i64,
-    /// 32 hex digits.
-    pub run_id: String,
     /// What the app calls it.
     pub custom_id: Option<String>,
-    /// Who makes it, where that is not claude.
-    pub agent: Option<String>,
-    /// The model asked for.
-    pub model: Option<String>,
-    /// The prompt.
-    pub prompt: String,
-    /// The names of the files that come with it.
-    pub files: Vec<String>,
+    /// What its row is to be.
+    pub job: NewJob,
     /// What else it needs to be started.
     pub request: String,
 }
@@ -78,9 +70,9 @@ impl Ledger {
                 "INSERT INTO batch_lines (batch_id, line, run_id, custom_id, agent, model, prompt, files, request, created_at)
                  VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10) ON CONFLICT DO NOTHING",
             )?;
-            for BatchLine { line, run_id, custom_id, agent, model, prompt, files, request } in &lines {
-                let files = (!files.is_empty()).then(|| serde_json::to_string(files).expect("names are JSON"));
-                if insert.execute(params![batch_id, line, run_id, custom_id, agent, model, prompt, files, request, now])? == 0 {
+            for BatchLine { line, custom_id, job: NewJob { id, agent, model, prompt, files, .. }, request } in &lines {
+                let files = names(files);
+                if insert.execute(params![batch_id, line, id.to_string(), custom_id, agent, model, prompt, files, request, now])? == 0 {
                     return Ok(Some(*line));
                 }
             }
@@ -144,25 +136,10 @@ impl Ledger {
         let (app, taken) = (app.to_owned(), serde_json::to_string(&taken).expect("names are JSON"));
         self.read(move |db| {
             db.prepare_cached(&format!(
-                "SELECT client_ip, nullif(model, ''), prompt, request, run_id FROM runs
+                "SELECT app_name, client_ip, nullif(model, ''), prompt, request, run_id FROM runs
                  WHERE {WAITS} AND app_name = ?1 AND run_id NOT IN (SELECT value FROM json_each(?2)) ORDER BY batch_id, run_id LIMIT 1"
             ))?
-            .query_row(params![app, taken], |row| {
-                let id = JobId::Run(row.get(4)?);
-                let job = NewJob {
-                    id,
-                    app_name: app.clone(),
-                    client_ip: row.get(0)?,
-                    agent: None,
-                    model: row.get(1)?,
-                    prompt: row.get(2)?,
-                    files: Vec::new(),
-                    webhook: None,
-                    attached: 0,
-                    most_attached: 0,
-                };
-                Ok(WaitingJob { job, session: None, request: row.get::<_, Option<String>>(3)?.unwrap_or_default() })
-            })
+            .query_row(params![app, taken], waiting_run)
             .optional()
         })
         .await
@@ -213,8 +190,8 @@ impl Ledger {
         .await
     }
 
-    /// Cancels those of a batch's runs that wait, but for these. Gives how many there were.
-    pub async fn cancel_waiting_of_batch(&self, batch_id: &str, but: Vec<String>) -> Result<usize, Error> {
+    /// Cancels those of a batch's runs that wait, but for these.
+    pub async fn cancel_waiting_of_batch(&self, batch_id: &str, but: Vec<String>) -> Result<(), Error> {
         let (batch_id, but, now) = (batch_id.to_owned(), serde_json::to_string(&but).expect("names are JSON"), clock::now());
         self.write(move |db| {
             db.execute("UPDATE batches SET cancelled_at = coalesce(cancelled_at, ?2) WHERE batch_id = ?1 AND finished_at IS NULL", params![batch_id, now])?;
@@ -225,13 +202,14 @@ impl Ledger {
             )
         })
         .await
+        .map(drop)
     }
 
-    /// The batch's runs that go on.
-    pub async fn going_on_of_batch(&self, batch_id: &str) -> Result<Vec<JobRow>, Error> {
+    /// The batch's runs that have not ended.
+    pub async fn open_of_batch(&self, batch_id: &str) -> Result<Vec<JobRow>, Error> {
         let batch_id = batch_id.to_owned();
         self.look_through(move |db| {
-            db.prepare_cached(&format!("SELECT {COLUMNS}, 0, run_id FROM runs WHERE batch_id = ?1 AND finished_at IS NULL AND NOT queued"))?
+            db.prepare_cached(&format!("SELECT {COLUMNS}, 0, run_id FROM runs WHERE batch_id = ?1 AND finished_at IS NULL"))?
                 .query_map(params![batch_id, 0, 0], |row| job_row(row, JobId::Run(row.get(20)?)))?
                 .collect()
         })

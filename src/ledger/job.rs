@@ -198,6 +198,11 @@ pub struct JobRow {
     pub finished: Option<(i64, JobEnd)>,
 }
 
+/// Names of files, as they are kept.
+pub(super) fn names(files: &[String]) -> Option<String> {
+    (!files.is_empty()).then(|| serde_json::to_string(files).expect("names are JSON"))
+}
+
 /// Of a job, with so many characters of its texts as the third parameter says.
 pub(super) const COLUMNS: &str =
     "app_name, nullif(model, ''), substr(prompt, 1, ?3), status, queued_at, started_at, finished_at, duration_ms, ok,

@@ -6,7 +6,7 @@ use rusqlite::{Connection, OptionalExtension, params};
 use super::db::Ledger;
 use super::error::Error;
 use super::idempotency::claim;
-use super::job::{COLUMNS, Finish, Finished, Inserted, JobId, JobRow, NewJob, Queued, job_row};
+use super::job::{COLUMNS, Finish, Finished, Inserted, JobId, JobRow, NewJob, Queued, job_row, names};
 use crate::agent::contract::Facts;
 use crate::clock;
 
@@ -193,7 +193,7 @@ fn free_key(db: &Connection, id: &JobId) -> rusqlite::Result<()> {
 
 fn insert(db: &Connection, job: &NewJob, queued: bool, request: Option<&str>) -> rusqlite::Result<Inserted> {
     let NewJob { id, app_name, client_ip, agent, model, prompt, files, webhook, attached, most_attached } = job;
-    let files = (!files.is_empty()).then(|| serde_json::to_string(files).expect("names are JSON"));
+    let files = names(files);
     let JobId::Turn { session_id, turn } = id else {
         return db
             .prepare_cached(

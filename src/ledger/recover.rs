@@ -27,8 +27,7 @@ impl Ledger {
             let mut runs = db.prepare(&format!(
                 "SELECT app_name, client_ip, model, prompt, request, run_id FROM runs WHERE {WAITS} AND batch_id IS NULL ORDER BY run_id"
             ))?;
-            let runs = runs
-                .query_map([], |row| Ok(WaitingJob { job: waiting(row, JobId::Run(row.get(5)?))?, session: None, request: row.get(4)? }))?;
+            let runs = runs.query_map([], waiting_run)?;
             let mut turns = db.prepare(&format!(
                 "SELECT event.app_name, event.client_ip, event.model, prompt, request, turn, sessions.*
                  FROM (SELECT * FROM session_events WHERE {WAITS}) AS event JOIN sessions USING (session_id) ORDER BY id"
@@ -90,6 +89,11 @@ impl Ledger {
         })
         .await
     }
+}
+
+/// From the app, the client's address, the model, the prompt, the request and the run's id.
+pub(super) fn waiting_run(row: &Row<'_>) -> rusqlite::Result<WaitingJob> {
+    Ok(WaitingJob { job: waiting(row, JobId::Run(row.get(5)?))?, session: None, request: row.get(4)? })
 }
 
 fn waiting(row: &Row<'_>, id: JobId) -> rusqlite::Result<NewJob> {

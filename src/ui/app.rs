@@ -14,7 +14,7 @@ use super::Ui;
 use super::apps::{Fields, Secrets, shown_once};
 use super::format::{usd, when};
 use super::layout::{Oops, page, refusal, refusals};
-use super::sign_in::{Operator, Sent, encoded};
+use super::sign_in::{Nothing, Operator, Sent, encoded};
 use crate::api::error::ApiError;
 use crate::api::tokens::{self, GRACE, NewToken, TokenPatch};
 use crate::app::App;
@@ -83,28 +83,26 @@ async fn change(
     headers: HeaderMap,
     Sent { form: fields, operator }: Sent<Fields>,
 ) -> Result<Response, Oops> {
-    let changed = match fields.read() {
-        Ok(NewToken { ip_cidrs, max_concurrent, daily_usd, network, home, webhook, .. }) => {
-            let patch = TokenPatch {
-                ip_cidrs: Some(ip_cidrs),
-                max_concurrent: Some(max_concurrent),
-                daily_usd: Some(daily_usd),
-                network: Some(network),
-                home: Some(home),
-                webhook: Some(webhook),
-            };
-            tokens::change(&ui.app, &name, patch).await.map_err(refusal)
-        }
-        Err(whys) => Err(Ok((axum::http::StatusCode::UNPROCESSABLE_ENTITY, whys))),
+    let changed = async {
+        let NewToken { ip_cidrs, max_concurrent, daily_usd, network, home, webhook, .. } = fields.read()?;
+        let patch = TokenPatch {
+            ip_cidrs: Some(ip_cidrs),
+            max_concurrent: Some(max_concurrent),
+            daily_usd: Some(daily_usd),
+            network: Some(network),
+            home: Some(home),
+            webhook: Some(webhook),
+        };
+        tokens::change(&ui.app, &name, patch).await
     };
-    match changed {
+    match changed.await {
         Ok((_, Some(secret))) => {
             let secrets = Secrets { webhook: Some(&secret), ..Secrets::default() };
             Ok(shown_once(&operator, &headers, &name, &secrets).into_response())
         }
         Ok((_, None)) => Ok(Redirect::to(&format!("/ui/apps/{name}")).into_response()),
-        Err(refused) => {
-            let (status, whys) = refused?;
+        Err(error) => {
+            let (status, whys) = refusal(error)?;
             Ok((status, view(&ui.app, &operator, &name, Some(&fields), &whys).await?).into_response())
         }
     }
@@ -151,9 +149,6 @@ async fn ask(State(ui): State<Arc<Ui>>, operator: Operator, Path(name): Path<Str
     };
     Ok(page(&operator, "/ui/apps", "Revoke", main))
 }
-
-#[derive(Deserialize)]
-struct Nothing {}
 
 async fn revoke(State(ui): State<Arc<Ui>>, Path(name): Path<String>, _: Sent<Nothing>) -> Result<Redirect, Oops> {
     tokens::take_back(&ui.app, &name).await?;

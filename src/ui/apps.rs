@@ -14,6 +14,7 @@ use super::Ui;
 use super::format::{usd, when};
 use super::layout::{Oops, page, refusal, refusals};
 use super::sign_in::{Operator, Sent};
+use crate::api::error::{ApiError, FieldError};
 use crate::api::tokens::{self, NewToken};
 use crate::app::App;
 use crate::clock;
@@ -48,22 +49,22 @@ impl From<&TokenRow> for Fields {
     }
 }
 
-/// A number that a person wrote, or left out; what is none of it is said in words.
-fn number<T: std::str::FromStr>(text: &str, what: &str, errors: &mut Vec<String>) -> Option<T> {
+/// A number that a person wrote, or left out; what is none of it is an error.
+fn number<T: std::str::FromStr>(text: &str, what: &str, errors: &mut Vec<FieldError>) -> Option<T> {
     let text = text.trim();
     if text.is_empty() {
         return None;
     }
     let read = text.parse().ok();
     if read.is_none() {
-        errors.push(format!("{what}: \"{text}\" is no number"));
+        errors.push(FieldError::new("", format!("{what}: \"{text}\" is no number")));
     }
     read
 }
 
 impl Fields {
-    /// What is asked for; why not, in words.
-    pub(super) fn read(&self) -> Result<NewToken, Vec<String>> {
+    /// What is asked for.
+    pub(super) fn read(&self) -> Result<NewToken, ApiError> {
         let mut errors = Vec::new();
         let given = |text: &str| Some(text.to_owned()).filter(|text| !text.is_empty());
         let daily_usd = number::<f64>(&self.daily_usd, "Dollars a day", &mut errors).filter(|usd| usd.is_finite());
@@ -76,7 +77,7 @@ impl Fields {
             home: given(&self.home),
             webhook: given(self.webhook.trim()),
         };
-        if errors.is_empty() { Ok(asked) } else { Err(errors) }
+        if errors.is_empty() { Ok(asked) } else { Err(ApiError::Invalid(errors)) }
     }
 
     /// The inputs, but for the name's.
@@ -179,17 +180,14 @@ fn table(app: &App, rows: &[(TokenRow, f64)]) -> Markup {
 }
 
 async fn mint(State(ui): State<Arc<Ui>>, headers: HeaderMap, Sent { form: fields, operator }: Sent<Fields>) -> Result<Response, Oops> {
-    let minted = match fields.read() {
-        Ok(asked) => tokens::mint(&ui.app, asked).await.map_err(refusal),
-        Err(whys) => Err(Ok((axum::http::StatusCode::UNPROCESSABLE_ENTITY, whys))),
-    };
-    match minted {
+    let minted = async { tokens::mint(&ui.app, fields.read()?).await };
+    match minted.await {
         Ok(minted) => {
             let secrets = Secrets { token: Some(&minted.token), old_until: None, webhook: minted.webhook_secret.as_deref() };
             Ok(shown_once(&operator, &headers, &fields.name, &secrets).into_response())
         }
-        Err(refused) => {
-            let (status, whys) = refused?;
+        Err(error) => {
+            let (status, whys) = refusal(error)?;
             Ok((status, list(&ui.app, &operator, &fields, &whys).await?).into_response())
         }
     }

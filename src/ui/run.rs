@@ -13,7 +13,7 @@ use super::Ui;
 use super::events;
 use super::format::{advice, count, duration, made_by, or_none, path, status, usd, when};
 use super::layout::{Oops, page};
-use super::sign_in::{Operator, Sent};
+use super::sign_in::{Nothing, Operator, Sent};
 use crate::api::error::ApiError;
 use crate::app::App;
 use crate::ledger::{JobId, JobRow};
@@ -130,9 +130,6 @@ async fn follow_turn(
 ) -> Result<Response, Oops> {
     events::follow(&ui.app, &find(&ui.app, JobId::Turn { session_id, turn }).await?.id, behind.after).await
 }
-
-#[derive(Deserialize)]
-struct Nothing {}
 
 async fn cancel_run(State(ui): State<Arc<Ui>>, Path(run_id): Path<String>, _: Sent<Nothing>) -> Result<Response, Oops> {
     cancel(&ui.app, JobId::Run(run_id)).await

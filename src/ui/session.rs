@@ -7,7 +7,6 @@ use axum::extract::{Path, State};
 use axum::response::{IntoResponse, Redirect, Response};
 use axum::routing::{get, post};
 use maud::{Markup, html};
-use serde::Deserialize;
 use serde_json::Value;
 
 use super::Ui;
@@ -16,7 +15,7 @@ use super::format::{duration, or_none, path, status, usd, when};
 use super::layout::{Oops, page};
 use super::overview::live;
 use super::sessions::{agent, state};
-use super::sign_in::{Operator, Sent};
+use super::sign_in::{Nothing, Operator, Sent};
 use crate::api::error::ApiError;
 use crate::app::App;
 use crate::ledger::{JobRow, Session, Step};
@@ -121,9 +120,6 @@ fn other(step: &Step) -> Markup {
     };
     html! { li.step { (what) " " span.hint { (when(step.at)) } } }
 }
-
-#[derive(Deserialize)]
-struct Nothing {}
 
 async fn close(State(ui): State<Arc<Ui>>, Path(session_id): Path<String>, _: Sent<Nothing>) -> Result<Response, Oops> {
     ui.app.sessions.close(find(&ui.app, &session_id).await?).await?;

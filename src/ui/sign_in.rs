@@ -216,8 +216,9 @@ async fn sign_in(State(ui): State<Arc<Ui>>, Extension(Address(address)): Extensi
     ([(header::SET_COOKIE, cookie)], Redirect::to(&next)).into_response()
 }
 
+/// A form that is a button alone.
 #[derive(Deserialize)]
-struct Nothing {}
+pub(super) struct Nothing {}
 
 async fn sign_out(State(ui): State<Arc<Ui>>, Sent { operator, .. }: Sent<Nothing>) -> Response {
     ui.operators.all().remove(operator.hash.as_str());
