@@ -77,6 +77,8 @@ impl Server {
     fn start(options: Options, folder: TempDir) -> Self {
         // For the tests' own clients. An error means that there is one already.
         let _ = rustls::crypto::ring::default_provider().install_default();
+        // Before there is a process that nobody would end if this failed.
+        let client = Client::new();
         let mut command = Command::new(BINARY);
         command.args(["serve", "--bind", "127.0.0.1:0"]).env_clear().stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
         if options.environment.is_empty() {
@@ -107,7 +109,7 @@ impl Server {
             serde_json::from_str::<Value>(line).ok()?["address"].as_str()?.parse().ok()
         };
         let address = wait_for(|| listening().ok_or_else(|| log.lock().unwrap().join("\n")));
-        Self { process, address, log, deaf, folder: Some(folder), options, client: Client::new() }
+        Self { process, address, log, deaf, folder: Some(folder), options, client }
     }
 
     pub fn address(&self) -> SocketAddr {

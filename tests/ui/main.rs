@@ -35,7 +35,9 @@ fn install(folder: &Path) {
         std::fs::copy(source.join(file), folder.join(file)).unwrap();
     }
     let mut npm = Command::new("npm");
-    let done = npm.args(["ci", "--silent", "--ignore-scripts", "--no-audit", "--no-fund"]).current_dir(folder).status().unwrap();
+    npm.args(["ci", "--silent", "--ignore-scripts", "--no-audit", "--no-fund"]).current_dir(folder);
+    // It would write into the user's home.
+    let done = npm.env("npm_config_cache", folder.join("npm")).env("npm_config_update_notifier", "false").status().unwrap();
     assert!(done.success(), "npm ci: {done}");
 }
 
