@@ -10,6 +10,7 @@
 //! - [`app`]: what the handlers share
 //! - [`session`]: conversations of many turns, from their creation to their end
 //! - [`job`]: runs and turns, from their acceptance to the end of their rows
+//! - [`executor`]: where they are carried out
 //! - [`agent`]: what executes them: processes, the `claude` CLI, acpx
 //! - [`ledger`]: `SQLite` and nothing else, one file per table
 //! - [`schema`]: what a reply has to fit, checked apart from everything else
@@ -32,6 +33,7 @@ pub mod clock;
 pub mod config;
 pub mod data_dir;
 pub mod demo;
+pub mod executor;
 pub mod job;
 pub mod ledger;
 pub mod listener;

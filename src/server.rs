@@ -15,18 +15,11 @@ use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tower_http::catch_panic::CatchPanicLayer;
 
-use crate::agent::acpx::workspace::CONFIG;
-use crate::agent::claude::sign_in::SignIn;
-use crate::agent::claude::workspace::CONFIG_OF_RUN;
-use crate::agent::claude::workspace::RunDirs;
-use crate::agent::direct::Direct;
-use crate::agent::family;
-use crate::agent::launcher::Launcher;
 use crate::agent::network::proxy::Proxy;
 use crate::agent::tag::Tag;
-use crate::agent::warm_pool::Pool;
 use crate::api;
 use crate::app::App;
+use crate::executor::here::Here;
 use crate::ledger::Ledger;
 use crate::listener::{self, Places};
 use crate::sweeper::Sweeper;
@@ -50,12 +43,8 @@ pub struct Stop {
 /// A server that is set up and holds its data folder.
 pub struct Server {
     pub(crate) app: Arc<App>,
-    pub(crate) launcher: Launcher,
-    pub(crate) run_dirs: RunDirs,
-    pub(crate) direct: Direct,
+    pub(crate) here: Here,
     pub(crate) proxy: Option<Proxy>,
-    pub(crate) sign_in: SignIn,
-    pub(crate) warm: Pool,
     pub(crate) places: Places,
     pub(crate) sweep_every: Duration,
     pub(crate) retention_days: u32,
@@ -72,7 +61,7 @@ impl Server {
 
     /// The tag of all that its agents are.
     pub fn tag(&self) -> Tag {
-        self.launcher.tag.clone()
+        self.here.launcher.tag.clone()
     }
 
     /// Serves until `stop.begin`, then lets running work finish for the drain time, or until `stop.hurry`, and ends what
@@ -101,12 +90,11 @@ impl Server {
         let served = serve.await;
         drop(listener);
         tracing::info!(drain_secs = self.drain.as_secs(), "stopping: running work may finish");
-        tokio::join!(self.drain(&stop, graceful), self.warm.finish());
-        self.direct.finish().await;
+        tokio::join!(self.drain(&stop, graceful), self.here.backends.warm.finish());
+        self.here.finish().await;
         cut.cancel();
         background.shutdown().await;
-        family::end(&self.launcher.tag).await;
-        self.app.sessions.forget_owners().await;
+        self.here.end().await;
         tracing::info!("stopped");
         served
     }
@@ -147,26 +135,16 @@ impl Server {
             uploads: self.app.uploads.clone(),
             ledger: self.app.ledger.clone(),
             feeds: self.app.feeds.clone(),
-            run_dirs: self.run_dirs.clone(),
-            memories: self.launcher.memories.clone(),
+            run_dirs: self.here.run_dirs.clone(),
+            memories: self.here.launcher.memories.clone(),
             retention_days: self.retention_days,
         };
         let period = self.sweep_every;
         tasks.spawn(async move { sweeper.sweep(period).await });
-        let warm = self.warm.clone();
-        tasks.spawn(async move { warm.keep().await });
-        let direct = self.direct.clone();
-        tasks.spawn(async move { direct.keep().await });
-        let sign_in = self.sign_in.clone();
-        let rooms: [(_, &[_]); 2] = [(self.launcher.folder.clone(), &CONFIG_OF_RUN), (self.direct.folder().to_owned(), &[CONFIG])];
-        tasks.spawn(async move { sign_in.keep(rooms).await });
-        tasks.spawn(family::keep_ending());
-        let Launcher { bounds, tag, folder, .. } = self.launcher.clone();
-        let folders = [folder, self.direct.folder().to_owned()];
-        tasks.spawn(async move { bounds.watch(&tag, &folders).await });
+        self.here.begin(&mut tasks);
         let others = self.app.others.iter().map(|other| other.cli.clone());
         for cli in [self.app.claude.clone(), self.app.acpx.clone(), self.app.adapter.clone()].into_iter().chain(others) {
-            let launcher = self.launcher.clone();
+            let launcher = self.here.launcher.clone();
             tasks.spawn(async move { cli.watch(&launcher).await });
         }
         tasks

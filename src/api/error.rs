@@ -1,7 +1,6 @@
 //! What refusals look like: one enum, mapped to HTTP in one place, as RFC 9457 problems.
 
 use std::any::Any;
-use std::ffi::OsString;
 use std::io::{self, ErrorKind};
 
 use axum::http::StatusCode;
@@ -11,6 +10,7 @@ use utoipa::ToSchema;
 
 use super::answer::Answer;
 use crate::agent::kinds;
+use crate::executor::Unmade;
 use crate::job::rejection::Rejection;
 use crate::ledger::{self, NameTaken};
 use crate::schema::Wrong;
@@ -92,7 +92,7 @@ pub enum ApiError {
     /// acpx did not do its part.
     Acpx(String),
     /// The acpx CLI is not there.
-    AcpxMissing(OsString),
+    AcpxMissing(String),
     /// A token of that name is in use.
     NameTaken(NameTaken),
     /// Too much to do.
@@ -166,8 +166,10 @@ impl From<session::Error> for ApiError {
         match error {
             session::Error::Full => Self::SessionsFull,
             session::Error::Stopping => Self::Stopping,
-            session::Error::NotInstalled(program) => Self::AcpxMissing(program),
-            session::Error::Failed(error) => Self::Acpx(error),
+            session::Error::Unmade(Unmade::NotInstalled(program)) => Self::AcpxMissing(program),
+            session::Error::Unmade(Unmade::Failed(error)) => Self::Acpx(error),
+            session::Error::Unmade(Unmade::DiskFull) => Self::Rejected(Rejection::DiskFull),
+            session::Error::Unmade(Unmade::Disk(error)) => Self::Disk(io::Error::other(error)),
             session::Error::Ledger(error) => Self::Ledger(error),
             session::Error::Disk(error) => Self::Disk(error),
             session::Error::Defect => Self::Defect,
@@ -205,11 +207,10 @@ impl ApiError {
                 );
             }
             Self::AcpxMissing(program) => {
-                let kind = program.to_str().and_then(kinds::with_program);
+                let kind = kinds::with_program(program);
                 let packages = kind.map_or("acpx @agentclientprotocol/claude-agent-acp", |kind| kind.package);
                 let detail = format!(
-                    "What speaks to the session's agent is not installed on the server (looked for \"{}\"); install it with \"npm install -g {packages}\".",
-                    program.display()
+                    "What speaks to the session's agent is not installed on the server (looked for \"{program}\"); install it with \"npm install -g {packages}\"."
                 );
                 return (StatusCode::SERVICE_UNAVAILABLE, detail);
             }

@@ -50,7 +50,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         let data_dir = settings.data_dir.clone();
         let server = boot::set_up(settings, environment).await?;
         tracing::info!(address = %listener.local_addr()?, data_dir = %data_dir.display(), version = env!("CARGO_PKG_VERSION"), "listening");
-        serve_until_signalled(server, listener, Stop::default()).await
+        Box::pin(serve_until_signalled(server, listener, Stop::default())).await
     })?;
     Ok(ExitCode::SUCCESS)
 }

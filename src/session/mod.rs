@@ -4,7 +4,6 @@
 mod recover;
 mod sweep;
 
-use std::ffi::OsString;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -12,15 +11,10 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
-use uuid::Uuid;
 
-use crate::agent::acpx::command::{self, Acpx, Target};
-use crate::agent::claude::files::obstacle_for;
 use crate::agent::contract::{Driver, Setup};
-use crate::agent::direct::{Direct, Unclaimed};
-use crate::agent::kinds;
-use crate::agent::warm_pool::{Pool, WarmKey};
-use crate::blocking::blocking;
+use crate::executor::Unmade;
+use crate::executor::here::Here;
 use crate::job::end_tasks;
 use crate::job::feed::Feeds;
 use crate::job::lane::{InLane, Lanes, Turn};
@@ -48,12 +42,9 @@ pub enum Error {
     /// The server is stopping.
     #[error("the server is stopping")]
     Stopping,
-    /// There is no such program.
-    #[error("{} is not installed", .0.display())]
-    NotInstalled(OsString),
-    /// acpx failed.
-    #[error("{0}")]
-    Failed(String),
+    /// What it needs could not be made.
+    #[error(transparent)]
+    Unmade(#[from] Unmade),
     /// The ledger failed.
     #[error(transparent)]
     Ledger(#[from] ledger::Error),
@@ -63,15 +54,6 @@ pub enum Error {
     /// A task died of a defect.
     #[error("a task died")]
     Defect,
-}
-
-impl From<command::Error> for Error {
-    fn from(error: command::Error) -> Self {
-        match error {
-            command::Error::NotInstalled(program) => Self::NotInstalled(program),
-            command::Error::Failed(error) => Self::Failed(error),
-        }
-    }
 }
 
 /// What came of the wish for a session.
@@ -90,11 +72,7 @@ pub struct Sessions(Arc<Shared>);
 struct Shared {
     lanes: Lanes,
     feeds: Feeds,
-    acpx: Acpx,
-    direct: Direct,
-    /// What speaks to the agents of new sessions.
-    driver: Driver,
-    warm: Pool,
+    here: Here,
     ledger: Ledger,
     limits: Limits,
     tasks: TaskTracker,
@@ -105,18 +83,10 @@ struct Shared {
 }
 
 impl Sessions {
-    /// Sessions in the folder of acpx's launcher.
-    pub fn new(
-        lanes: Lanes,
-        acpx: Acpx,
-        (direct, driver): (Direct, Driver),
-        warm: Pool,
-        ledger: Ledger,
-        feeds: Feeds,
-        limits: Limits,
-    ) -> Self {
+    /// Sessions on this machine.
+    pub fn new(lanes: Lanes, here: Here, ledger: Ledger, feeds: Feeds, limits: Limits) -> Self {
         let (tasks, stop, open) = (TaskTracker::new(), CancellationToken::new(), AtomicU32::new(0));
-        Self(Arc::new(Shared { lanes, feeds, acpx, direct, driver, warm, ledger, limits, tasks, stop, open }))
+        Self(Arc::new(Shared { lanes, feeds, here, ledger, limits, tasks, stop, open }))
     }
 
     /// How many sessions are open.
@@ -126,7 +96,7 @@ impl Sessions {
 
     /// What is to speak to an agent of this name.
     pub fn driver_of(&self, agent: &str) -> Driver {
-        self.0.driver_of(agent)
+        self.0.here.driver_of(agent)
     }
 
     /// Creates a session of an app, with the app's own object. One that a caller stopped waiting for is taken away again, unless it has
@@ -175,15 +145,6 @@ impl Sessions {
 }
 
 impl Shared {
-    /// acpx knows others than those that the server does.
-    fn driver_of(&self, agent: &str) -> Driver {
-        if kinds::of(agent).is_some() { self.driver } else { Driver::Acpx }
-    }
-
-    fn target(&self, new: &NewSession) -> Target {
-        self.acpx.target(&new.session_id, &new.setup)
-    }
-
     async fn create(
         &self,
         app_name: String,
@@ -192,18 +153,14 @@ impl Shared {
         key: Option<Key>,
         cancel: &CancellationToken,
     ) -> Result<Created, Error> {
-        let driver = self.driver_of(&setup.agent);
         let may_be_full = usize::try_from(self.open.load(Ordering::Relaxed)).is_ok_and(|open| open >= self.limits.most_open);
-        let ahead = if driver == Driver::Direct && !may_be_full { self.warm.take_session(&setup).await } else { None };
-        let session_id = ahead.as_ref().map_or_else(|| Uuid::now_v7().simple().to_string(), |ahead| ahead.session_id().to_owned());
-        let cwd = self.acpx.dir(&session_id).work().display().to_string();
+        let taken = self.here.take_session(&setup, !may_be_full).await;
+        let (session_id, cwd, driver) = (taken.session_id.clone(), taken.cwd.clone(), taken.driver);
         let new = NewSession { session_id, app_name, setup, meta, cwd, driver };
         let created_at = match self.ledger.begin_session(new.clone(), key, self.limits.most_open).await {
             Ok(BeginSession::Begun(at)) => at,
             begun => {
-                if let Some(ahead) = ahead {
-                    ahead.end().await;
-                }
+                taken.give_back().await;
                 return match begun? {
                     BeginSession::KeyTaken => Ok(Created::KeyTaken),
                     BeginSession::Full | BeginSession::Begun(_) => Err(Error::Full),
@@ -211,57 +168,28 @@ impl Shared {
             }
         };
         self.count_open().await;
-        match self.create_on_disk(&new, ahead, cancel).await {
-            Ok(()) => {
-                tracing::info!(
-                    session_id = new.session_id,
-                    app = new.app_name,
-                    agent = new.setup.agent,
-                    model = new.setup.model,
-                    "session created"
-                );
-                self.warm.used(match driver {
-                    Driver::Acpx => WarmKey::Turn(self.target(&new)),
-                    Driver::Direct => WarmKey::Session(new.setup.clone()),
-                });
-                let session = Session { new, created_at, last_turn_at: None, turn_count: 0, closed_at: None, agent_session: None };
-                Ok(Created::Session(Box::new(session)))
-            }
-            Err(error) => {
-                self.forget(&new).await;
-                Err(error)
-            }
-        }
-    }
-
-    async fn create_on_disk(&self, new: &NewSession, ahead: Option<Unclaimed>, cancel: &CancellationToken) -> Result<(), Error> {
-        let _hold = self.warm.hold();
-        let environment = self.acpx.launcher.environment.clone();
-        if let Some(why) = obstacle_for(&environment).await {
-            return Err(Error::Failed(why));
-        }
-        self.warm.renew_sign_in().await;
-        if ahead.is_none() {
-            let dir = self.acpx.dir(&new.session_id);
-            blocking(move || dir.make(&environment)).await?;
-        }
-        let target = self.target(new);
-        let name = match new.driver {
-            Driver::Acpx => self.acpx.create(&target, cancel).await?,
-            Driver::Direct => self.direct.create(&target, ahead, cancel).await?,
+        let session = Session { new, created_at, last_turn_at: None, turn_count: 0, closed_at: None, agent_session: None };
+        let created = async {
+            let name = self.here.create_session(taken, &session.conversation(), cancel).await?;
+            Ok(self.ledger.finish_session_create(&session.new.session_id, driver, name).await?)
         };
-        Ok(self.ledger.finish_session_create(&new.session_id, new.driver, name).await?)
+        if let Err(error) = created.await {
+            self.forget(&session).await;
+            return Err(error);
+        }
+        let NewSession { session_id, app_name, setup: Setup { agent, model, .. }, .. } = &session.new;
+        tracing::info!(session_id, app = app_name, agent, model, "session created");
+        Ok(Created::Session(Box::new(session)))
     }
 
     /// Takes back what there is of a session that does not come to exist.
-    async fn forget(&self, new: &NewSession) {
-        self.direct.end(&self.target(new)).await;
-        let dir = self.acpx.dir(&new.session_id);
-        if let Err(error) = blocking(move || dir.remove()).await {
-            tracing::warn!(session_id = new.session_id, %error, "the folder of a session that was not created is left");
+    async fn forget(&self, session: &Session) {
+        let session_id = &session.new.session_id;
+        if let Err(error) = self.here.remove_session(&session.conversation()).await {
+            tracing::warn!(session_id, %error, "the folder of a session that was not created is left");
         }
-        if let Err(error) = self.ledger.forget_session(&new.session_id).await {
-            tracing::warn!(session_id = new.session_id, %error, "the row of a session that was not created is left until the next start");
+        if let Err(error) = self.ledger.forget_session(session_id).await {
+            tracing::warn!(session_id, %error, "the row of a session that was not created is left until the next start");
         }
         self.count_open().await;
     }
@@ -302,16 +230,7 @@ impl Shared {
         }
         place.close();
         self.count_open().await;
-        self.warm.forget_session(session_id);
-        let target = self.target(&session.new);
-        match session.new.driver {
-            Driver::Acpx => self.acpx.close(&target).await,
-            Driver::Direct => self.direct.end(&target).await,
-        }
-        let dir = self.acpx.dir(session_id);
-        if let Err(error) = blocking(move || dir.forget_owner()).await {
-            tracing::warn!(session_id, %error, "a lock or a socket of acpx may be left until the session is deleted");
-        }
+        self.here.close_session(&session.conversation()).await;
         tracing::info!(session_id, how, "session closed");
         Ok(true)
     }

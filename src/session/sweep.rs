@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use super::{Error, Limits, Sessions, Shared};
-use crate::blocking::blocking;
 use crate::clock;
 use crate::ledger::Session;
 
@@ -36,10 +35,7 @@ impl Shared {
     /// Takes away all that there is of a closed session.
     async fn delete(&self, session: &Session) -> Result<(), Error> {
         let session_id = &session.new.session_id;
-        self.warm.forget_session(session_id);
-        self.direct.end(&self.target(&session.new)).await;
-        let dir = self.acpx.dir(session_id);
-        blocking(move || dir.remove()).await?;
+        self.here.remove_session(&session.conversation()).await?;
         self.feeds.forget_session(session_id).await?;
         self.ledger.delete_session(session_id).await?;
         tracing::info!(session_id, "session deleted");
