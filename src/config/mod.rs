@@ -4,6 +4,7 @@
 //! that names its variable.
 
 mod flags;
+mod nats;
 mod secrets;
 mod value;
 
@@ -22,7 +23,8 @@ use crate::secret::{TokenHash, is_token_name};
 use crate::session;
 use crate::webhook_target::Target;
 
-pub use flags::{BindFlags, DataFlags, Flags};
+pub use flags::{BindFlags, DataFlags, Flags, WorkerFlags};
+pub use nats::{Nats, Worker};
 pub use secrets::{ADMIN_TOKEN, ADMIN_TOKEN_FLAG, ADMIN_TOKEN_SHA256, agents_environment};
 pub use value::BadSetting;
 
@@ -49,6 +51,8 @@ pub struct Settings {
     pub bind: SocketAddr,
     /// Folder of the ledger, uploads and runs, as it was given.
     pub data_dir: PathBuf,
+    /// How work goes to other machines, if it does.
+    pub nats: Option<Nats>,
     /// The operator's token; without one `/admin` is closed.
     pub admin: Option<TokenHash>,
     /// Networks that are answered at all.
@@ -111,18 +115,22 @@ impl Flags {
     /// Checks every setting.
     pub fn read(self) -> Result<Settings, BadSetting> {
         let admin = admin(&self)?;
+        let nats = self.nats.read()?;
+        // Whoever has others carry work out need not do any.
+        let fewest_runs = usize::from(nats.is_none());
         let max_upload_bytes: u64 = number("CLAWDFORGE_MAX_UPLOAD_BYTES", self.max_upload_bytes, 104_857_600, 1..=1 << 40)?;
         Ok(Settings {
             bind: self.bind.read()?,
-            data_dir: self.data.read(),
+            data_dir: self.agents.data.read(),
+            nats,
             admin,
             allow: networks("CLAWDFORGE_ALLOW_CIDRS", &text(self.allow_cidrs, DEFAULT_ALLOW))?,
             trusted_proxies: networks("CLAWDFORGE_TRUSTED_PROXIES", &text(self.trusted_proxies, ""))?,
-            claude_bin: text(self.claude_bin, "claude").into(),
-            acpx_bin: text(self.acpx_bin, "acpx").into(),
-            max_runs: number("CLAWDFORGE_MAX_RUNS", self.max_runs, 8, 1..=1000)?,
+            claude_bin: text(self.agents.claude_bin, "claude").into(),
+            acpx_bin: text(self.agents.acpx_bin, "acpx").into(),
+            max_runs: number("CLAWDFORGE_MAX_RUNS", self.agents.max_runs, 8, fewest_runs..=1000)?,
             max_queued_runs: number("CLAWDFORGE_MAX_QUEUED_RUNS", self.max_queued_runs, 64, 0..=100_000)?,
-            agents: agents(&text(self.agents, "claude"))?,
+            agents: agents(&text(self.agents.agents, "claude"))?,
             sessions: session::Limits {
                 most_open: number("CLAWDFORGE_MAX_SESSIONS", self.max_sessions, 32, 0..=10_000)?,
                 idle: Duration::from_secs(number("CLAWDFORGE_SESSION_TTL_SECS", self.session_ttl_secs, 3600, 1..=31_536_000)?),
@@ -134,12 +142,12 @@ impl Flags {
                     0..=31_536_000,
                 )?),
             },
-            sweep_every: Duration::from_secs(number("CLAWDFORGE_SWEEP_SECS", self.sweep_secs, 60, 1..=86_400)?),
+            sweep_every: Duration::from_secs(number("CLAWDFORGE_SWEEP_SECS", self.agents.sweep_secs, 60, 1..=86_400)?),
             max_upload_bytes,
             retention_days: number("CLAWDFORGE_RETENTION_DAYS", self.retention_days, 90, 1..=36_500)?,
-            drain: Duration::from_secs(number("CLAWDFORGE_DRAIN_SECS", self.drain_secs, 20, 0..=3600)?),
-            standby: number("CLAWDFORGE_STANDBY", self.standby, 2, 0..=1000)?,
-            sandbox: match given(self.sandbox.as_deref()).unwrap_or("auto") {
+            drain: Duration::from_secs(number("CLAWDFORGE_DRAIN_SECS", self.agents.drain_secs, 20, 0..=3600)?),
+            standby: number("CLAWDFORGE_STANDBY", self.agents.standby, 2, 0..=1000)?,
+            sandbox: match given(self.agents.sandbox.as_deref()).unwrap_or("auto") {
                 "required" => Sandbox::Required,
                 "auto" => Sandbox::Auto,
                 "off" => Sandbox::Off,
@@ -147,14 +155,14 @@ impl Flags {
                     return Err(BadSetting::new("CLAWDFORGE_SANDBOX", format!("is \"{other}\", which is neither required, auto nor off")));
                 }
             },
-            agents_read: agents_read(&text(self.agents_read, ""))?,
-            model_hosts: model_hosts(&text(self.model_hosts, ""))?,
+            agents_read: agents_read(&text(self.agents.agents_read, ""))?,
+            model_hosts: model_hosts(&text(self.agents.model_hosts, ""))?,
             metrics: networks("CLAWDFORGE_METRICS_CIDRS", &text(self.metrics_cidrs, ""))?,
-            agent_memory_mb: bound("CLAWDFORGE_AGENT_MEMORY_MB", self.agent_memory_mb)?,
-            agent_disk_mb: bound("CLAWDFORGE_AGENT_DISK_MB", self.agent_disk_mb)?,
-            agent_processes: number("CLAWDFORGE_AGENT_PROCESSES", self.agent_processes, 1024, 64..=1_000_000)?,
-            agent_idle: Duration::from_secs(number("CLAWDFORGE_AGENT_IDLE_SECS", self.agent_idle_secs, 300, 1..=86_400)?),
-            driver: match given(self.acp.as_deref()).unwrap_or("direct") {
+            agent_memory_mb: bound("CLAWDFORGE_AGENT_MEMORY_MB", self.agents.agent_memory_mb)?,
+            agent_disk_mb: bound("CLAWDFORGE_AGENT_DISK_MB", self.agents.agent_disk_mb)?,
+            agent_processes: number("CLAWDFORGE_AGENT_PROCESSES", self.agents.agent_processes, 1024, 64..=1_000_000)?,
+            agent_idle: Duration::from_secs(number("CLAWDFORGE_AGENT_IDLE_SECS", self.agents.agent_idle_secs, 300, 1..=86_400)?),
+            driver: match given(self.agents.acp.as_deref()).unwrap_or("direct") {
                 "acpx" => Driver::Acpx,
                 "direct" => Driver::Direct,
                 other => return Err(BadSetting::new("CLAWDFORGE_ACP", format!("is \"{other}\", which is neither acpx nor direct"))),
@@ -167,7 +175,7 @@ impl Flags {
             },
             webhook_networks: given(self.webhook_cidrs.as_deref()).map(|list| networks("CLAWDFORGE_WEBHOOK_CIDRS", list)).transpose()?,
             operator_webhook: operator_webhook(self.operator_webhook.as_deref(), self.operator_webhook_secret.as_deref())?,
-            log: match given(self.log.as_deref()).unwrap_or("text") {
+            log: match given(self.agents.log.as_deref()).unwrap_or("text") {
                 "text" => LogFormat::Text,
                 "json" => LogFormat::Json,
                 other => return Err(BadSetting::new("CLAWDFORGE_LOG", format!("is \"{other}\", which is neither text nor json"))),
@@ -248,6 +256,11 @@ pub(crate) fn is_model(model: &str) -> bool {
     model.len() <= 128 && model.as_bytes().first().is_some_and(u8::is_ascii_alphanumeric) && model.bytes().all(allowed)
 }
 
+/// Whether it can be the name of a machine, which is part of subjects.
+pub(crate) fn is_machine_name(name: &str) -> bool {
+    (1..=64).contains(&name.len()) && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte))
+}
+
 /// An agent's name becomes an argument of acpx, which runs a name that it does not know as a command.
 fn agents(list: &str) -> Result<Vec<String>, BadSetting> {
     let names: Vec<_> = list.split(',').map(|name| name.trim().to_owned()).filter(|name| !name.is_empty()).collect();
@@ -261,6 +274,7 @@ fn agents(list: &str) -> Result<Vec<String>, BadSetting> {
 
 #[cfg(test)]
 mod tests {
+    use super::flags::AgentFlags;
     use super::*;
 
     #[test]
@@ -285,7 +299,7 @@ mod tests {
             "CLAWDFORGE_BIND is \"localhost\", which is not an IP address and port such as 127.0.0.1:8800."
         );
         assert_eq!(
-            wrong(Flags { max_runs: Some("0".into()), ..Flags::default() }),
+            wrong(Flags { agents: AgentFlags { max_runs: Some("0".into()), ..AgentFlags::default() }, ..Flags::default() }),
             "CLAWDFORGE_MAX_RUNS is \"0\", which is not a whole number from 1 to 1000."
         );
         let short = wrong(Flags { admin_token: Some("too-short".into()), ..Flags::default() });
@@ -308,7 +322,8 @@ mod tests {
 
     #[test]
     fn an_empty_value_is_an_absent_one() {
-        let flags = Flags { max_runs: Some(" ".into()), admin_token: Some(String::new()), ..Flags::default() };
+        let agents = AgentFlags { max_runs: Some(" ".into()), ..AgentFlags::default() };
+        let flags = Flags { agents, admin_token: Some(String::new()), ..Flags::default() };
         assert_eq!(flags.read().unwrap().max_runs, 8);
     }
 }
