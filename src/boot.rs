@@ -8,8 +8,11 @@ use crate::agent::environment::Environment;
 use crate::agent::kinds::{self, Kind};
 use crate::agent::programs::{self, ACPX_TESTED, ADAPTER_TESTED, CLAUDE_TESTED, Cli};
 use crate::app::{Access, App, OtherAgent};
+use crate::cluster::elsewhere::Elsewhere;
+use crate::cluster::gateway::Gateway;
 use crate::config::Settings;
 use crate::data_dir;
+use crate::executor::Executors;
 use crate::executor::here::{Here, folder};
 use crate::job::Jobs;
 use crate::job::feed::Feeds;
@@ -35,17 +38,30 @@ pub async fn set_up(settings: Settings, environment: Environment) -> anyhow::Res
     let uploads = Uploads::open(here.launcher.uploads.clone(), settings.max_upload_bytes).context("the uploads can't be read")?;
     let feeds = Feeds::new(folder(&data_dir, "feeds")?);
     let lanes = Lanes::default();
+    let elsewhere = match &settings.nats {
+        Some(nats) => Some(Elsewhere::connect(nats, ledger.gateway().await?, here.launcher.uploads.clone()).await?),
+        None => None,
+    };
+    let executors = Executors::new(here.clone(), settings.max_runs, elsewhere);
+    let queue = Queue::new(settings.max_runs, settings.max_queued_runs);
     let jobs = Jobs::new(
-        Queue::new(settings.max_runs, settings.max_queued_runs),
+        queue.clone(),
         lanes.clone(),
-        here.backends.clone(),
+        executors.clone(),
         ledger.clone(),
         feeds.clone(),
         Schemas::new(here.launcher.tag.clone()),
         settings.sessions.most_attached,
         settings.operator_webhook.as_ref().map(|webhook| webhook.url.clone()),
     );
-    let sessions = Sessions::new(lanes, here.clone(), ledger.clone(), feeds.clone(), settings.sessions);
+    let sessions = Sessions::new(lanes, executors.clone(), ledger.clone(), feeds.clone(), settings.sessions);
+    let gateway = executors.elsewhere().cloned().map(|elsewhere| Gateway {
+        elsewhere,
+        ledger: ledger.clone(),
+        queue: queue.clone(),
+        places: settings.max_runs,
+        sessions: sessions.clone(),
+    });
     recover(&here, &jobs, &sessions).await.context("what an earlier end left can't be cleared away")?;
 
     let environment = &here.launcher.environment;
@@ -78,6 +94,7 @@ pub async fn set_up(settings: Settings, environment: Environment) -> anyhow::Res
     Ok(Server {
         app: Arc::new(app),
         here,
+        gateway,
         proxy,
         places: Places::new(
             settings.max_runs + settings.max_queued_runs + SPARE_CONNECTIONS,

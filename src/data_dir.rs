@@ -28,6 +28,22 @@ pub fn make(path: &Path) -> anyhow::Result<PathBuf> {
     own_folder(path)
 }
 
+/// The same for a machine that works for others, which has no ledger.
+pub fn make_for_worker(path: &Path) -> anyhow::Result<PathBuf> {
+    anyhow::ensure!(
+        !Settings::ledger_file(path).exists(),
+        "the folder {} is that of a server: it holds a ledger; set CLAWDFORGE_DATA_DIR to another one",
+        path.display()
+    );
+    let mut others = std::fs::read_dir(path).into_iter().flatten().flatten().filter(|entry| entry.file_name() != "lock");
+    anyhow::ensure!(
+        path.join("runs").is_dir() || others.next().is_none(),
+        "the folder {} holds other things; set CLAWDFORGE_DATA_DIR to one of its own",
+        path.display()
+    );
+    own_folder(path)
+}
+
 /// What a backup or a restore that was cut short leaves.
 fn is_partial(name: &OsStr) -> bool {
     name.as_encoded_bytes().starts_with(PARTIAL.as_bytes())

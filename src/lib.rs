@@ -10,7 +10,7 @@
 //! - [`app`]: what the handlers share
 //! - [`session`]: conversations of many turns, from their creation to their end
 //! - [`job`]: runs and turns, from their acceptance to the end of their rows
-//! - [`executor`]: where they are carried out
+//! - [`executor`]: where they are carried out, here or by way of [`cluster`]
 //! - [`agent`]: what executes them: processes, the `claude` CLI, acpx
 //! - [`ledger`]: `SQLite` and nothing else, one file per table
 //! - [`schema`]: what a reply has to fit, checked apart from everything else
@@ -30,6 +30,7 @@ pub mod blocking;
 pub mod boot;
 pub mod cli;
 pub mod clock;
+pub mod cluster;
 pub mod config;
 pub mod data_dir;
 pub mod demo;

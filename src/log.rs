@@ -7,7 +7,11 @@ use std::io::{self, IsTerminal, Write};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use tracing::Level;
 use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
 
 /// How log lines look.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,10 +49,12 @@ impl Write for StandardError {
 pub fn begin(format: LogFormat) -> WorkerGuard {
     let (lines, guard) = NonBlockingBuilder::default().lossy(true).buffered_lines_limit(WAITING).finish(StandardError);
     let _ = TOO_MANY.set(lines.error_counter());
-    let log = tracing_subscriber::fmt().with_writer(lines).with_target(false).with_max_level(tracing::Level::INFO);
+    let log = tracing_subscriber::fmt().with_writer(lines).with_target(false).with_max_level(Level::INFO);
+    // What it says of its connection is said here, too.
+    let own = Targets::new().with_default(Level::INFO).with_target("async_nats", Level::ERROR);
     match format {
-        LogFormat::Text => log.with_ansi(io::stderr().is_terminal()).init(),
-        LogFormat::Json => log.json().flatten_event(true).init(),
+        LogFormat::Text => log.with_ansi(io::stderr().is_terminal()).finish().with(own).init(),
+        LogFormat::Json => log.json().flatten_event(true).finish().with(own).init(),
     }
     std::panic::set_hook(Box::new(|panic| {
         let place = panic.location().map(ToString::to_string).unwrap_or_default();

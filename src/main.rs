@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use clawdforge::agent::sandbox::{AGENT, CLAUDE};
-use clawdforge::cli::{backup, confine, demo, doctor, fit, healthcheck, history, serve, token};
+use clawdforge::cli::{backup, confine, demo, doctor, fit, healthcheck, history, serve, token, worker};
 
 /// Runs the real claude CLI for the apps on your network.
 #[derive(Parser)]
@@ -19,6 +19,7 @@ struct Args {
 #[derive(Subcommand)]
 enum Command {
     Serve(serve::Args),
+    Worker(worker::Args),
     Token(token::Args),
     Runs(history::RunsArgs),
     Usage(history::UsageArgs),
@@ -39,6 +40,7 @@ fn main() -> ExitCode {
     }
     finish(match Args::parse().command {
         Command::Serve(args) => serve::run(args),
+        Command::Worker(args) => worker::run(args),
         Command::Token(args) => token::run(args),
         Command::Runs(args) => history::runs(args),
         Command::Usage(args) => history::usage(args),

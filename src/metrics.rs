@@ -13,6 +13,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
 use crate::agent::contract::Usage;
+use crate::ledger::WorkerRow;
 use crate::log;
 
 /// The one set of them.
@@ -39,6 +40,13 @@ pub struct Metrics {
     tokens: Family<Tokens, Counter>,
     dollars: Family<Use, Counter<f64, AtomicU64>>,
     log_dropped: Counter,
+    workers: Family<OfWorker, Gauge>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OfWorker {
+    worker: String,
+    what: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -104,6 +112,7 @@ impl Metrics {
             tokens: Family::default(),
             dollars: Family::default(),
             log_dropped: Counter::default(),
+            workers: Family::default(),
         };
         let Self {
             registry,
@@ -119,6 +128,7 @@ impl Metrics {
             tokens,
             dollars,
             log_dropped,
+            workers,
         } = &mut metrics;
         registry.register("requests", "Requests answered, by route and status", requests.clone());
         registry.register("first_text_seconds", "From the start of a run or turn to its first text", first_text.clone());
@@ -132,7 +142,23 @@ impl Metrics {
         registry.register("tokens", "Tokens, by app and model", tokens.clone());
         registry.register("cost_usd", "US dollars as the CLIs report them, by app and model", dollars.clone());
         registry.register("log_lines_dropped", "Lines of the log that could not be written", log_dropped.clone());
+        registry.register(
+            "workers",
+            "Other machines that are there: their places, and the runs and turns that go on there",
+            workers.clone(),
+        );
         metrics
+    }
+
+    /// Notes which machines are there, and what goes on on them.
+    pub fn set_workers(&self, workers: &[WorkerRow]) {
+        // Those that are away are none of them.
+        self.workers.clear();
+        for WorkerRow { name, places, runs, turns, .. } in workers {
+            for (what, count) in [("places", *places), ("runs", *runs), ("turns", *turns)] {
+                self.workers.get_or_create(&OfWorker { worker: name.clone(), what }).set(count.into());
+            }
+        }
     }
 
     /// Notes an answer.

@@ -19,6 +19,7 @@ use crate::agent::network::proxy::Proxy;
 use crate::agent::tag::Tag;
 use crate::api;
 use crate::app::App;
+use crate::cluster::gateway::Gateway;
 use crate::executor::here::Here;
 use crate::ledger::Ledger;
 use crate::listener::{self, Places};
@@ -49,6 +50,7 @@ pub struct Server {
     pub(crate) sweep_every: Duration,
     pub(crate) retention_days: u32,
     pub(crate) drain: Duration,
+    pub(crate) gateway: Option<Gateway>,
     /// Held as long as the server is: two servers in one data folder would end each other's runs.
     pub(crate) _lock: std::fs::File,
 }
@@ -81,6 +83,10 @@ impl Server {
         // What was started by then has to end too.
         let serve = async {
             self.app.jobs.resume().await.context("what waited for this start can't be started")?;
+            // What is said of jobs that nobody follows is thrown away.
+            if let Some(gateway) = self.gateway.take() {
+                gateway.begin(&mut background);
+            }
             tokio::select! {
                 () = stop.begin.cancelled() => Ok(()),
                 died = background.join_next() => anyhow::bail!("a background task ended ({died:?}); this is a defect of clawdforge"),

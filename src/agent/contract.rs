@@ -11,7 +11,7 @@ use super::completion::{Completion, ModelMessage};
 use super::questions::{Ask, By};
 
 /// What an agent is to do.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct Spec {
     /// The prompt as the app sent it; of a completion the text of its last message, for the ledger.
     pub prompt: String,
@@ -90,7 +90,7 @@ pub enum Network {
 }
 
 /// The session that a turn is of.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct Conversation {
     /// 32 hex digits.
     pub session_id: String,
@@ -100,6 +100,8 @@ pub struct Conversation {
     pub driver: Driver,
     /// What the agent calls the session, where it has said so.
     pub agent_session: Option<String>,
+    /// The machine that it lives on; `None` for the server's own.
+    pub worker: Option<String>,
 }
 
 /// With what a session's agent is started, each time anew, or that of a run.
@@ -137,7 +139,8 @@ impl Network {
 }
 
 /// What speaks to a session's agent. A session keeps the one that it was created with.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Driver {
     /// acpx.
     #[default]
@@ -271,6 +274,8 @@ pub enum Ending {
     Cancelled,
     /// The server stopped.
     Interrupted,
+    /// The machine of this name was not heard of any more.
+    Lost(String),
     /// There is no such program.
     NotInstalled(String),
     /// It did not begin: what it needs could not be put in place.

@@ -56,7 +56,7 @@ impl Choice {
 }
 
 /// Something that an agent asks.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct Question {
     /// 32 hex digits.
     pub permission_id: String,
@@ -208,6 +208,8 @@ pub struct Questions(Arc<Shared>);
 struct Shared {
     state: Mutex<State>,
     changed: watch::Sender<()>,
+    /// For how much longer a question stays open here.
+    grace: Duration,
 }
 
 #[derive(Debug, Default)]
@@ -235,6 +237,11 @@ impl State {
 }
 
 impl Questions {
+    /// Those of a job that another machine decides on: it refuses what is not answered in time, and here that comes later.
+    pub fn of_another(grace: Duration) -> Self {
+        Self(Arc::new(Shared { grace, ..Shared::default() }))
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -252,7 +259,7 @@ impl Questions {
         let mut state = self.state();
         state.open_since.get_or_insert_with(Instant::now);
         state.record.iter().for_each(|record| drop(record.send(Change::Asked(question.clone()))));
-        state.open.push((question, Instant::now() + Duration::from_secs(left)));
+        state.open.push((question, Instant::now() + Duration::from_secs(left) + self.0.grace));
         if state.open.len() > MOST_OPEN {
             state.settle(MOST_OPEN, Answer::default(), By::Cancel);
         }
@@ -281,6 +288,16 @@ impl Questions {
         Ok(settled)
     }
 
+    /// It was settled elsewhere, if it is open.
+    pub fn settle(&self, permission_id: &str, answer: Answer, by: By) {
+        let mut state = self.state();
+        if let Some(at) = state.open.iter().position(|(question, _)| question.permission_id == permission_id) {
+            state.settle(at, answer, by);
+        }
+        drop(state);
+        self.0.changed.send_replace(());
+    }
+
     /// The agent takes a question back.
     pub fn withdraw(&self, agent_id: &Value) {
         self.cancel(|question| question.agent_id == *agent_id);
@@ -294,6 +311,11 @@ impl Questions {
     /// Nothing more becomes of them.
     pub fn end(&self) {
         self.cancel_all();
+        self.state().record = None;
+    }
+
+    /// Nothing more is told of them, and they stay as they are.
+    pub fn leave(&self) {
         self.state().record = None;
     }
 

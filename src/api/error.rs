@@ -3,7 +3,8 @@
 use std::any::Any;
 use std::io::{self, ErrorKind};
 
-use axum::http::StatusCode;
+use axum::http::header::RETRY_AFTER;
+use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -18,6 +19,9 @@ use crate::session;
 use crate::uploads;
 
 const DISK_FULL: &str = "The server's disk is full; ask its operator to free some space, then try again.";
+
+/// After how many seconds a machine that is away may be back.
+const RETRY_AFTER_SECS: &str = "10";
 
 /// An error, as RFC 9457 has it.
 #[derive(Debug, Serialize, ToSchema)]
@@ -95,6 +99,10 @@ pub enum ApiError {
     AcpxMissing(String),
     /// A token of that name is in use.
     NameTaken(NameTaken),
+    /// The machine that the session lives on is away.
+    Away(String),
+    /// No machine is there that could do it.
+    Nowhere,
     /// Too much to do.
     Busy,
     /// The app has spent what it may today.
@@ -147,6 +155,8 @@ impl From<Rejection> for ApiError {
             Rejection::TooMuchAttached(most) => Self::SessionTooLarge(most),
             Rejection::Unreadable => Self::Acpx(rejection.to_string()),
             Rejection::Defect => Self::Defect,
+            Rejection::Away(worker) => Self::Away(worker),
+            Rejection::Nowhere => Self::Nowhere,
             Rejection::LedgerLocked | Rejection::LedgerFull | Rejection::DiskFull | Rejection::Disk => Self::Rejected(rejection),
         }
     }
@@ -168,6 +178,8 @@ impl From<session::Error> for ApiError {
             session::Error::Stopping => Self::Stopping,
             session::Error::Unmade(Unmade::NotInstalled(program)) => Self::AcpxMissing(program),
             session::Error::Unmade(Unmade::Failed(error)) => Self::Acpx(error),
+            session::Error::Unmade(Unmade::Away(worker)) => Self::Away(worker),
+            session::Error::Unmade(Unmade::Nowhere) => Self::Nowhere,
             session::Error::Unmade(Unmade::DiskFull) => Self::Rejected(Rejection::DiskFull),
             session::Error::Unmade(Unmade::Disk(error)) => Self::Disk(io::Error::other(error)),
             session::Error::Ledger(error) => Self::Ledger(error),
@@ -216,6 +228,13 @@ impl ApiError {
             }
             Self::NameTaken(taken) => return (StatusCode::CONFLICT, sentence(taken)),
             Self::Busy => (StatusCode::SERVICE_UNAVAILABLE, "The server is busy and its queue is full; try again later."),
+            Self::Away(worker) => {
+                let detail = format!("The session lives on the machine {worker}, which is away; try again when it is back.");
+                return (StatusCode::SERVICE_UNAVAILABLE, detail);
+            }
+            Self::Nowhere => {
+                (StatusCode::SERVICE_UNAVAILABLE, "No machine is there that could do it; try again later, or ask the operator.")
+            }
             Self::OtherRequest => {
                 (StatusCode::UNPROCESSABLE_ENTITY, "This Idempotency-Key was used for another request; take a new key for each.")
             }
@@ -281,7 +300,12 @@ impl ApiError {
 
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
-        self.into_answer().into_response()
+        let returns = matches!(self, Self::Away(_) | Self::Nowhere);
+        let mut response = self.into_answer().into_response();
+        if returns {
+            response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static(RETRY_AFTER_SECS));
+        }
+        response
     }
 }
 

@@ -162,6 +162,10 @@ fn run(outcome: &Outcome) -> Answer {
         Ending::Interrupted => {
             failed(StatusCode::BAD_GATEWAY, "error", "the server stopped before the answer; send the prompt again".to_owned())
         }
+        Ending::Lost(worker) => {
+            let error = format!("the machine {worker} was lost before the answer; look what it has done, then send the prompt again");
+            failed(StatusCode::BAD_GATEWAY, "error", error)
+        }
         Ending::NotInstalled(program) => {
             let error = match kinds::with_program(program) {
                 Some(Kind { name, package, .. }) => format!(
@@ -193,6 +197,7 @@ fn turn(session_id: &str, outcome: &Outcome, turn_index: i64) -> Answer {
         Ending::TimedOut(error) => ("timeout", error.clone()),
         Ending::Cancelled => ("cancelled", "the turn was cancelled, or its session closed, before it ended".to_owned()),
         Ending::Interrupted => ("error", "the server stopped before the turn ended; send it again".to_owned()),
+        Ending::Lost(worker) => ("error", format!("the machine {worker} was lost before the turn ended; send it again when it is back")),
         Ending::NotInstalled(program) => return ApiError::AcpxMissing(program.into()).into_answer(),
         Ending::Unprepared(why) => return unprepared(why, "turn"),
     };

@@ -14,7 +14,7 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::http;
-use super::serve::serve_until_signalled;
+use super::serve::until_signalled;
 use crate::boot;
 use crate::config::{Flags, Settings};
 use crate::demo;
@@ -107,7 +107,8 @@ async fn serve_and_show(args: &Args, clis: &Clis, folder: &Path) -> anyhow::Resu
         }
         shown
     };
-    let (served, shown) = tokio::join!(serve_until_signalled(server, listener, stop.clone()), showing);
+    let serving = until_signalled(server.tag(), &stop, server.serve(listener, stop.clone()));
+    let (served, shown) = tokio::join!(serving, showing);
     served.and(shown)
 }
 

@@ -10,6 +10,7 @@ pub mod history;
 mod http;
 pub mod serve;
 pub mod token;
+pub mod worker;
 
 use anyhow::Context;
 use tokio::runtime::Runtime;

@@ -11,12 +11,13 @@ use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 
+use crate::agent::tag::Tag;
 use crate::agent::{children, family};
 use crate::boot;
 use crate::config::{self, ADMIN_TOKEN, ADMIN_TOKEN_FLAG, ADMIN_TOKEN_SHA256, Flags};
 use crate::log;
 use crate::secret::TokenHash;
-use crate::server::{Server, Stop};
+use crate::server::Stop;
 
 /// Start the server
 #[derive(clap::Args)]
@@ -37,7 +38,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         return Err(start_again(hash));
     }
     let _log = log::begin(settings.log);
-    warn_of_unknown_settings();
+    warn_of_unknown_settings::<Args>();
     allow_many_connections();
     // Other processes of this user, agents first, can't read the server's memory or environment.
     set_dumpable_behavior(DumpableBehavior::NotDumpable).context("the process can't be shielded")?;
@@ -50,13 +51,14 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         let data_dir = settings.data_dir.clone();
         let server = boot::set_up(settings, environment).await?;
         tracing::info!(address = %listener.local_addr()?, data_dir = %data_dir.display(), version = env!("CARGO_PKG_VERSION"), "listening");
-        Box::pin(serve_until_signalled(server, listener, Stop::default())).await
+        let (tag, stop) = (server.tag(), Stop::default());
+        Box::pin(until_signalled(tag, &stop, server.serve(listener, stop.clone()))).await
     })?;
     Ok(ExitCode::SUCCESS)
 }
 
-/// Serves as a process whose children are all agents, until it is told to stop, by signal too.
-pub(super) async fn serve_until_signalled(server: Server, listener: TcpListener, stop: Stop) -> anyhow::Result<()> {
+/// Serves as a process whose children are all agents, with this tag, until it is told to stop, by signal too.
+pub(super) async fn until_signalled(tag: Tag, stop: &Stop, serve: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
     children::adopt().context("orphans can't be adopted")?;
     let [mut interrupt, mut terminate] = [signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?];
     // A terminal that is closed takes the server along, and so what the server must end.
@@ -74,10 +76,9 @@ pub(super) async fn serve_until_signalled(server: Server, listener: TcpListener,
         stop.begin.cancel();
         std::future::pending::<()>().await;
     };
-    let tag = server.tag();
     let serving = async {
         tokio::select! {
-            served = server.serve(listener, stop.clone()) => served,
+            served = serve => served,
             () = signals => Ok(()),
             () = reaping => Ok(()),
         }
@@ -118,8 +119,8 @@ fn without_admin_token(arguments: impl Iterator<Item = OsString>) -> Vec<OsStrin
 }
 
 /// A variable of ours that is no setting is a misspelt one, or one of another release.
-fn warn_of_unknown_settings() {
-    let command = <Args as clap::Args>::augment_args(clap::Command::new("serve"));
+pub(super) fn warn_of_unknown_settings<A: clap::Args>() {
+    let command = A::augment_args(clap::Command::new("clawdforge"));
     let known: Vec<_> = command.get_arguments().filter_map(clap::Arg::get_env).collect();
     for (name, _) in std::env::vars_os().filter(|(name, _)| name.as_encoded_bytes().starts_with(b"CLAWDFORGE_")) {
         if !known.contains(&name.as_os_str()) {
@@ -129,7 +130,7 @@ fn warn_of_unknown_settings() {
 }
 
 /// Descriptors are few by default, for programs that use `select`; this one does not.
-fn allow_many_connections() {
+pub(super) fn allow_many_connections() {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let limit = getrlimit(Resource::Nofile);
     if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum }) {

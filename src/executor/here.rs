@@ -1,5 +1,6 @@
 //! This machine: its agents, with what they need and what is left of them.
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
@@ -186,7 +187,7 @@ impl Here {
         self.backends.warm.forget_session(&target.name);
         match conversation.driver {
             Driver::Acpx => self.acpx.close(&target).await,
-            Driver::Direct => self.backends.direct.end(&target).await,
+            Driver::Direct => self.backends.direct.end(&target.name).await,
         }
         if let Err(error) = blocking(move || target.dir.forget_owner()).await {
             tracing::warn!(conversation.session_id, %error, "a lock or a socket of acpx may be left until the session is deleted");
@@ -194,11 +195,32 @@ impl Here {
     }
 
     /// Takes away all that there is of a session.
-    pub async fn remove_session(&self, conversation: &Conversation) -> std::io::Result<()> {
-        let target = self.target(conversation);
-        self.backends.warm.forget_session(&target.name);
-        self.backends.direct.end(&target).await;
-        blocking(move || target.dir.remove()).await
+    pub async fn remove_session(&self, session_id: &str) -> std::io::Result<()> {
+        self.backends.warm.forget_session(session_id);
+        self.backends.direct.end(session_id).await;
+        let dir = self.acpx.dir(session_id);
+        blocking(move || dir.remove()).await
+    }
+
+    /// Notes for whom a session is that was made here.
+    pub async fn set_owner(&self, session_id: &str, gateway: String) -> std::io::Result<()> {
+        let dir = self.acpx.dir(session_id);
+        blocking(move || dir.set_owner(&gateway)).await
+    }
+
+    /// The sessions that were made here for others, by for whom.
+    pub async fn owned(&self) -> std::io::Result<HashMap<String, Vec<String>>> {
+        let folder = self.acpx.launcher.folder.clone();
+        blocking(move || {
+            let mut owned = HashMap::<String, Vec<String>>::new();
+            for session in folder.read_dir()?.flatten() {
+                if let Some(gateway) = SessionDir::new(session.path()).owner() {
+                    owned.entry(gateway).or_default().push(session.file_name().to_string_lossy().into_owned());
+                }
+            }
+            Ok(owned)
+        })
+        .await
     }
 
     /// Brings the folders of sessions up to date that an earlier end left. `interrupted` says whether turns were cut short.
@@ -278,11 +300,13 @@ fn groups(processes: u32) -> Option<(Groups, u32)> {
 
 /// How agents are to be confined, and can be, and whether they can be bound in what they reach of the network.
 fn confinement(
-    Settings { sandbox, agents_read, .. }: &Settings,
+    Settings { sandbox, agents_read, nats, .. }: &Settings,
     data_dir: &Path,
     environment: &Environment,
 ) -> anyhow::Result<(Option<Confinement>, Result<(), Impossible>)> {
-    let hidden = sandbox::hidden(data_dir, environment);
+    // What lets one in at NATS is no agent's.
+    let credentials = nats.iter().filter_map(|nats| nats.credentials.clone());
+    let hidden: Vec<_> = sandbox::hidden(data_dir, environment).into_iter().chain(credentials).collect();
     let shut = if *sandbox == Sandbox::Off { Err(sandbox::Impossible::Off) } else { sandbox::check(&hidden) };
     match shut {
         Ok(()) => {

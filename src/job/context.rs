@@ -11,15 +11,15 @@ use super::live::Live;
 use super::queue::Queue;
 use super::rejection::Rejection;
 use super::spec::Job;
-use crate::agent::backend::Backends;
 use crate::clock;
-use crate::ledger::{Inserted, JobId, Ledger, Queued};
+use crate::executor::Executors;
+use crate::ledger::{Inserted, JobId, Ledger, Machine, NewJob, Queued};
 use crate::schema::Schemas;
 
 pub(super) struct Context {
     pub(super) queue: Queue,
     pub(super) lanes: Lanes,
-    pub(super) backends: Backends,
+    pub(super) executors: Executors,
     pub(super) ledger: Ledger,
     pub(super) feeds: Feeds,
     pub(super) schemas: Schemas,
@@ -54,7 +54,7 @@ impl Context {
         if self.ledger.spent(&job.app, clock::midnight()).await? < daily_usd { Ok(()) } else { Err(Rejection::Spent) }
     }
 
-    /// Writes the row of a job that waits, or of one that starts now. Its feed is there before, so that who sees the one finds the
+    /// Writes the row of a job that waits, or of one that starts now, on another machine where one is named. Its feed is there before, so that who sees the one finds the
     /// other.
     pub(super) async fn write_row(
         &self,
@@ -62,6 +62,7 @@ impl Context {
         live: &Live,
         lane: Option<&InLane>,
         queued: Option<Queued>,
+        elsewhere: Option<(Machine, String)>,
     ) -> Result<Written, Rejection> {
         // Nobody else takes the same number meanwhile.
         let mut numbering = None;
@@ -73,7 +74,7 @@ impl Context {
             None => JobId::Run(job.uuid.simple().to_string()),
         };
         let feed = self.feeds.begin(&id, live.clone()).await?;
-        let inserted = self.ledger.insert_job(job.row(id.clone(), self.most_attached), queued).await;
+        let inserted = self.ledger.insert_job(NewJob { elsewhere, ..job.row(id.clone(), self.most_attached) }, queued).await;
         drop(numbering);
         let row = match inserted {
             Ok(Inserted::Written) => return Ok(Written::Row(Row { id, feed })),

@@ -18,6 +18,7 @@ use super::feed_reader::{FeedReader, LargeFrames};
 use super::live::{Live, Told};
 use crate::agent::contract::Event;
 use crate::blocking::{aside, blocking};
+use crate::executor::Retold;
 use crate::ledger::JobId;
 
 /// How long a feed is kept after its last event, which is also how long an idempotency key is known.
@@ -121,6 +122,19 @@ impl Feeds {
             opened => feed_format::records(opened?, most).map(Some),
         })
         .await
+    }
+
+    /// What stands there already of a job that another machine carries out, which is told all of it again.
+    pub async fn retold(&self, id: &JobId) -> io::Result<Retold> {
+        let mut retold = Retold::default();
+        for record in self.so_far(id, u64::MAX).await?.unwrap_or_default() {
+            match record {
+                Record::Event(_, Event::PermissionResolved { permission_id, .. }) => drop(retold.resolved.insert(permission_id)),
+                Record::Event(..) => retold.events += 1,
+                Record::End(..) | Record::Sent(_) => {}
+            }
+        }
+        Ok(retold)
     }
 
     /// The end of a job that is over, as far as its feed is kept.

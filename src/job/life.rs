@@ -22,6 +22,8 @@ use crate::agent::contract::{Ending, Event, Outcome};
 use crate::agent::control::{Control, Emit};
 use crate::agent::questions::{Change, Question, Settled};
 use crate::agent::warm_pool::Hold;
+use crate::executor::{Came, Executor, Retold};
+use crate::ledger::{Machine, Queued};
 use crate::metrics::{GoingOn, METRICS};
 
 /// A job that is to live.
@@ -43,6 +45,8 @@ pub(super) enum Admitted {
     Batch { permit: Permit },
     /// A turn: those of its session that came before it, and then its permit.
     Turn { lane: InLane, coming: ComingTurn, reservation: Option<Reservation> },
+    /// One that another machine carries out since before this start: nothing.
+    Rejoined { permit: Permit, lane: Option<(InLane, ComingTurn)>, machine: Machine, retold: Retold },
 }
 
 /// What a job holds while it goes on.
@@ -59,7 +63,7 @@ impl Context {
         let Some(session) = &job.spec.session else {
             let pending = self.queue.join(request, admission)?;
             // Nothing is started ahead while a run waits for a place, unless it waits only for its app's own limit.
-            return Ok(Admitted::Run { pending, hold: (!self.queue.has_free()).then(|| self.backends.warm.hold()) });
+            return Ok(Admitted::Run { pending, hold: (!self.queue.has_free()).then(|| self.executors.here().backends.warm.hold()) });
         };
         let reserves = admission == Admission::Guaranteed && request.most.is_some();
         let reservation = reserves.then(|| self.queue.reserve(&job.app)).transpose()?;
@@ -68,14 +72,15 @@ impl Context {
     }
 }
 
-fn request(job: &Job) -> PermitRequest {
+/// What place it needs.
+pub(super) fn request(job: &Job) -> PermitRequest {
     PermitRequest { app: job.app.clone(), most: job.limits.at_once(), run: job.spec.session.is_none() }
 }
 
 impl Admitted {
     pub(super) fn lane(&self) -> Option<&InLane> {
         match self {
-            Self::Run { .. } | Self::Batch { .. } => None,
+            Self::Run { .. } | Self::Batch { .. } | Self::Rejoined { .. } => None,
             Self::Turn { lane, .. } => Some(lane),
         }
     }
@@ -83,9 +88,19 @@ impl Admitted {
 
 impl Life {
     /// Lives it to its end.
-    pub(super) async fn run(self, admitted: Admitted) {
+    pub(super) async fn run(mut self, admitted: Admitted) {
         let over = self.live.going_on();
+        let context = self.context.clone();
         let (lane, held) = match admitted {
+            Admitted::Rejoined { permit, lane, machine, retold } => {
+                let going_on = METRICS.begins(self.job.kind(), Duration::ZERO);
+                let (lane, turn) = match lane {
+                    Some((lane, coming)) => (Some(lane), Some(coming.await)),
+                    None => (None, None),
+                };
+                let Some(executor) = context.executors.rejoin(&self.name(), machine, retold) else { return };
+                return self.carry_out(lane, Held { turn, permit, going_on }, executor, true, over).await;
+            }
             Admitted::Run { pending, hold } => {
                 let held = self.unless_cancelled(None, self.wait_for_permit(pending, hold, Instant::now())).await;
                 (None, held)
@@ -99,19 +114,39 @@ impl Life {
                 (Some(lane), held)
             }
         };
-        match held {
+        let found = match held {
+            Ok(held) => self.find(&context, lane.as_ref()).await.map(|executor| (held, executor)),
+            Err(rejection) => Err(rejection),
+        };
+        match found {
             // It starts after the restart.
             Err(Rejection::Stopping) if self.detached => {}
             Err(rejection) => self.reject(lane, rejection).await,
-            Ok(held) => self.carry_out(lane, held, over).await,
+            Ok((held, executor)) => self.carry_out(lane, held, executor, false, over).await,
         }
     }
 
-    async fn unless_cancelled(
-        &self,
-        lane: Option<&InLane>,
-        wait: impl Future<Output = Result<Held, Rejection>>,
-    ) -> Result<Held, Rejection> {
+    /// What it is called, by machines too.
+    fn name(&self) -> String {
+        self.row.as_ref().map_or_else(|| self.job.uuid.simple().to_string(), |row| row.id.to_string())
+    }
+
+    /// Finds what carries it out.
+    async fn find<'a>(&mut self, context: &'a Context, lane: Option<&InLane>) -> Result<Executor<'a>, Rejection> {
+        let is_elsewhere = self.job.spec.session.as_ref().is_some_and(|session| session.worker.is_some());
+        // Its name is its number, which only its row has.
+        if is_elsewhere && self.row.is_none() {
+            match context.write_row(&self.job, &self.live, lane, Some(Queued::default()), None).await? {
+                Written::Row(row) => self.row = Some(row),
+                // It has none.
+                Written::KeyTaken => return Err(Rejection::Defect),
+            }
+        }
+        let name = self.name();
+        self.unless_cancelled(lane, async { Ok(context.executors.find(&name, self.job.uuid, &self.job.spec).await) }).await
+    }
+
+    async fn unless_cancelled<T>(&self, lane: Option<&InLane>, wait: impl Future<Output = Result<T, Rejection>>) -> Result<T, Rejection> {
         let closing = async {
             match lane {
                 Some(lane) => lane.closing().await,
@@ -160,9 +195,11 @@ impl Life {
         drop(lane);
     }
 
-    async fn carry_out(mut self, lane: Option<InLane>, held: Held, over: DropGuard) {
+    async fn carry_out(mut self, lane: Option<InLane>, held: Held, executor: Executor<'_>, has_begun: bool, over: DropGuard) {
         let (context, job) = (self.context.clone(), self.job.clone());
-        let (begun, ready) = tokio::join!(self.begin(lane.as_ref()), context.backends.prepare(job.uuid, &job.spec));
+        let machine = executor.machine().cloned();
+        let beginning = async { if has_begun { Ok(()) } else { self.begin(lane.as_ref(), machine.clone()).await } };
+        let (begun, ready) = tokio::join!(beginning, executor.prepare(job.uuid, &job.spec));
         if let Err(rejection) = begun {
             ready.abandon().await;
             drop(held);
@@ -186,13 +223,17 @@ impl Life {
         let changes = questions.record();
         let control = Control { emit: &emit, cancel: &self.live.cancel, questions };
         let executing = async {
-            let executed = ready.execute(&job.spec, control).await;
-            questions.end();
-            executed
+            let came = ready.execute(&job.spec, control).await;
+            match came {
+                Came::Over(_) => questions.end(),
+                Came::GoesOn => questions.leave(),
+            }
+            came
         };
-        let (executed, ()) = tokio::join!(executing, self.record(changes, &emit));
-        let Executed { outcome, cleanup, keeps_place } = executed;
-        let outcome = Outcome { first_text: first_text.get().copied(), ..outcome };
+        let (came, ()) = tokio::join!(executing, self.record(changes, &emit));
+        let Came::Over(executed) = came else { return };
+        let Executed { outcome, cleanup, keeps_place } = *executed;
+        let outcome = Outcome { first_text: outcome.first_text.or(first_text.get().copied()), ..outcome };
         let nothing = || Box::pin(std::future::ready(())) as BoxFuture<'_, ()>;
         let (before, beside) = if keeps_place { (cleanup, nothing()) } else { (nothing(), cleanup) };
         let settling = async {
@@ -201,13 +242,18 @@ impl Life {
             let ((), unwritten) = tokio::join!(before, settle);
             // Whether or not the ledger could take it; the session's next turn waits for that, whose cost is a difference to this one's.
             drop((permit, going_on));
+            let mut written = true;
             if let (Some(unwritten), Some(Row { id, .. })) = (unwritten, &self.row) {
                 let _stuck = lane.as_ref().map(InLane::stuck_while_held);
-                context.write_later(id, unwritten).await;
+                written = context.write_later(id, unwritten).await;
             }
             drop((turn, lane, over));
+            written
         };
-        tokio::join!(settling, beside);
+        let (written, ()) = tokio::join!(settling, beside);
+        if written {
+            context.executors.forget(&self.name(), machine.as_ref()).await;
+        }
     }
 
     /// Tells and writes what becomes of the agent's questions, until nothing more does.
@@ -229,11 +275,13 @@ impl Life {
     }
 
     /// Writes that it starts now.
-    async fn begin(&mut self, lane: Option<&InLane>) -> Result<(), Rejection> {
+    async fn begin(&mut self, lane: Option<&InLane>, machine: Option<Machine>) -> Result<(), Rejection> {
+        // What goes on without this server has to be known after a restart.
+        let elsewhere = machine.map(|machine| (machine, self.job.kept()));
         if let Some(Row { id, .. }) = &self.row {
-            return if self.context.ledger.start_job(id).await? { Ok(()) } else { Err(Rejection::SessionClosed) };
+            return if self.context.ledger.start_job(id, elsewhere).await? { Ok(()) } else { Err(Rejection::SessionClosed) };
         }
-        match self.context.write_row(&self.job, &self.live, lane, None).await? {
+        match self.context.write_row(&self.job, &self.live, lane, None, elsewhere).await? {
             Written::Row(row) => self.row = Some(row),
             // It has none.
             Written::KeyTaken => return Err(Rejection::Defect),

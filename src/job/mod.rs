@@ -23,8 +23,8 @@ use tokio::time::timeout;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
-use crate::agent::backend::Backends;
 use crate::agent::questions::Questions;
+use crate::executor::Executors;
 use crate::ledger::{JobId, JobRow, Ledger, Queued};
 use crate::schema::{Schemas, Wrong};
 use batches::Batches;
@@ -69,7 +69,7 @@ impl Jobs {
     pub fn new(
         queue: Queue,
         lanes: Lanes,
-        backends: Backends,
+        executors: Executors,
         ledger: Ledger,
         feeds: Feeds,
         schemas: Schemas,
@@ -80,7 +80,7 @@ impl Jobs {
         Self(Arc::new(Context {
             queue,
             lanes,
-            backends,
+            executors,
             ledger,
             feeds,
             schemas,
@@ -103,6 +103,12 @@ impl Jobs {
         let context = &self.0;
         if context.tasks.is_closed() {
             return Err(Rejection::Stopping);
+        }
+        match &job.spec.session {
+            Some(session) => context.executors.awaited(session).map_or(Ok(()), |worker| Err(Rejection::Away(worker)))?,
+            // What is accepted for good waits for one.
+            None if context.executors.is_nowhere() && !durability.is_detached() => return Err(Rejection::Nowhere),
+            None => {}
         }
         context.check_budget(&job).await?;
         let cancel = context.stop.child_token();
@@ -157,8 +163,12 @@ impl Jobs {
     /// Lets jobs finish until `drained`, then ends them. Whoever waits for a place is refused at once, or starts after the restart.
     /// When this returns, no process of a run is alive.
     pub async fn finish(&self, drained: impl Future<Output = ()>) {
-        let Context { queue, tasks, stop, .. } = &*self.0;
+        let Context { queue, tasks, stop, executors, .. } = &*self.0;
         queue.close();
+        let drained = async {
+            drained.await;
+            executors.leave();
+        };
         end_tasks("jobs", tasks, stop, drained).await;
     }
 
@@ -169,7 +179,7 @@ impl Jobs {
 
     /// How many processes wait that were started ahead.
     pub fn standbys(&self) -> usize {
-        self.0.backends.warm.ready()
+        self.0.executors.here().backends.warm.ready()
     }
 
     /// Whether no more are taken on.
@@ -212,7 +222,7 @@ async fn accept(
     };
     let row = match queued {
         None => None,
-        Some(queued) => match context.write_row(&job, &live, admitted.lane(), Some(queued)).await? {
+        Some(queued) => match context.write_row(&job, &live, admitted.lane(), Some(queued), None).await? {
             Written::Row(row) => Some(row),
             Written::KeyTaken => return Ok(Submitted::KeyTaken),
         },

@@ -20,7 +20,10 @@ pub struct Queue(Arc<Mutex<State>>);
 
 #[derive(Debug)]
 struct State {
-    free: usize,
+    /// Of runs, all.
+    places: usize,
+    /// Of them, those that are taken: more than all where some went away meanwhile.
+    taken: usize,
     most_waiting: usize,
     /// The apps that have something, or wait.
     apps: HashMap<String, InUse>,
@@ -110,7 +113,7 @@ impl Drop for Permit {
         if let Some(in_use) = state.apps.get_mut(&self.app) {
             *(if self.run { &mut in_use.runs } else { &mut in_use.turns }) -= 1;
         }
-        state.free += usize::from(self.run);
+        state.taken -= usize::from(self.run);
         let answers = state.serve(&self.queue);
         drop(state);
         answers.tell();
@@ -130,7 +133,8 @@ impl Queue {
     /// A queue with places for `places` runs at once and for `most_waiting` runs and turns that wait.
     pub fn new(places: usize, most_waiting: usize) -> Self {
         let state = State {
-            free: places,
+            places,
+            taken: 0,
             most_waiting,
             apps: HashMap::new(),
             waiting: Vec::new(),
@@ -200,9 +204,27 @@ impl Queue {
         if state.closed || !state.has_idle() || state.allowance(&request) == 0 {
             return None;
         }
-        state.free -= 1;
+        state.taken += 1;
         state.apps.entry(request.app.clone()).or_default().runs += 1;
         Some(Permit { queue: self.clone(), app: request.app, run: true })
+    }
+
+    /// Takes a place for what has one already, on a machine that went on without the server. There need not be one.
+    pub fn take_back(&self, request: PermitRequest) -> Permit {
+        let mut state = self.state();
+        state.taken += usize::from(request.run);
+        let in_use = state.apps.entry(request.app.clone()).or_default();
+        *(if request.run { &mut in_use.runs } else { &mut in_use.turns }) += 1;
+        Permit { queue: self.clone(), app: request.app, run: request.run }
+    }
+
+    /// Sets how many places there are. What has one keeps it.
+    pub fn set_places(&self, places: usize) {
+        let mut state = self.state();
+        state.places = places;
+        let answers = state.serve(self);
+        drop(state);
+        answers.tell();
     }
 
     /// Who has how much.
@@ -216,8 +238,7 @@ impl Queue {
         for Waiter { request: PermitRequest { app, .. }, .. } in &state.waiting {
             apps.entry(app.clone()).or_insert_with(|| nothing(app)).waiting += 1;
         }
-        let taken = state.apps.values().map(|in_use| in_use.runs).sum();
-        Places { taken, all: taken + state.free, apps: apps.into_values().collect() }
+        Places { taken: state.taken, all: state.places, apps: apps.into_values().collect() }
     }
 
     /// How many wait.
@@ -227,7 +248,7 @@ impl Queue {
 
     /// Whether there is a place that nobody can have now.
     pub fn has_free(&self) -> bool {
-        self.state().free > 0
+        self.state().free() > 0
     }
 
     /// Refuses whoever waits, and whoever comes.
@@ -259,7 +280,7 @@ impl State {
         let mut answers = Vec::new();
         while let Some(at) = self.next() {
             let Waiter { request: PermitRequest { app, run, .. }, told, .. } = self.waiting.remove(at);
-            self.free -= usize::from(run);
+            self.taken += usize::from(run);
             self.count += 1;
             let served = self.count;
             let in_use = self.apps.entry(app.clone()).or_default();
@@ -276,9 +297,12 @@ impl State {
         Answers(answers)
     }
 
+    fn free(&self) -> usize {
+        self.places.saturating_sub(self.taken)
+    }
+
     fn has_idle(&self) -> bool {
-        let taken: usize = self.apps.values().map(|in_use| in_use.runs).sum();
-        (self.free > 1 || (self.free == 1 && taken == 0)) && self.crowd().values().all(|count| *count == 0)
+        (self.free() > 1 || (self.free() == 1 && self.taken == 0)) && self.crowd().values().all(|count| *count == 0)
     }
 
     /// What an app may have of all that wait: half.
@@ -292,7 +316,7 @@ impl State {
         let in_use = |request: &PermitRequest| self.apps.get(&request.app).unwrap_or(&nothing);
         let can_have = |request: &PermitRequest| {
             let InUse { runs, turns, .. } = in_use(request);
-            (!request.run || self.free > 0) && request.most.is_none_or(|most| runs + turns < most)
+            (!request.run || self.free() > 0) && request.most.is_none_or(|most| runs + turns < most)
         };
         let served = self.waiting.iter().enumerate().filter(|(_, waiter)| can_have(&waiter.request));
         let turn_of = |waiter: &Waiter| (in_use(&waiter.request).runs, in_use(&waiter.request).served, waiter.id);

@@ -29,6 +29,12 @@ pub enum Rejection {
     /// The session's files would have more than so many bytes.
     #[error("the session's files would have more than {0} bytes")]
     TooMuchAttached(u64),
+    /// The machine that its session lives on is away.
+    #[error("the machine {0} is away")]
+    Away(String),
+    /// There is no machine that makes runs.
+    #[error("no machine is there")]
+    Nowhere,
     /// Another program holds the ledger's lock.
     #[error("{}", ledger::Error::Locked)]
     LedgerLocked,

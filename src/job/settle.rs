@@ -89,12 +89,19 @@ impl Context {
     }
 
     /// Completes a row each second until that succeeds, or a last time when the server stops.
-    pub(super) async fn write_later(&self, id: &JobId, Unwritten(finish): Unwritten) {
+    /// Says whether it did.
+    pub(super) async fn write_later(&self, id: &JobId, Unwritten(finish): Unwritten) -> bool {
         loop {
             let stopping = self.stop.run_until_cancelled(sleep(AGAIN)).await.is_none();
             match self.ledger.finish_job(id, finish.clone()).await {
-                Ok(_) => return tracing::info!(%id, "the row is completed"),
-                Err(error) if stopping => return tracing::error!(%id, %error, "the row stays open"),
+                Ok(_) => {
+                    tracing::info!(%id, "the row is completed");
+                    return true;
+                }
+                Err(error) if stopping => {
+                    tracing::error!(%id, %error, "the row stays open");
+                    return false;
+                }
                 Err(_) => {}
             }
         }
@@ -120,7 +127,7 @@ impl End {
 }
 
 /// What is written of a job's end.
-fn finish(job: &Job, came: &Result<Outcome, Rejection>) -> Finish {
+pub(super) fn finish(job: &Job, came: &Result<Outcome, Rejection>) -> Finish {
     match came {
         Ok(outcome) => Finish {
             end: end(job, outcome),
@@ -155,6 +162,7 @@ fn end(job: &Job, outcome: &Outcome) -> JobEnd {
         Ending::TimedOut(error) => (false, "timeout", Some(error.clone())),
         Ending::Cancelled => (false, "cancelled", Some("it was cancelled, or the client left, before the answer".to_owned())),
         Ending::Interrupted => (false, "interrupted", Some("the server stopped before the answer".to_owned())),
+        Ending::Lost(worker) => (false, "interrupted", Some(format!("the machine {worker} was lost before the answer"))),
         Ending::NotInstalled(program) => (false, "error", Some(format!("{program} is not installed"))),
         Ending::Unprepared(why) => (false, "error", Some(why.to_string())),
     };

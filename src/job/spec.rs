@@ -86,6 +86,7 @@ impl Job {
             webhook: self.webhook.clone(),
             attached: self.attached(),
             most_attached,
+            elsewhere: None,
         }
     }
 

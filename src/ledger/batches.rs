@@ -182,8 +182,8 @@ impl Ledger {
                 "SELECT {columns}, 0, run_id, batch_seq, custom_id FROM runs WHERE batch_id = ?1 AND batch_seq > ?2 ORDER BY batch_seq LIMIT ?3"
             ))?
             .query_map(params![batch_id, after, limit, i64::MAX], |row| {
-                let run = job_row(row, JobId::Run(row.get(20)?))?;
-                Ok(BatchResult { seq: row.get(21)?, custom_id: row.get(22)?, run })
+                let run = job_row(row, JobId::Run(row.get(21)?))?;
+                Ok(BatchResult { seq: row.get(22)?, custom_id: row.get(23)?, run })
             })?
             .collect()
         })
@@ -210,7 +210,7 @@ impl Ledger {
         let batch_id = batch_id.to_owned();
         self.look_through(move |db| {
             db.prepare_cached(&format!("SELECT {COLUMNS}, 0, run_id FROM runs WHERE batch_id = ?1 AND finished_at IS NULL"))?
-                .query_map(params![batch_id, 0, 0], |row| job_row(row, JobId::Run(row.get(20)?)))?
+                .query_map(params![batch_id, 0, 0], |row| job_row(row, JobId::Run(row.get(21)?)))?
                 .collect()
         })
         .await

@@ -90,7 +90,7 @@ impl Ledger {
             let (columns, conditions) = (COLUMNS.replace("?3", ":characters"), conditions.join(" AND "));
             let values: Vec<_> = values.iter().map(|(name, value)| (*name, value as &dyn rusqlite::ToSql)).collect();
             db.prepare_cached(&format!("SELECT {columns}, 0, run_id FROM runs WHERE {conditions} ORDER BY run_id DESC LIMIT :limit"))?
-                .query_map(&*values, |row| job_row(row, JobId::Run(row.get(20)?)))?
+                .query_map(&*values, |row| job_row(row, JobId::Run(row.get(21)?)))?
                 .collect()
         })
         .await
@@ -147,9 +147,9 @@ impl Ledger {
                      ORDER BY id DESC LIMIT ?2"
                 ))?
                 .query_map(params![session_id, limit, characters], |row| {
-                    let turn: Option<i64> = row.get(20)?;
-                    let event: String = row.get(21)?;
-                    let by: Option<String> = row.get(23)?;
+                    let turn: Option<i64> = row.get(21)?;
+                    let event: String = row.get(22)?;
+                    let by: Option<String> = row.get(24)?;
                     let (turn, at, asked) = match turn {
                         Some(turn) => {
                             let id = JobId::Turn { session_id: session_id.clone(), turn };
@@ -158,7 +158,7 @@ impl Ledger {
                         }
                         None => (None, row.get(5)?, row.get(2)?),
                     };
-                    Ok(Step { event, at, turn, asked, answered: by.map(|by| Ok::<_, rusqlite::Error>((row.get(22)?, by))).transpose()? })
+                    Ok(Step { event, at, turn, asked, answered: by.map(|by| Ok::<_, rusqlite::Error>((row.get(23)?, by))).transpose()? })
                 })?
                 .collect::<Result<_, _>>()?;
             steps.reverse();
@@ -172,10 +172,10 @@ impl Ledger {
 fn both(db: &Connection, [runs, turns]: [&str; 2], order: &str, limit: i64, characters: u32) -> rusqlite::Result<Vec<JobRow>> {
     let values = params![limit, 0, characters];
     let mut runs = db.prepare_cached(&format!("SELECT {COLUMNS}, 0, run_id FROM runs WHERE {runs} {order} LIMIT ?1"))?;
-    let runs = runs.query_map(values, |row| job_row(row, JobId::Run(row.get(20)?)))?;
+    let runs = runs.query_map(values, |row| job_row(row, JobId::Run(row.get(21)?)))?;
     let mut turns = db.prepare_cached(&format!(
         "SELECT {COLUMNS}, 0, session_id, turn FROM session_events WHERE {turns} AND event = 'turn' {order} LIMIT ?1"
     ))?;
-    let turns = turns.query_map(values, |row| job_row(row, JobId::Turn { session_id: row.get(20)?, turn: row.get(21)? }))?;
+    let turns = turns.query_map(values, |row| job_row(row, JobId::Turn { session_id: row.get(21)?, turn: row.get(22)? }))?;
     runs.chain(turns).collect()
 }

@@ -3,6 +3,7 @@
 use std::fmt;
 
 use rusqlite::Row;
+use serde::{Deserialize, Serialize};
 
 use super::idempotency::Key;
 use super::status::Status;
@@ -80,6 +81,17 @@ pub struct NewJob {
     pub attached: u64,
     /// Bytes that a session's files may have together.
     pub most_attached: u64,
+    /// Where it goes on, and what has to be known to go on with it after a restart, of one that another machine carries out.
+    pub elsewhere: Option<(Machine, String)>,
+}
+
+/// The machine that carries a job out, from one start to its next.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Hash, Serialize)]
+pub struct Machine {
+    /// Its name.
+    pub worker: String,
+    /// That of the start.
+    pub instance: String,
 }
 
 /// Of a job that waits.
@@ -188,6 +200,8 @@ pub struct JobRow {
     pub files: Vec<String>,
     /// What has become of it.
     pub status: Status,
+    /// The machine that carried it out, where that was not the server's own.
+    pub worker: Option<String>,
     /// Unix seconds; `None` for a job of an older release.
     pub queued_at: Option<i64>,
     /// Unix seconds; of one that waits, when it was accepted.
@@ -206,7 +220,7 @@ pub(super) fn names(files: &[String]) -> Option<String> {
 /// Of a job, with so many characters of its texts as the third parameter says.
 pub(super) const COLUMNS: &str =
     "app_name, nullif(model, ''), substr(prompt, 1, ?3), status, queued_at, started_at, finished_at, duration_ms, ok,
-    stop_reason, error, substr(result, 1, ?3), input_tokens, output_tokens, cost_usd, agent, first_text_ms, cached_tokens, files";
+    stop_reason, error, substr(result, 1, ?3), input_tokens, output_tokens, cost_usd, agent, first_text_ms, cached_tokens, files, worker";
 
 /// From [`COLUMNS`] and the turn's index.
 pub(super) fn job_row(row: &Row<'_>, id: JobId) -> rusqlite::Result<JobRow> {
@@ -238,7 +252,8 @@ pub(super) fn job_row(row: &Row<'_>, id: JobId) -> rusqlite::Result<JobRow> {
         started_at: row.get(5)?,
         agent: row.get(15)?,
         files: row.get::<_, Option<String>>(18)?.and_then(|files| serde_json::from_str(&files).ok()).unwrap_or_default(),
-        turn_index: row.get(19)?,
+        worker: row.get(19)?,
+        turn_index: row.get(20)?,
         finished,
     })
 }

@@ -6,7 +6,7 @@ use rusqlite::{Connection, OptionalExtension, params};
 use super::db::Ledger;
 use super::error::Error;
 use super::idempotency::claim;
-use super::job::{COLUMNS, Finish, Finished, Inserted, JobId, JobRow, NewJob, Queued, job_row, names};
+use super::job::{COLUMNS, Finish, Finished, Inserted, JobId, JobRow, Machine, NewJob, Queued, job_row, names};
 use crate::agent::contract::Facts;
 use crate::clock;
 
@@ -39,17 +39,20 @@ impl Ledger {
         .await
     }
 
-    /// Notes that a job that waited starts. From here on a crash ends it. False where it was cancelled meanwhile, or its session is closed.
-    pub async fn start_job(&self, id: &JobId) -> Result<bool, Error> {
+    /// Notes that a job that waited starts, on another machine where one is named, with what has to be known to go on with it. From here on a
+    /// crash ends it, unless it is elsewhere. False where it was cancelled meanwhile, or its session is closed.
+    pub async fn start_job(&self, id: &JobId, elsewhere: Option<(Machine, String)>) -> Result<bool, Error> {
         let (id, now) = (id.clone(), clock::now());
         self.write(move |db| {
             let (table, it) = id.row();
             let (name, turn) = id.parameters();
+            let (worker, instance, request) = columns(elsewhere.as_ref());
             let started = db
                 .prepare_cached(&format!(
-                    "UPDATE {table} SET queued = 0, request = NULL, started_at = ?3 WHERE {it} AND finished_at IS NULL"
+                    "UPDATE {table} SET queued = 0, request = ?4, started_at = ?3, worker = ?5, instance = ?6
+                     WHERE {it} AND finished_at IS NULL"
                 ))?
-                .execute(params![name, turn, now])?;
+                .execute(params![name, turn, now, request, worker, instance])?;
             let JobId::Turn { session_id, .. } = &id else { return Ok(started == 1) };
             db.prepare_cached("SELECT 1 FROM sessions WHERE session_id = ?1 AND closed_at IS NULL")?.exists([session_id])
         })
@@ -191,16 +194,38 @@ fn free_key(db: &Connection, id: &JobId) -> rusqlite::Result<()> {
     db.prepare_cached("DELETE FROM idempotency WHERE id = ?1")?.execute([id.to_string()]).map(drop)
 }
 
+/// Where a job goes on elsewhere, and what is kept of it meanwhile.
+fn columns(elsewhere: Option<&(Machine, String)>) -> (Option<&str>, Option<&str>, Option<&str>) {
+    elsewhere.map_or((None, None, None), |(Machine { worker, instance }, request)| (Some(worker), Some(instance), Some(request)))
+}
+
 fn insert(db: &Connection, job: &NewJob, queued: bool, request: Option<&str>) -> rusqlite::Result<Inserted> {
-    let NewJob { id, app_name, client_ip, agent, model, prompt, files, webhook, attached, most_attached } = job;
+    let NewJob { id, app_name, client_ip, agent, model, prompt, files, webhook, attached, most_attached, elsewhere } = job;
     let files = names(files);
+    let (worker, instance, kept) = columns(elsewhere.as_ref());
+    let request = request.or(kept);
     let JobId::Turn { session_id, turn } = id else {
         return db
             .prepare_cached(
-                "INSERT INTO runs (run_id, app_name, client_ip, agent, model, prompt, queued_at, started_at, queued, request, files, webhook)
-                 VALUES (?1, ?2, ?3, coalesce(?4, 'claude'), coalesce(?5, ''), ?6, ?7, ?7, ?8, ?9, ?10, ?11)",
+                "INSERT INTO runs (run_id, app_name, client_ip, agent, model, prompt, queued_at, started_at, queued, request, files, webhook,
+                     worker, instance)
+                 VALUES (?1, ?2, ?3, coalesce(?4, 'claude'), coalesce(?5, ''), ?6, ?7, ?7, ?8, ?9, ?10, ?11, ?12, ?13)",
             )?
-            .execute(params![id.to_string(), app_name, client_ip, agent, model, prompt, clock::now(), queued, request, files, webhook])
+            .execute(params![
+                id.to_string(),
+                app_name,
+                client_ip,
+                agent,
+                model,
+                prompt,
+                clock::now(),
+                queued,
+                request,
+                files,
+                webhook,
+                worker,
+                instance
+            ])
             .map(|_| Inserted::Written);
     };
     let counted = *attached == 0
@@ -215,9 +240,10 @@ fn insert(db: &Connection, job: &NewJob, queued: bool, request: Option<&str>) ->
     let inserted = db
         .prepare_cached(
             "INSERT INTO session_events
-                 (session_id, app_name, event, started_at, queued_at, agent, model, client_ip, prompt, queued, request, turn, files, webhook)
-             SELECT session_id, app_name, 'turn', ?2, ?2, agent, model, ?3, ?4, ?5, ?6, ?7, ?8, ?9 FROM sessions WHERE session_id = ?1 AND closed_at IS NULL",
+                 (session_id, app_name, event, started_at, queued_at, agent, model, client_ip, prompt, queued, request, turn, files, webhook,
+                  worker, instance)
+             SELECT session_id, app_name, 'turn', ?2, ?2, agent, model, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11 FROM sessions WHERE session_id = ?1 AND closed_at IS NULL",
         )?
-        .execute(params![session_id, clock::now(), client_ip, prompt, queued, request, turn, files, webhook])?;
+        .execute(params![session_id, clock::now(), client_ip, prompt, queued, request, turn, files, webhook, worker, instance])?;
     Ok(if inserted == 1 { Inserted::Written } else { Inserted::SessionClosed })
 }

@@ -266,6 +266,28 @@ pub(super) const MIGRATIONS: &[&str] = &[
         VALUES ('msg_' || lower(hex(randomblob(16))), NEW.app_name, 'batch.finished', NEW.batch_id, NEW.webhook, NEW.finished_at, NEW.finished_at);
     END;
 ",
+    // More than one machine. A job's `instance` is the start of its worker that carries it out; `gateway` is what workers know this ledger by.
+    "
+    ALTER TABLE runs ADD COLUMN worker TEXT;
+    ALTER TABLE runs ADD COLUMN instance TEXT;
+    ALTER TABLE session_events ADD COLUMN worker TEXT;
+    ALTER TABLE session_events ADD COLUMN instance TEXT;
+    ALTER TABLE sessions ADD COLUMN worker TEXT;
+    CREATE INDEX sessions_worker ON sessions (worker) WHERE worker IS NOT NULL;
+    CREATE TABLE gateway (name TEXT PRIMARY KEY) STRICT;
+    INSERT INTO gateway VALUES (lower(hex(randomblob(8))));
+    CREATE TABLE workers (
+        name TEXT PRIMARY KEY,
+        version TEXT NOT NULL,
+        places INTEGER NOT NULL,
+        runs INTEGER NOT NULL,
+        turns INTEGER NOT NULL,
+        clock_ms INTEGER NOT NULL,
+        started_at INTEGER NOT NULL,
+        seen_at INTEGER NOT NULL,
+        forgotten_at INTEGER
+    ) STRICT;
+",
 ];
 
 /// Brings the database to the newest version in one transaction.

@@ -28,12 +28,12 @@ fn owner(id: &JobId) -> &str {
 }
 
 impl Ledger {
-    /// Records a question of a job.
+    /// Records a question of a job. A second time it does nothing: what another machine carries out is told again after a restart.
     pub async fn ask_permission(&self, id: &JobId, app: &str, question: Question) -> Result<(), Error> {
         let (owner, app) = (owner(id).to_owned(), app.to_owned());
         self.write(move |db| {
             db.prepare_cached(
-                "INSERT INTO session_events (session_id, app_name, event, started_at, prompt, permission_id)
+                "INSERT OR IGNORE INTO session_events (session_id, app_name, event, started_at, prompt, permission_id)
                  VALUES (?1, ?2, 'permission', ?3, ?4, ?5)",
             )?
             .execute(params![owner, app, question.asked_at, question.message.get(), question.permission_id])

@@ -4,7 +4,7 @@ use rusqlite::Row;
 
 use super::db::Ledger;
 use super::error::Error;
-use super::job::{JobId, NewJob};
+use super::job::{JobId, Machine, NewJob};
 use super::sessions::{Session, session_at};
 use crate::clock;
 
@@ -19,7 +19,37 @@ pub struct WaitingJob {
     pub request: String,
 }
 
+/// A job that went on on another machine when the server ended.
+#[derive(Clone, Debug)]
+pub struct GoingOnElsewhere {
+    /// What there is to know of it.
+    pub job: WaitingJob,
+    /// Where it goes on.
+    pub machine: Machine,
+}
+
+/// What is true of a row whose job another machine carries out.
+const ELSEWHERE: &str = "finished_at IS NULL AND NOT queued AND worker IS NOT NULL AND request IS NOT NULL";
+
 impl Ledger {
+    /// The jobs that go on on other machines, in the order that they came, runs first.
+    pub async fn jobs_elsewhere(&self) -> Result<Vec<GoingOnElsewhere>, Error> {
+        self.read(|db| {
+            let machine = |row: &Row<'_>| Ok::<_, rusqlite::Error>(Machine { worker: row.get(6)?, instance: row.get(7)? });
+            let mut runs = db.prepare(&format!(
+                "SELECT app_name, client_ip, model, prompt, request, run_id, worker, instance FROM runs WHERE {ELSEWHERE} ORDER BY run_id"
+            ))?;
+            let runs = runs.query_map([], |row| Ok(GoingOnElsewhere { job: waiting_run(row)?, machine: machine(row)? }))?;
+            let mut turns = db.prepare(&format!(
+                "SELECT event.app_name, event.client_ip, event.model, prompt, request, turn, event.worker, event.instance, sessions.*
+                 FROM (SELECT * FROM session_events WHERE {ELSEWHERE}) AS event JOIN sessions USING (session_id) ORDER BY id"
+            ))?;
+            let turns = turns.query_map([], |row| Ok(GoingOnElsewhere { job: waiting_turn(row)?, machine: machine(row)? }))?;
+            runs.chain(turns).collect()
+        })
+        .await
+    }
+
     /// The jobs that waited when the server ended and are to be started, in the order that they came, runs first.
     pub async fn waiting_jobs(&self) -> Result<Vec<WaitingJob>, Error> {
         const WAITS: &str = "finished_at IS NULL AND queued AND request IS NOT NULL";
@@ -32,18 +62,15 @@ impl Ledger {
                 "SELECT event.app_name, event.client_ip, event.model, prompt, request, turn, sessions.*
                  FROM (SELECT * FROM session_events WHERE {WAITS}) AS event JOIN sessions USING (session_id) ORDER BY id"
             ))?;
-            let turns = turns.query_map([], |row| {
-                let session = session_at(row)?;
-                let id = JobId::Turn { session_id: session.new.session_id.clone(), turn: row.get(5)? };
-                Ok(WaitingJob { job: waiting(row, id)?, session: Some(session), request: row.get(4)? })
-            })?;
+            let turns = turns.query_map([], waiting_turn)?;
             runs.chain(turns).collect()
         })
         .await
     }
 
-    /// Settles the rows that a crash left open, but for those of jobs that are still to start. Gives what they are called.
-    pub async fn settle_jobs(&self) -> Result<Vec<JobId>, Error> {
+    /// Settles the rows that a crash left open, but for those of jobs that are still to start, and where `elsewhere` is true of those that go on
+    /// on other machines. Gives what they are called.
+    pub async fn settle_jobs(&self, elsewhere: bool) -> Result<Vec<JobId>, Error> {
         let now = clock::now();
         self.write(move |db| {
             db.execute(
@@ -51,15 +78,20 @@ impl Ledger {
                  WHERE session_id IN (SELECT session_id FROM session_events WHERE event = 'turn' AND finished_at IS NULL)",
                 [now],
             )?;
+            let elsewhere = if elsewhere { ELSEWHERE } else { "false" };
             db.execute(
-                "UPDATE session_events SET finished_at = ?1, answered_by = 'cancel' WHERE event = 'permission' AND finished_at IS NULL",
+                &format!(
+                    "UPDATE session_events SET finished_at = ?1, answered_by = 'cancel' WHERE event = 'permission' AND finished_at IS NULL
+                         AND session_id NOT IN (SELECT run_id FROM runs WHERE {elsewhere})
+                         AND session_id NOT IN (SELECT session_id FROM session_events WHERE {elsewhere})"
+                ),
                 [now],
             )?;
             let settle = |table: &str, what: &str, starts: &str, id: &str| {
                 format!(
                     "UPDATE {table} SET finished_at = ?1, ok = 0, stop_reason = 'interrupted', request = NULL,
                          error = 'the server ended while this {what} was going on'
-                     WHERE finished_at IS NULL AND NOT (queued AND request IS NOT NULL {starts}) RETURNING {id}"
+                     WHERE finished_at IS NULL AND NOT (queued AND request IS NOT NULL {starts}) AND NOT ({elsewhere}) RETURNING {id}"
                 )
             };
             let mut runs = db.prepare(&settle("runs", "run", "", "run_id"))?;
@@ -96,6 +128,12 @@ pub(super) fn waiting_run(row: &Row<'_>) -> rusqlite::Result<WaitingJob> {
     Ok(WaitingJob { job: waiting(row, JobId::Run(row.get(5)?))?, session: None, request: row.get(4)? })
 }
 
+fn waiting_turn(row: &Row<'_>) -> rusqlite::Result<WaitingJob> {
+    let session = session_at(row)?;
+    let id = JobId::Turn { session_id: session.new.session_id.clone(), turn: row.get(5)? };
+    Ok(WaitingJob { job: waiting(row, id)?, session: Some(session), request: row.get(4)? })
+}
+
 fn waiting(row: &Row<'_>, id: JobId) -> rusqlite::Result<NewJob> {
     let (app_name, client_ip, model) = (row.get(0)?, row.get(1)?, row.get(2)?);
     // What else is to be known of its agent is in its request.
@@ -110,5 +148,6 @@ fn waiting(row: &Row<'_>, id: JobId) -> rusqlite::Result<NewJob> {
         webhook: None,
         attached: 0,
         most_attached: 0,
+        elsewhere: None,
     })
 }

@@ -26,6 +26,8 @@ pub struct NewSession {
     pub cwd: String,
     /// What speaks to its agent.
     pub driver: Driver,
+    /// The machine that it lives on; `None` for the server's own.
+    pub worker: Option<String>,
 }
 
 /// A session.
@@ -48,8 +50,8 @@ pub struct Session {
 impl Session {
     /// The conversation that it is.
     pub fn conversation(&self) -> Conversation {
-        let NewSession { session_id, setup, driver, .. } = self.new.clone();
-        Conversation { session_id, setup, driver, agent_session: self.agent_session.clone() }
+        let NewSession { session_id, setup, driver, worker, .. } = self.new.clone();
+        Conversation { session_id, setup, driver, agent_session: self.agent_session.clone(), worker }
     }
 }
 
@@ -65,7 +67,7 @@ pub enum BeginSession {
 }
 
 pub(super) const COLUMNS: &str = "session_id, app_name, agent, model, permissions, meta, cwd, created_at, last_turn_at, turn_count,
-    closed_at, driver, acp_session_id, system, permission_timeout_secs, allow_always";
+    closed_at, driver, acp_session_id, system, permission_timeout_secs, allow_always, worker";
 
 impl Ledger {
     /// Records a session that is about to be created, if fewer than `most` are open. Gives the time of its creation.
@@ -84,8 +86,8 @@ impl Ledger {
             }
             db.execute(
                 "INSERT INTO sessions (session_id, app_name, agent, model, permissions, meta, cwd, created_at, driver, system,
-                     permission_timeout_secs, allow_always)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)",
+                     permission_timeout_secs, allow_always, worker)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)",
                 params![
                     session.session_id,
                     session.app_name,
@@ -99,6 +101,7 @@ impl Ledger {
                     session.setup.system,
                     session.setup.ask.map(|ask| ask.timeout.as_secs().cast_signed()),
                     session.setup.ask.is_some_and(|ask| ask.allow_always),
+                    session.worker,
                 ],
             )?;
             Ok(BeginSession::Begun(now))
@@ -191,12 +194,21 @@ impl Ledger {
         self.sessions_where("acpx_record_id IS NULL AND created_at <= ?1", i64::MAX).await
     }
 
+    /// All sessions that there are of, open or closed, by the machine that they live on.
+    pub async fn sessions_of_worker(&self, worker: &str) -> Result<Vec<Session>, Error> {
+        let worker = worker.to_owned();
+        self.look_through(move |db| {
+            db.prepare_cached(&format!("SELECT {COLUMNS} FROM sessions WHERE worker = ?1"))?.query_map([worker], session_at)?.collect()
+        })
+        .await
+    }
+
     /// How many sessions are open.
     pub async fn open_sessions(&self) -> Result<u32, Error> {
         self.read(count_open).await
     }
 
-    /// Closes a session, with `close` or `sweep_close` as the event. False where it was closed already, or was used since
+    /// Closes a session, with `close`, `sweep_close` or `worker_forgotten` as the event. False where it was closed already, or was used since
     /// `idle_since`.
     pub async fn close_session(&self, session_id: &str, how: &'static str, idle_since: Option<i64>) -> Result<bool, Error> {
         let (session_id, now) = (session_id.to_owned(), clock::now());
@@ -233,7 +245,7 @@ fn count_open(db: &Connection) -> rusqlite::Result<u32> {
 }
 
 /// A step that takes no time.
-fn event(db: &Connection, session_id: &str, event: &str, now: i64) -> rusqlite::Result<()> {
+pub(super) fn event(db: &Connection, session_id: &str, event: &str, now: i64) -> rusqlite::Result<()> {
     db.execute(
         "INSERT INTO session_events (session_id, app_name, event, started_at, finished_at, model)
          SELECT session_id, app_name, ?2, ?3, ?3, model FROM sessions WHERE session_id = ?1",
@@ -264,6 +276,7 @@ pub(super) fn session_at(row: &Row<'_>) -> rusqlite::Result<Session> {
             meta: row.get("meta")?,
             cwd: row.get("cwd")?,
             driver: if row.get::<_, String>("driver")? == Driver::Direct.as_str() { Driver::Direct } else { Driver::Acpx },
+            worker: row.get("worker")?,
         },
         created_at: row.get("created_at")?,
         last_turn_at: row.get("last_turn_at")?,

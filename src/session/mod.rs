@@ -13,8 +13,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
 use crate::agent::contract::{Driver, Setup};
-use crate::executor::Unmade;
-use crate::executor::here::Here;
+use crate::executor::{Executors, Unmade};
 use crate::job::end_tasks;
 use crate::job::feed::Feeds;
 use crate::job::lane::{InLane, Lanes, Turn};
@@ -72,7 +71,7 @@ pub struct Sessions(Arc<Shared>);
 struct Shared {
     lanes: Lanes,
     feeds: Feeds,
-    here: Here,
+    executors: Executors,
     ledger: Ledger,
     limits: Limits,
     tasks: TaskTracker,
@@ -83,10 +82,10 @@ struct Shared {
 }
 
 impl Sessions {
-    /// Sessions on this machine.
-    pub fn new(lanes: Lanes, here: Here, ledger: Ledger, feeds: Feeds, limits: Limits) -> Self {
+    /// Sessions, on this machine and on others.
+    pub fn new(lanes: Lanes, executors: Executors, ledger: Ledger, feeds: Feeds, limits: Limits) -> Self {
         let (tasks, stop, open) = (TaskTracker::new(), CancellationToken::new(), AtomicU32::new(0));
-        Self(Arc::new(Shared { lanes, feeds, here, ledger, limits, tasks, stop, open }))
+        Self(Arc::new(Shared { lanes, feeds, executors, ledger, limits, tasks, stop, open }))
     }
 
     /// How many sessions are open.
@@ -96,7 +95,7 @@ impl Sessions {
 
     /// What is to speak to an agent of this name.
     pub fn driver_of(&self, agent: &str) -> Driver {
-        self.0.here.driver_of(agent)
+        self.0.executors.here().driver_of(agent)
     }
 
     /// Creates a session of an app, with the app's own object. One that a caller stopped waiting for is taken away again, unless it has
@@ -138,6 +137,17 @@ impl Sessions {
         closing.await.map_err(|_| Error::Defect)?
     }
 
+    /// Lets nobody wait for the turns of sessions that were closed because their machine does not come back.
+    pub async fn close_forgotten(&self, worker: &str) -> Result<(), ledger::Error> {
+        for session in self.0.ledger.sessions_of_worker(worker).await? {
+            if session.closed_at.is_some() {
+                self.0.lanes.enter(&session.new.session_id).close();
+            }
+        }
+        self.0.count_open().await;
+        Ok(())
+    }
+
     /// Lets steps finish until `drained`, then ends them.
     pub async fn finish(&self, drained: impl Future<Output = ()>) {
         end_tasks("steps of sessions", &self.0.tasks, &self.0.stop, drained).await;
@@ -154,13 +164,14 @@ impl Shared {
         cancel: &CancellationToken,
     ) -> Result<Created, Error> {
         let may_be_full = usize::try_from(self.open.load(Ordering::Relaxed)).is_ok_and(|open| open >= self.limits.most_open);
-        let taken = self.here.take_session(&setup, !may_be_full).await;
-        let (session_id, cwd, driver) = (taken.session_id.clone(), taken.cwd.clone(), taken.driver);
-        let new = NewSession { session_id, app_name, setup, meta, cwd, driver };
+        let open = self.ledger.open_sessions_by_worker().await?;
+        let taken = self.executors.take_session(&setup, !may_be_full, &open).await?;
+        let (session_id, cwd, driver, worker) = (taken.session_id.clone(), taken.cwd.clone(), taken.driver, taken.worker.clone());
+        let new = NewSession { session_id, app_name, setup, meta, cwd, driver, worker };
         let created_at = match self.ledger.begin_session(new.clone(), key, self.limits.most_open).await {
             Ok(BeginSession::Begun(at)) => at,
             begun => {
-                taken.give_back().await;
+                self.executors.give_back(taken).await;
                 return match begun? {
                     BeginSession::KeyTaken => Ok(Created::KeyTaken),
                     BeginSession::Full | BeginSession::Begun(_) => Err(Error::Full),
@@ -170,7 +181,7 @@ impl Shared {
         self.count_open().await;
         let session = Session { new, created_at, last_turn_at: None, turn_count: 0, closed_at: None, agent_session: None };
         let created = async {
-            let name = self.here.create_session(taken, &session.conversation(), cancel).await?;
+            let name = self.executors.create_session(taken, &session.conversation(), cancel).await?;
             Ok(self.ledger.finish_session_create(&session.new.session_id, driver, name).await?)
         };
         if let Err(error) = created.await {
@@ -185,7 +196,7 @@ impl Shared {
     /// Takes back what there is of a session that does not come to exist.
     async fn forget(&self, session: &Session) {
         let session_id = &session.new.session_id;
-        if let Err(error) = self.here.remove_session(&session.conversation()).await {
+        if let Err(error) = self.executors.remove_session(&session.conversation()).await {
             tracing::warn!(session_id, %error, "the folder of a session that was not created is left");
         }
         if let Err(error) = self.ledger.forget_session(session_id).await {
@@ -230,7 +241,7 @@ impl Shared {
         }
         place.close();
         self.count_open().await;
-        self.here.close_session(&session.conversation()).await;
+        self.executors.close_session(&session.conversation()).await;
         tracing::info!(session_id, how, "session closed");
         Ok(true)
     }

@@ -9,7 +9,7 @@ impl Sessions {
         for session in self.0.ledger.half_created_sessions().await? {
             self.0.forget(&session).await;
         }
-        self.0.here.recover_sessions(interrupted).await;
+        self.0.executors.here().recover_sessions(interrupted).await;
         self.0.count_open().await;
         Ok(())
     }

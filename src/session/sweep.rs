@@ -35,7 +35,7 @@ impl Shared {
     /// Takes away all that there is of a closed session.
     async fn delete(&self, session: &Session) -> Result<(), Error> {
         let session_id = &session.new.session_id;
-        self.here.remove_session(&session.conversation()).await?;
+        self.executors.remove_session(&session.conversation()).await?;
         self.feeds.forget_session(session_id).await?;
         self.ledger.delete_session(session_id).await?;
         tracing::info!(session_id, "session deleted");

@@ -22,6 +22,8 @@ use crate::secret::sha256_hex;
 
 /// A file that says that nobody has asked for the session yet.
 const UNCLAIMED: &str = "unclaimed";
+/// A file that says whose the session is, on a machine that works for others.
+const OWNER: &str = "gateway";
 /// Where claude has its own files of a session, below its folder.
 pub const CONFIG: &str = "config";
 const SETTINGS: &str = "settings.json";
@@ -118,6 +120,16 @@ impl SessionDir {
     /// Notes that the session belongs to somebody.
     pub fn claim(&self) -> io::Result<()> {
         fs::remove_file(self.0.join(UNCLAIMED))
+    }
+
+    /// Notes for whom the session is, on a machine that works for others.
+    pub fn set_owner(&self, gateway: &str) -> io::Result<()> {
+        fs::write(self.0.join(OWNER), gateway)
+    }
+
+    /// For whom the session is, if that was noted.
+    pub fn owner(&self) -> Option<String> {
+        fs::read_to_string(self.0.join(OWNER)).ok()
     }
 
     /// Whether nobody has asked for the session.

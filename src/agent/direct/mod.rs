@@ -154,12 +154,12 @@ impl Direct {
     }
 
     /// Ends the agent of a session, and all that it started.
-    pub async fn end(&self, target: &Target) {
-        let connection = self.idle().remove(&target.name);
+    pub async fn end(&self, session_id: &str) {
+        let connection = self.idle().remove(session_id);
         if let Some((connection, _)) = connection {
             connection.end().await;
         }
-        family::end(&self.0.acpx.tag(&target.name)).await;
+        family::end(&self.0.acpx.tag(session_id)).await;
     }
 
     fn keep_idle(&self, target: &Target, mut connection: Connection) {

@@ -69,7 +69,7 @@ impl Runs {
 
     /// Ends what works in the folder, and takes it away.
     pub async fn abandon(&self, target: Target) {
-        self.direct.end(&target).await;
+        self.direct.end(&target.name).await;
         self.direct.clear_away(&target).await;
     }
 }

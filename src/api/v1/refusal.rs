@@ -87,6 +87,9 @@ impl Refusal {
             Ending::Interrupted => {
                 begun(StatusCode::SERVICE_UNAVAILABLE, "The server stopped before the answer; send the request again.".to_owned())
             }
+            Ending::Lost(worker) => {
+                begun(StatusCode::SERVICE_UNAVAILABLE, format!("The machine {worker} was lost before the answer; send the request again."))
+            }
             Ending::NotInstalled(program) => {
                 let message =
                     format!("The claude CLI is not installed on the server (looked for \"{program}\"); ask its operator to install it.");

@@ -1,0 +1,379 @@
+//! Other machines, as a job and a session see them: work is offered, taken by one of them, and what becomes of it is heard.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use async_nats::Subject;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+use tokio::sync::{Notify, watch};
+use tokio::time::{Instant, sleep};
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use super::files;
+use super::following::{Following, Heard};
+use super::hub::Hub;
+use super::machines::{AWAY, Machines};
+use super::wire::{self, Asked, Line, MOST, Name, Order, Taken, Work, bytes};
+use crate::agent::contract::{Conversation, Ending, Outcome, Setup, Spec};
+use crate::agent::control::Control;
+use crate::agent::questions::Settled;
+use crate::config::Nats;
+use crate::executor::{Retold, Unmade};
+use crate::ledger::Machine;
+
+/// After how long what nobody has taken is offered again: what offered it may have lost it.
+const OFFER_AGAIN: Duration = Duration::from_secs(30);
+/// How long before what did not get through is tried again.
+const AGAIN: Duration = Duration::from_secs(1);
+/// How long a machine may take to do something at once.
+const AT_ONCE: Duration = Duration::from_secs(5);
+/// How long it may take to make a session, which it gives a minute itself.
+const CREATE: Duration = Duration::from_secs(90);
+
+/// Other machines. Clones share them.
+#[derive(Clone)]
+pub struct Elsewhere(pub(super) Arc<Shared>);
+
+pub(super) struct Shared {
+    pub(super) hub: Hub,
+    /// What workers know this server's ledger by.
+    pub(super) gateway: String,
+    uploads: PathBuf,
+    state: Mutex<State>,
+    /// Comes when machines came or went.
+    pub(super) changed: watch::Sender<()>,
+    /// Comes when this server ends, and what goes on elsewhere goes on without it.
+    pub(super) leaving: CancellationToken,
+    began: Instant,
+}
+
+#[derive(Default)]
+pub(super) struct State {
+    pub(super) machines: Machines,
+    offers: HashMap<String, Offer>,
+    pub(super) following: HashMap<String, Following>,
+}
+
+/// What waits for a machine.
+#[derive(Default)]
+struct Offer {
+    /// Who wants it, and where the answer is to go.
+    claim: Option<(Machine, Subject)>,
+    claimed: Arc<Notify>,
+}
+
+/// What is answered to a machine that wants to start a job.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Answered {
+    Now(bool),
+    /// When its row says so.
+    Later,
+}
+
+impl State {
+    /// Whether somebody waits for a job, or follows it.
+    pub(super) fn knows(&self, job: &str) -> bool {
+        self.offers.contains_key(job) || self.following.contains_key(job)
+    }
+
+    /// A machine wants to start a job.
+    pub(super) fn claim(&mut self, job: &str, machine: Machine, reply: Subject) -> Answered {
+        if let Some(following) = self.following.get(job) {
+            // It did not hear the answer.
+            return Answered::Now(following.machine == machine);
+        }
+        match self.offers.get_mut(job) {
+            Some(Offer { claim, claimed }) if claim.as_ref().is_none_or(|(by, _)| *by == machine) => {
+                *claim = Some((machine, reply));
+                claimed.notify_one();
+                Answered::Later
+            }
+            _ => Answered::Now(false),
+        }
+    }
+}
+
+impl Shared {
+    pub(super) fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn answer(&self, reply: Subject, answer: &impl Serialize) {
+        let (client, answer) = (self.hub.client.clone(), bytes(answer));
+        tokio::spawn(async move { client.publish(reply, answer).await });
+    }
+}
+
+impl Elsewhere {
+    /// Other machines, by these servers, for the ledger that they know by this name. Files are in the folder `uploads`.
+    pub async fn connect(nats: &Nats, gateway: String, uploads: PathBuf) -> anyhow::Result<Self> {
+        let hub = Hub::connect(nats, &format!("gateway-{gateway}")).await?;
+        let (state, changed, leaving) = (Mutex::default(), watch::Sender::default(), CancellationToken::new());
+        Ok(Self(Arc::new(Shared { hub, gateway, uploads, state, changed, leaving, began: Instant::now() })))
+    }
+
+    /// Whether NATS is connected.
+    pub fn is_connected(&self) -> bool {
+        self.0.hub.connected_since().is_some()
+    }
+
+    /// The machines that are there.
+    pub fn names(&self) -> Vec<String> {
+        self.0.state().machines.names()
+    }
+
+    /// How many runs the machines have, or are offered, and may have at once.
+    pub fn load(&self) -> (usize, usize) {
+        let state = self.0.state();
+        (state.offers.len() + state.following.len(), state.machines.places())
+    }
+
+    /// Whether a machine, or any, can't be waited for: it is away, and for as long as it may take to show.
+    pub fn is_away(&self, worker: Option<&str>) -> bool {
+        self.0.began.elapsed() > AWAY && !self.0.state().machines.is_here(worker)
+    }
+
+    /// From now on, what goes on elsewhere goes on without this server.
+    pub fn leave(&self) {
+        self.0.leaving.cancel();
+    }
+
+    /// Comes when a machine, or any, is there.
+    async fn here(&self, worker: Option<&str>) {
+        let mut changed = self.0.changed.subscribe();
+        while !self.0.state().machines.is_here(worker) {
+            // The sender is here.
+            let _ = changed.changed().await;
+        }
+    }
+
+    /// Offers a job to a machine, or to any, until one takes it.
+    pub async fn offer(&self, job: &str, uuid: Uuid, spec: &Spec, worker: Option<&str>) -> Claimed {
+        let claimed = Arc::<Notify>::default();
+        self.0.state().offers.insert(job.to_owned(), Offer { claim: None, claimed: claimed.clone() });
+        let mut offered = Claimed { elsewhere: self.clone(), job: job.to_owned(), machine: None, retold: None };
+        let offering = async {
+            loop {
+                self.here(worker).await;
+                let again = match self.put(job, uuid, spec, worker).await {
+                    Ok(()) => OFFER_AGAIN,
+                    Err(error) => {
+                        tracing::warn!(job, %error, "it can't be handed to another machine; trying again");
+                        AGAIN
+                    }
+                };
+                tokio::select! {
+                    () = sleep(again) => {}
+                    // It may have been lost with what kept it.
+                    () = self.0.hub.disconnected() => self.0.hub.connected().await,
+                }
+            }
+        };
+        tokio::select! {
+            () = claimed.notified() => {}
+            () = offering => {}
+        }
+        offered.machine = self.0.state().offers.get(job).and_then(|offer| Some(offer.claim.as_ref()?.0.clone()));
+        offered
+    }
+
+    async fn put(&self, job: &str, uuid: Uuid, spec: &Spec, worker: Option<&str>) -> anyhow::Result<()> {
+        let Shared { hub, gateway, uploads, .. } = &*self.0;
+        files::put(hub, gateway, uploads, &spec.files).await?;
+        let work = |spec| bytes(&Work { name: Name { gateway: gateway.clone(), job: job.to_owned() }, uuid, spec });
+        let mut work_bytes = work(Asked::Inline(Box::new(spec.clone())));
+        if work_bytes.len() > MOST {
+            let name = files::request(gateway, job);
+            files::put_request(hub, &name, spec).await?;
+            work_bytes = work(Asked::Stored(name));
+        }
+        hub.jetstream.publish(wire::work(worker), work_bytes).await?.await?;
+        Ok(())
+    }
+
+    /// A job that a machine has started, in an earlier life of this server, which was told `retold` of it.
+    pub fn rejoin(&self, job: &str, machine: Machine, retold: Retold) -> Claimed {
+        Claimed { elsewhere: self.clone(), job: job.to_owned(), machine: Some(machine), retold: Some(retold) }
+    }
+
+    /// Nothing of a job is needed any more: its row is written.
+    pub async fn forget(&self, job: &str) {
+        let Shared { hub, gateway, .. } = &*self.0;
+        self.0.state().following.remove(job);
+        // What is left of it is taken away when it is seen next.
+        let stream = hub.jetstream.get_stream_no_info(wire::events_stream(gateway)).await;
+        if let Ok(stream) = stream {
+            let _ = stream.purge().filter(wire::events(gateway, "*", job)).await;
+        }
+    }
+
+    /// Has a machine do something at once. `None` where it does not answer.
+    async fn order<T: DeserializeOwned>(&self, worker: &str, order: &Order, within: Duration) -> Option<T> {
+        self.0.hub.connected_since()?;
+        self.0.hub.ask(wire::order(worker), order, within).await
+    }
+
+    /// The same, again and again until it has.
+    async fn insist(&self, worker: &str, order: &Order) {
+        while self.order::<bool>(worker, order, AT_ONCE).await.is_none() {
+            sleep(AGAIN).await;
+        }
+    }
+
+    /// Has a machine name a session that is to be.
+    pub async fn take_session(&self, worker: &str, setup: &Setup, ahead: bool) -> Result<Taken, Unmade> {
+        let order = Order::Take { setup: setup.clone(), ahead };
+        self.order(worker, &order, AT_ONCE * 2).await.ok_or_else(|| Unmade::Away(worker.to_owned()))
+    }
+
+    /// Has it take that back.
+    pub async fn give_back(&self, worker: &str, session_id: String) {
+        self.order::<bool>(worker, &Order::GiveBack(session_id), AT_ONCE).await;
+    }
+
+    /// Has it make the session. Gives what its driver calls it.
+    pub async fn create_session(&self, worker: &str, conversation: &Conversation, cancel: &CancellationToken) -> Result<String, Unmade> {
+        let order = Order::Create { gateway: self.0.gateway.clone(), conversation: conversation.clone() };
+        tokio::select! {
+            biased;
+            created = self.order(worker, &order, CREATE) => created.unwrap_or_else(|| Err(Unmade::Away(worker.to_owned()))),
+            () = cancel.cancelled() => Err(Unmade::Failed("it was not waited for".to_owned())),
+        }
+    }
+
+    /// Has it end the agent of a session. Where it is away, it does so when it is back.
+    pub async fn close_session(&self, worker: &str, conversation: &Conversation) {
+        let within = AT_ONCE * 4;
+        if self.0.state().machines.is_here(Some(worker)) {
+            self.order::<bool>(worker, &Order::Close(conversation.clone()), within).await;
+        }
+    }
+
+    /// Has it take away all that there is of a session. Where it is away, it does so when it is back.
+    pub async fn remove_session(&self, worker: &str, session_id: &str) -> Result<(), Unmade> {
+        if !self.0.state().machines.is_here(Some(worker)) {
+            return Ok(());
+        }
+        self.order(worker, &Order::Remove(session_id.to_owned()), AT_ONCE * 4).await.unwrap_or(Ok(()))
+    }
+}
+
+/// A job that a machine wants to start, or has.
+pub struct Claimed {
+    elsewhere: Elsewhere,
+    job: String,
+    machine: Option<Machine>,
+    /// Of one that it has started, what an earlier life of this server was told.
+    retold: Option<Retold>,
+}
+
+impl Drop for Claimed {
+    fn drop(&mut self) {
+        let offer = self.elsewhere.0.state().offers.remove(&self.job);
+        if let Some((_, reply)) = offer.and_then(|offer| offer.claim) {
+            self.elsewhere.0.answer(reply, &false);
+        }
+    }
+}
+
+/// How it goes on with a job.
+pub enum Carried {
+    /// It is over for its caller; its machine may still have to clear away.
+    Over(Box<Outcome>, Rest),
+    /// It goes on without this server.
+    GoesOn,
+}
+
+/// What a machine still does for a job that is over for its caller.
+pub struct Rest(UnboundedReceiver<Heard>, CancellationToken);
+
+impl Rest {
+    /// Comes when nothing of the job is left, or its machine is lost.
+    pub async fn over(mut self) {
+        let over = async { while matches!(self.0.recv().await, Some(Heard::Line(line)) if !matches!(*line, Line::Gone)) {} };
+        tokio::select! {
+            () = over => {}
+            () = self.1.cancelled() => {}
+        }
+    }
+}
+
+impl Claimed {
+    /// Which machine.
+    pub fn machine(&self) -> Option<&Machine> {
+        self.machine.as_ref()
+    }
+
+    /// Has the machine start, and hears what becomes of it.
+    pub async fn execute(mut self, control: Control<'_>) -> Carried {
+        let (heard, hears) = unbounded_channel();
+        let shared = self.elsewhere.0.clone();
+        let Some(machine) = self.machine.take() else { return Carried::GoesOn };
+        {
+            let mut state = shared.state();
+            state.following.insert(self.job.clone(), Following::new(machine.clone(), heard));
+            if let Some((_, reply)) = state.offers.remove(&self.job).and_then(|offer| offer.claim) {
+                shared.answer(reply, &true);
+            }
+        }
+        self.follow(&machine.worker, hears, control).await
+    }
+
+    async fn follow(&mut self, worker: &str, mut hears: UnboundedReceiver<Heard>, control: Control<'_>) -> Carried {
+        let elsewhere = &self.elsewhere;
+        let name = Name { gateway: elsewhere.0.gateway.clone(), job: self.job.clone() };
+        let mut retold = self.retold.take().unwrap_or_default();
+        // Until it is over.
+        let cancelling = async {
+            control.cancel.cancelled().await;
+            loop {
+                elsewhere.insist(worker, &Order::Cancel(name.clone())).await;
+                sleep(AGAIN).await;
+            }
+        };
+        let answering = async {
+            loop {
+                let Settled { question, answer, by } = control.questions.next().await;
+                elsewhere.insist(worker, &Order::Answer { name: name.clone(), permission_id: question.permission_id, answer, by }).await;
+            }
+        };
+        let hearing = async {
+            loop {
+                match hears.recv().await {
+                    Some(Heard::Line(line)) => {
+                        if let Some(outcome) = hear(*line, control, &mut retold) {
+                            return outcome;
+                        }
+                    }
+                    Some(Heard::Lost) | None => return Box::new(Outcome::of(Ending::Lost(worker.to_owned()))),
+                }
+            }
+        };
+        let outcome = tokio::select! {
+            biased;
+            () = elsewhere.0.leaving.cancelled() => return Carried::GoesOn,
+            outcome = hearing => outcome,
+            () = cancelling => return Carried::GoesOn,
+            () = answering => return Carried::GoesOn,
+        };
+        Carried::Over(outcome, Rest(hears, elsewhere.0.leaving.clone()))
+    }
+}
+
+/// Passes a line on, unless that was done before. Gives how it ended.
+fn hear(line: Line, control: Control<'_>, retold: &mut Retold) -> Option<Box<Outcome>> {
+    match line {
+        Line::Event(_) if retold.events > 0 => retold.events -= 1,
+        Line::Event(event) => (control.emit)(event),
+        Line::Asked(question) if !retold.resolved.contains(&question.permission_id) => control.questions.ask(*question),
+        Line::Settled { permission_id, answer, by } => control.questions.settle(&permission_id, answer, by),
+        Line::Asked(_) | Line::Gone => {}
+        Line::Outcome(outcome) => return Some(outcome),
+    }
+    None
+}

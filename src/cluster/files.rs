@@ -1,0 +1,147 @@
+//! Uploads on their way to other machines: each is put into a bucket once, and taken from there once by each machine that needs it. What is
+//! not in the bucket any more is no machine's either.
+
+use std::collections::HashSet;
+use std::io::{self, ErrorKind};
+use std::path::Path;
+use std::time::{Duration, SystemTime};
+
+use async_nats::jetstream::object_store::{GetErrorKind, InfoErrorKind, ObjectStore};
+use futures_util::TryStreamExt;
+use tokio::fs::File;
+use tokio::io::AsyncReadExt;
+use uuid::Uuid;
+
+use super::hub::Hub;
+use super::wire::FILES;
+use crate::agent::contract::{Attachment, Spec};
+use crate::ledger::{self, Ledger};
+
+/// How old a machine's copy must be before it can count as left over.
+const SETTLED_AFTER: Duration = Duration::from_mins(1);
+
+/// What an upload is called in the bucket.
+fn object(gateway: &str, file_token: &str) -> String {
+    format!("{gateway}-{file_token}")
+}
+
+/// What a request is called in the bucket that is too large for a message.
+pub(super) fn request(gateway: &str, job: &str) -> String {
+    format!("{gateway}-request-{job}")
+}
+
+async fn bucket(hub: &Hub) -> io::Result<ObjectStore> {
+    hub.jetstream.get_object_store(FILES).await.map_err(io::Error::other)
+}
+
+/// Puts what a job needs into the bucket, if it is not there. What has expired meanwhile is left out.
+pub(super) async fn put(hub: &Hub, gateway: &str, uploads: &Path, files: &[Attachment]) -> io::Result<()> {
+    if files.is_empty() {
+        return Ok(());
+    }
+    let bucket = bucket(hub).await?;
+    for Attachment { file_token, .. } in files {
+        let name = object(gateway, file_token);
+        match bucket.info(&name).await {
+            Ok(_) => continue,
+            Err(error) if error.kind() == InfoErrorKind::NotFound => {}
+            Err(error) => return Err(io::Error::other(error)),
+        }
+        match File::open(uploads.join(file_token)).await {
+            Ok(mut file) => drop(bucket.put(name.as_str(), &mut file).await.map_err(io::Error::other)?),
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+/// Puts a request into the bucket.
+pub(super) async fn put_request(hub: &Hub, name: &str, spec: &Spec) -> io::Result<()> {
+    let bytes = serde_json::to_vec(spec)?;
+    bucket(hub).await?.put(name, &mut bytes.as_slice()).await.map(drop).map_err(io::Error::other)
+}
+
+/// Takes a request from the bucket.
+pub(super) async fn request_of(hub: &Hub, name: &str) -> io::Result<Spec> {
+    let mut bytes = Vec::new();
+    get(&bucket(hub).await?, name).await?.read_to_end(&mut bytes).await?;
+    Ok(serde_json::from_slice(&bytes)?)
+}
+
+async fn get(bucket: &ObjectStore, name: &str) -> io::Result<impl tokio::io::AsyncRead + Unpin + use<>> {
+    bucket.get(name).await.map_err(|error| match error.kind() {
+        GetErrorKind::NotFound => io::Error::new(ErrorKind::NotFound, "it is not in the bucket any more"),
+        _ => io::Error::other(error),
+    })
+}
+
+/// Takes what a job needs from the bucket, as far as it is not in `folder` yet.
+pub(super) async fn fetch(hub: &Hub, gateway: &str, folder: &Path, files: &[Attachment]) -> io::Result<()> {
+    for Attachment { file_token, .. } in files {
+        let whole = folder.join(file_token);
+        if whole.exists() {
+            continue;
+        }
+        let part = folder.join(format!("{file_token}.{}.partial", Uuid::now_v7().simple()));
+        let copied = async {
+            let mut object = get(&bucket(hub).await?, &object(gateway, file_token)).await?;
+            tokio::io::copy(&mut object, &mut File::create(&part).await?).await?;
+            tokio::fs::rename(&part, &whole).await
+        };
+        if let Err(error) = copied.await {
+            let _ = tokio::fs::remove_file(&part).await;
+            return Err(error);
+        }
+    }
+    Ok(())
+}
+
+/// The names in the bucket.
+async fn names(hub: &Hub) -> io::Result<HashSet<String>> {
+    let objects: Vec<_> = bucket(hub).await?.list().await.map_err(io::Error::other)?.try_collect().await.map_err(io::Error::other)?;
+    Ok(objects.into_iter().map(|object| object.name).collect())
+}
+
+/// Takes out of the bucket what has no row in the ledger any more. `is_open` says of which jobs the requests are still needed.
+pub(super) async fn sweep_bucket(hub: &Hub, gateway: &str, ledger: &Ledger, is_open: impl Fn(&str) -> bool) -> io::Result<usize> {
+    let (own, request) = (format!("{gateway}-"), request(gateway, ""));
+    let mut swept = 0;
+    for name in names(hub).await? {
+        let Some(file_token) = name.strip_prefix(&own) else { continue };
+        let is_needed = match name.strip_prefix(&request) {
+            Some(job) => is_open(job),
+            None => ledger.knows_file(file_token.to_owned()).await.map_err(|error: ledger::Error| io::Error::other(error))?,
+        };
+        if !is_needed {
+            bucket(hub).await?.delete(&name).await.map_err(io::Error::other)?;
+            swept += 1;
+        }
+    }
+    Ok(swept)
+}
+
+/// Removes what is in `folder` and not in the bucket any more.
+pub(super) async fn sweep_folder(hub: &Hub, folder: &Path) -> io::Result<usize> {
+    // First, so that nothing is taken for left over that comes meanwhile.
+    let mut entries = tokio::fs::read_dir(folder).await?;
+    let (mut old, mut swept) = (Vec::new(), 0);
+    while let Some(entry) = entries.next_entry().await? {
+        let age = SystemTime::now().duration_since(entry.metadata().await?.modified()?).unwrap_or_default();
+        if age > SETTLED_AFTER {
+            old.push(entry);
+        }
+    }
+    if old.is_empty() {
+        return Ok(0);
+    }
+    let kept = names(hub).await?;
+    for entry in old {
+        let file_token = entry.file_name().to_string_lossy().into_owned();
+        if !kept.iter().any(|name| name.ends_with(&file_token)) {
+            tokio::fs::remove_file(entry.path()).await?;
+            swept += 1;
+        }
+    }
+    Ok(swept)
+}
