@@ -60,6 +60,7 @@ pub async fn set_up(settings: Settings, environment: Environment) -> anyhow::Res
         ledger: ledger.clone(),
         queue: queue.clone(),
         places: settings.max_runs,
+        sweep_every: settings.sweep_every,
         sessions: sessions.clone(),
     });
     recover(&here, &jobs, &sessions).await.context("what an earlier end left can't be cleared away")?;

@@ -350,7 +350,11 @@ impl Claimed {
                             return outcome;
                         }
                     }
-                    Some(Heard::Lost) | None => return Box::new(Outcome::of(Ending::Lost(worker.to_owned()))),
+                    Some(Heard::Lost) | None => {
+                        // Nothing more is to come, of what it clears away either.
+                        hears.close();
+                        return Box::new(Outcome::of(Ending::Lost(worker.to_owned())));
+                    }
                 }
             }
         };

@@ -6,7 +6,7 @@ use std::io::{self, ErrorKind};
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
-use async_nats::jetstream::object_store::{GetErrorKind, InfoErrorKind, ObjectStore};
+use async_nats::jetstream::object_store::{InfoErrorKind, ObjectStore};
 use futures_util::TryStreamExt;
 use tokio::fs::File;
 use tokio::io::AsyncReadExt;
@@ -41,19 +41,29 @@ pub(super) async fn put(hub: &Hub, gateway: &str, uploads: &Path, files: &[Attac
     }
     let bucket = bucket(hub).await?;
     for Attachment { file_token, .. } in files {
-        let name = object(gateway, file_token);
-        match bucket.info(&name).await {
-            Ok(_) => continue,
-            Err(error) if error.kind() == InfoErrorKind::NotFound => {}
-            Err(error) => return Err(io::Error::other(error)),
+        let (name, path) = (object(gateway, file_token), uploads.join(file_token));
+        if !path.exists() {
+            let _ = bucket.delete(&name).await;
+            continue;
         }
-        match File::open(uploads.join(file_token)).await {
+        if has(&bucket, &name).await? {
+            continue;
+        }
+        match File::open(path).await {
             Ok(mut file) => drop(bucket.put(name.as_str(), &mut file).await.map_err(io::Error::other)?),
             Err(error) if error.kind() == ErrorKind::NotFound => {}
             Err(error) => return Err(error),
         }
     }
     Ok(())
+}
+
+async fn has(bucket: &ObjectStore, name: &str) -> io::Result<bool> {
+    match bucket.info(name).await {
+        Ok(object) => Ok(!object.deleted),
+        Err(error) if error.kind() == InfoErrorKind::NotFound => Ok(false),
+        Err(error) => Err(io::Error::other(error)),
+    }
 }
 
 /// Puts a request into the bucket.
@@ -70,31 +80,37 @@ pub(super) async fn request_of(hub: &Hub, name: &str) -> io::Result<Spec> {
 }
 
 async fn get(bucket: &ObjectStore, name: &str) -> io::Result<impl tokio::io::AsyncRead + Unpin + use<>> {
-    bucket.get(name).await.map_err(|error| match error.kind() {
-        GetErrorKind::NotFound => io::Error::new(ErrorKind::NotFound, "it is not in the bucket any more"),
-        _ => io::Error::other(error),
-    })
+    bucket.get(name).await.map_err(io::Error::other)
 }
 
-/// Takes what a job needs from the bucket, as far as it is not in `folder` yet.
+/// Takes what a job needs from the bucket, as far as it is not in `folder` yet. What is over is left out, and removed.
 pub(super) async fn fetch(hub: &Hub, gateway: &str, folder: &Path, files: &[Attachment]) -> io::Result<()> {
+    if files.is_empty() {
+        return Ok(());
+    }
+    let bucket = bucket(hub).await?;
     for Attachment { file_token, .. } in files {
-        let whole = folder.join(file_token);
-        if whole.exists() {
-            continue;
-        }
-        let part = folder.join(format!("{file_token}.{}.partial", Uuid::now_v7().simple()));
-        let copied = async {
-            let mut object = get(&bucket(hub).await?, &object(gateway, file_token)).await?;
-            tokio::io::copy(&mut object, &mut File::create(&part).await?).await?;
-            tokio::fs::rename(&part, &whole).await
-        };
-        if let Err(error) = copied.await {
-            let _ = tokio::fs::remove_file(&part).await;
-            return Err(error);
+        let (name, whole) = (object(gateway, file_token), folder.join(file_token));
+        match (has(&bucket, &name).await?, whole.exists()) {
+            (true, true) => {}
+            (true, false) => copy(&bucket, &name, &whole).await?,
+            (false, _) => drop(tokio::fs::remove_file(&whole).await),
         }
     }
     Ok(())
+}
+
+async fn copy(bucket: &ObjectStore, name: &str, whole: &Path) -> io::Result<()> {
+    let part = whole.with_extension(format!("{}.partial", Uuid::now_v7().simple()));
+    let copied = async {
+        tokio::io::copy(&mut get(bucket, name).await?, &mut File::create(&part).await?).await?;
+        tokio::fs::rename(&part, whole).await
+    };
+    let copied = copied.await;
+    if copied.is_err() {
+        let _ = tokio::fs::remove_file(&part).await;
+    }
+    copied
 }
 
 /// The names in the bucket.

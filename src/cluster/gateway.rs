@@ -32,10 +32,10 @@ const OFFERED: Duration = Duration::from_mins(2);
 const LOOK: Duration = Duration::from_millis(500);
 /// How often it is noted how they were heard of, and looked for those that are to be forgotten.
 const NOTE: Duration = Duration::from_secs(2);
-/// How often it is looked for files that are over.
-const SWEEP: Duration = Duration::from_mins(1);
 /// How long before what failed is tried again.
 const AGAIN: Duration = Duration::from_secs(1);
+/// So many words of its machine that don't name a job say that it is lost.
+const UNNAMED: u32 = 2;
 /// How old a job that is followed has to be for its machine to name it.
 const NAMED_AFTER: Duration = Duration::from_secs(4);
 
@@ -50,6 +50,8 @@ pub struct Gateway {
     pub queue: Queue,
     /// Of those, this machine's own.
     pub places: usize,
+    /// How often it is looked for files that are over.
+    pub sweep_every: Duration,
     /// Those that a machine which is forgotten had.
     pub sessions: Sessions,
 }
@@ -198,7 +200,10 @@ impl Gateway {
                 let is_named = following.machine == beat.machine && own().any(|name| name == *job);
                 if is_named {
                     (following.silent, following.unnamed) = (Duration::ZERO, 0);
-                } else if following.age > NAMED_AFTER || following.machine != beat.machine {
+                } else if following.machine != beat.machine {
+                    // It has started anew.
+                    following.unnamed = UNNAMED;
+                } else if following.age > NAMED_AFTER {
                     following.unnamed += 1;
                 }
             }
@@ -316,7 +321,7 @@ impl Gateway {
     /// Asks of jobs whose machines do not name them any more whether anything is still to come.
     async fn doubt(&self) {
         let Shared { hub, gateway, .. } = &**self.shared();
-        let lost = |following: &Following| !following.doubted && (following.silent > AWAY || following.unnamed >= 2);
+        let lost = |following: &Following| !following.doubted && (following.silent > AWAY || following.unnamed >= UNNAMED);
         let doubted: Vec<String> = {
             let mut state = self.shared().state();
             let doubted = state.following.iter_mut().filter(|(_, following)| lost(following));
@@ -358,7 +363,7 @@ impl Gateway {
     async fn sweep(&self) {
         let Shared { hub, gateway, .. } = &**self.shared();
         loop {
-            sleep(SWEEP).await;
+            sleep(self.sweep_every).await;
             hub.connected().await;
             let is_open = |job: &str| self.shared().state().knows(job);
             match files::sweep_bucket(hub, gateway, &self.ledger, is_open).await {

@@ -14,7 +14,7 @@ use async_nats::{Message, Subject};
 use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
 use serde::Serialize;
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -57,8 +57,6 @@ const PROGRESS: Duration = Duration::from_secs(2);
 const GRACE: Duration = Duration::from_mins(1);
 /// How long a session that is to be is kept for whoever asked for it.
 const TAKEN: Duration = Duration::from_mins(2);
-/// How often it looks after sessions and files that are over.
-const SWEEP: Duration = Duration::from_mins(1);
 /// How long before what failed is tried again.
 const AGAIN: Duration = Duration::from_secs(1);
 
@@ -77,12 +75,15 @@ struct Shared {
     started_at: i64,
     here: Here,
     places: usize,
+    sweep_every: Duration,
     jobs: Mutex<HashMap<Name, Going>>,
     taken: Mutex<HashMap<String, here::Taken>>,
     /// Ends the making of a session that nobody waits for any more.
     making: Mutex<HashMap<String, CancellationToken>>,
     /// Comes when there is something to say at once.
     speak: Notify,
+    /// Comes when a gateway has said that it is there.
+    met: watch::Sender<()>,
     tasks: TaskTracker,
     /// Ends every job.
     stop: CancellationToken,
@@ -112,11 +113,10 @@ fn lock<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Worker {
     /// Makes the data folder ready, and clears away what a crash left. An error says what to do.
-    pub async fn set_up(config::Worker { name, nats, mut settings }: config::Worker, environment: Environment) -> anyhow::Result<Self> {
+    pub async fn set_up(config::Worker { name, nats, settings }: config::Worker, environment: Environment) -> anyhow::Result<Self> {
         let data_dir = data_dir::make_for_worker(&settings.data_dir)?;
         let lock = data_dir::lock(&data_dir)?;
         data_dir::check_home(&environment)?;
-        settings.nats = Some(nats.clone());
         let (here, proxy) = Here::set_up(&settings, &data_dir, environment)?;
         let (processes, folders) = here.clear_away().await.context("what an earlier end left can't be cleared away")?;
         if processes + folders > 0 {
@@ -131,10 +131,12 @@ impl Worker {
             started_at: clock::now(),
             here,
             places: settings.max_runs,
+            sweep_every: settings.sweep_every,
             jobs: Mutex::default(),
             taken: Mutex::default(),
             making: Mutex::default(),
             speak: Notify::new(),
+            met: watch::Sender::default(),
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
             stopping: CancellationToken::new(),
@@ -227,6 +229,7 @@ impl Shared {
         let Ok(mut hellos) = self.hub.client.subscribe(HELLO).await else { return };
         while let Some(hello) = hellos.next().await {
             self.speak.notify_one();
+            self.met.send_replace(());
             if let Ok(Hello { gateway }) = serde_json::from_slice(&hello.payload) {
                 let shared = self.clone();
                 self.tasks.spawn(async move { shared.look_through(&gateway).await });
@@ -341,7 +344,7 @@ impl Shared {
     /// Takes away what is over: sessions, files, and folders of runs.
     async fn sweep(&self) {
         loop {
-            sleep(SWEEP).await;
+            sleep(self.sweep_every).await;
             let gateways = self.here.owned().await.unwrap_or_default().into_keys();
             for gateway in gateways {
                 self.look_through(&gateway).await;
@@ -357,6 +360,7 @@ impl Shared {
 
     /// The consumer of that name, as soon as a gateway has made it. `None` where the worker stops first.
     async fn consumer(&self, name: &str) -> Option<PullConsumer> {
+        let mut met = self.met.subscribe();
         loop {
             let found = async {
                 self.hub.connected().await;
@@ -366,7 +370,14 @@ impl Shared {
                 Ok(consumer) => return Some(consumer),
                 Err(error) => tracing::debug!(name, %error, "no gateway has made it yet"),
             }
-            self.stopping.run_until_cancelled(sleep(AGAIN)).await?;
+            // The one for this machine alone comes when it was heard.
+            let soon = async {
+                tokio::select! {
+                    () = sleep(AGAIN / 5) => {}
+                    _ = met.changed() => {}
+                }
+            };
+            self.stopping.run_until_cancelled(soon).await?;
         }
     }
 

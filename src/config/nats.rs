@@ -52,7 +52,7 @@ impl WorkerFlags {
     pub fn read(self) -> Result<Worker, BadSetting> {
         let wanted = || BadSetting::new("CLAWDFORGE_NATS_URL", "is needed: it says where work comes from, as nats://HOST:4222");
         let nats = self.nats.read()?.ok_or_else(wanted)?;
-        let settings = Flags { agents: self.agents, ..Flags::default() }.read()?;
+        let settings = Flags { agents: self.agents, nats: self.nats, ..Flags::default() }.read()?;
         let host = rustix::system::uname().nodename().to_string_lossy().replace('.', "-");
         let name = text(self.worker_name, &host);
         if !is_machine_name(&name) {

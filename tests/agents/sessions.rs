@@ -234,7 +234,7 @@ async fn sessions_outlive_a_crash_in_the_middle_of_a_turn() {
         answer = turn(&server, &token, &id, &sleeps) => panic!("{answer:?}"),
         () = until("the command", || server.running("sleep\x00623")) => {}
     }
-    let sockets = SessionDir::new(server.data().join("sessions").join(&id)).sockets();
+    let sockets = SessionDir::new(server.room("sessions", &id)).sockets();
     assert_eq!(sockets.is_dir(), by_acpx());
     let server = server.crash_and_restart();
     assert!(!server.running("sleep\x00623") && !server.running("queue-owner"));
@@ -253,9 +253,9 @@ async fn a_stop_cancels_a_turn_past_the_drain_time() {
     let Forge { mut server, token, home: _home, stub: _stub } = forge;
     let id = create(&server, &token, &json!({})).await;
     let sleeps = bash("true; sleep 624");
-    let queues = server.data().join("sessions").join(&id).join("home/.acpx/queues");
+    let queues = server.room("sessions", &id).join("home/.acpx/queues");
     let locks = || queues.read_dir().into_iter().flatten().flatten();
-    let sockets = SessionDir::new(server.data().join("sessions").join(&id)).sockets();
+    let sockets = SessionDir::new(server.room("sessions", &id)).sockets();
     let (answer, ()) = tokio::join!(turn(&server, &token, &id, &sleeps), async {
         until("the command", || server.running("sleep\x00624")).await;
         assert_eq!((sockets.is_dir(), locks().next().is_some()), (by_acpx(), by_acpx()));
@@ -297,7 +297,7 @@ async fn the_cap_holds_and_what_is_swept_leaves_nothing() {
         let left: Vec<_> = home.join(kept).read_dir().into_iter().flatten().flatten().map(|entry| entry.path()).collect();
         assert!(left.is_empty(), "{left:?}");
     }
-    assert_eq!(server.data().join("sessions").read_dir().unwrap().count(), 0);
+    assert_eq!(server.count("sessions"), 0);
     assert_eq!(server.get(&format!("/sessions/{id}"), token).await.status, StatusCode::NOT_FOUND);
 }
 
@@ -353,7 +353,7 @@ async fn a_session_goes_on_where_its_socket_was_taken_away() {
     let (server, token) = (&forge.server, &forge.token);
     let id = create(server, token, &json!({})).await;
     turn(server, token, &id, "The word is medlar.").await;
-    let queues = server.data().join("sessions").join(&id).join("home/.acpx/queues");
+    let queues = server.room("sessions", &id).join("home/.acpx/queues");
     let socket = || {
         let mut files = queues.read_dir().unwrap().map(|file| file.unwrap().path());
         let lock = files.find(|path| path.extension().is_some_and(|extension| extension == "lock")).unwrap();
@@ -378,7 +378,7 @@ async fn nothing_is_made_for_a_session_whose_folder_is_gone() {
     let Some(forge) = Forge::start().await else { return };
     let (server, token) = (&forge.server, &forge.token);
     let id = create(server, token, &json!({})).await;
-    let room = server.data().join("sessions").join(&id);
+    let room = server.room("sessions", &id);
     let sockets = SessionDir::new(room.clone()).sockets();
     // One that waits there would make parts of it again.
     kill_agents(server);

@@ -2,6 +2,7 @@
 
 #![allow(dead_code, reason = "not every test binary needs all of it")]
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
@@ -21,13 +22,49 @@ pub const ADMIN: &str = "an-admin-token-for-tests";
 const BINARY: &str = env!("CARGO_BIN_EXE_clawdforge");
 
 /// How a server is to be started.
-#[derive(Default)]
 pub struct Options {
     settings: Vec<(&'static str, String)>,
     environment: Vec<(OsString, OsString)>,
+    /// So many machines work for it, and it makes no runs itself; none by default.
+    workers: usize,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        let workers = std::env::var("CLAWDFORGE_TEST_WORKERS").ok().map_or(0, |workers| workers.parse().unwrap());
+        Self { settings: Vec::new(), environment: Vec::new(), workers }
+    }
 }
 
 impl Options {
+    /// A server for which so many machines work.
+    pub fn workers(self, workers: usize) -> Self {
+        Self { workers, ..self }
+    }
+
+    /// What it is set to, the last word first.
+    fn setting(&self, variable: &str) -> Option<&str> {
+        self.settings.iter().rev().find(|(name, _)| *name == variable).map(|(_, value)| value.as_str())
+    }
+
+    /// The program with what all of it gets, in a data folder.
+    fn command(&self, arguments: &[&str], folder: &Path, data: &Path) -> Command {
+        let mut command = Command::new(BINARY);
+        command.args(arguments).env_clear().stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+        if self.environment.is_empty() {
+            command.env("PATH", "/usr/local/bin:/usr/bin:/bin").env("HOME", folder).env("STAND_IN_NOTES", folder);
+        }
+        command.envs(self.environment.iter().cloned());
+        // Tests count processes; those of standbys ask for some.
+        command
+            .env("CLAWDFORGE_LOG", "json")
+            .env("CLAWDFORGE_STANDBY", "0")
+            .env("CLAWDFORGE_ACP", std::env::var("CLAWDFORGE_TEST_ACP").unwrap_or_default())
+            .env("CLAWDFORGE_DATA_DIR", data);
+        command.envs(self.settings.iter().cloned());
+        command
+    }
+
     /// A server whose claude is the stand-in, which leaves its notes outside its folder.
     pub fn stand_in() -> Self {
         let stand_in = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/stand-in/claude");
@@ -71,45 +108,41 @@ pub struct Server {
     folder: Option<TempDir>,
     options: Options,
     client: Client,
+    workers: Option<Workers>,
 }
 
 impl Server {
     fn start(options: Options, folder: TempDir) -> Self {
+        Self::start_with(options, folder, None)
+    }
+
+    /// With these machines, where there are to be any.
+    fn start_with(options: Options, folder: TempDir, workers: Option<Workers>) -> Self {
         // For the tests' own clients. An error means that there is one already.
         let _ = rustls::crypto::ring::default_provider().install_default();
         // Before there is a process that nobody would end if this failed.
         let client = Client::new();
-        let mut command = Command::new(BINARY);
-        command.args(["serve", "--bind", "127.0.0.1:0"]).env_clear().stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
-        if options.environment.is_empty() {
-            command.env("PATH", "/usr/local/bin:/usr/bin:/bin").env("HOME", folder.path()).env("STAND_IN_NOTES", folder.path());
+        let workers = (options.workers > 0).then(|| workers.unwrap_or_else(|| Workers::start(&options, folder.path())));
+        let mut command = options.command(&["serve", "--bind", "127.0.0.1:0"], folder.path(), &folder.path().join("data"));
+        command.env("CLAWDFORGE_ADMIN_TOKEN", ADMIN);
+        if let Some(workers) = &workers {
+            // Nothing is started ahead where nothing is started.
+            command.env("CLAWDFORGE_NATS_URL", &workers.url).env("CLAWDFORGE_MAX_RUNS", "0").env("CLAWDFORGE_STANDBY", "0");
         }
-        command.envs(options.environment.iter().cloned());
-        // Tests count processes; those of standbys ask for some.
-        command
-            .env("CLAWDFORGE_LOG", "json")
-            .env("CLAWDFORGE_STANDBY", "0")
-            .env("CLAWDFORGE_ACP", std::env::var("CLAWDFORGE_TEST_ACP").unwrap_or_default())
-            .env("CLAWDFORGE_ADMIN_TOKEN", ADMIN)
-            .env("CLAWDFORGE_DATA_DIR", folder.path().join("data"));
-        command.envs(options.settings.iter().cloned());
         let mut process = command.spawn().unwrap();
 
         let log = Arc::new(Mutex::new(Vec::new()));
-        let (lines, seen) = (BufReader::new(process.stderr.take().unwrap()).lines(), log.clone());
         let deaf = Arc::new(AtomicBool::new(false));
-        let left = deaf.clone();
-        let reading = move || {
-            lines.map_while(Result::ok).take_while(|_| !left.load(Ordering::Relaxed)).for_each(|line| seen.lock().unwrap().push(line));
-        };
-        std::thread::spawn(reading);
+        collect(&mut process, &log, &deaf);
         let listening = || {
             let log = log.lock().unwrap();
             let line = log.iter().find(|line| line.contains("\"listening\""))?;
             serde_json::from_str::<Value>(line).ok()?["address"].as_str()?.parse().ok()
         };
         let address = wait_for(|| listening().ok_or_else(|| log.lock().unwrap().join("\n")));
-        Self { process, address, log, deaf, folder: Some(folder), options, client }
+        let here = || log.lock().unwrap().iter().filter(|line| line.contains("\"a machine is there\"")).count();
+        wait_for(|| (here() >= options.workers).then_some(()).ok_or_else(|| log.lock().unwrap().join("\n")));
+        Self { process, address, log, deaf, folder: Some(folder), options, client, workers }
     }
 
     pub fn address(&self) -> SocketAddr {
@@ -128,8 +161,39 @@ impl Server {
         self.folder().join("data")
     }
 
+    /// Those of the machines that carry out its work: its own, where no others do.
+    pub fn data_folders(&self) -> Vec<PathBuf> {
+        match &self.workers {
+            None => vec![self.data()],
+            Some(workers) => {
+                (0..self.options.workers.max(workers.processes.len())).map(|number| self.folder().join(name(number))).collect()
+            }
+        }
+    }
+
+    /// What it says, and the machines that work for it.
     pub fn log(&self) -> String {
-        self.log.lock().unwrap().join("\n")
+        let workers = self.workers.iter().map(Workers::log);
+        std::iter::once(self.log.lock().unwrap().join("\n")).chain(workers).collect::<Vec<_>>().join("\n")
+    }
+
+    /// How many entries there are in a folder of those that agents work in.
+    pub fn count(&self, folder: &str) -> usize {
+        self.data_folders().iter().map(|data| data.join(folder).read_dir().unwrap().count()).sum()
+    }
+
+    /// The folder of a run or a session, or where it would be.
+    pub fn room(&self, folder: &str, id: &str) -> PathBuf {
+        let rooms: Vec<_> = self.data_folders().iter().map(|data| data.join(folder).join(id)).collect();
+        rooms.iter().find(|room| room.exists()).unwrap_or(&rooms[0]).clone()
+    }
+
+    /// The processes that start agents: its own, where no others do.
+    pub fn starters(&self) -> Vec<u32> {
+        match &self.workers {
+            None => vec![self.pid()],
+            Some(workers) => workers.processes.values().map(Child::id).collect(),
+        }
     }
 
     /// Reads one more line of the log, and then leaves it.
@@ -179,8 +243,14 @@ impl Server {
         ledger.query_row(sql, [], |row| row.get(0)).unwrap()
     }
 
+    /// Sends a signal; one that kills goes to the machines that work for it, too.
     pub fn signal(&self, signal: Signal) {
         kill_process(Pid::from_child(&self.process), signal).unwrap();
+        if signal == Signal::KILL {
+            self.workers.iter().flat_map(|workers| workers.processes.values()).for_each(|process| {
+                kill_process(Pid::from_child(process), signal).unwrap();
+            });
+        }
     }
 
     /// Waits until the process has ended.
@@ -188,18 +258,48 @@ impl Server {
         wait_for(|| self.process.try_wait().unwrap().ok_or("the server still runs"))
     }
 
-    /// Kills the server as a crash would, and starts another on the same folder.
+    /// Kills the server as a crash would, with the machines that work for it, and starts another on the same folder.
     pub fn crash_and_restart(self) -> Self {
         self.signal(Signal::KILL);
         self.restart()
     }
 
+    /// Kills the server as a crash would, without the machines that work for it.
+    pub fn kill(&mut self) {
+        self.process.kill().unwrap();
+        self.process.wait().unwrap();
+    }
+
+    /// The machines that work for it.
+    pub fn workers(&mut self) -> &mut Workers {
+        self.workers.as_mut().unwrap()
+    }
+
     /// Starts another server on the same folder when this one has ended.
     pub fn restart(mut self) -> Self {
         self.ended();
-        let (options, folder) = (std::mem::take(&mut self.options), self.folder.take().unwrap());
+        let (options, folder, workers) = (std::mem::take(&mut self.options), self.folder.take().unwrap(), self.workers.take());
         drop(self);
-        Self::start(options, folder)
+        let Some(mut workers) = workers else { return Self::start_with(options, folder, None) };
+        let was_killed = workers.reap();
+        let one_of = "SELECT instance FROM runs UNION SELECT instance FROM session_events";
+        let ledger = rusqlite::Connection::open(folder.path().join("data/clawdforge.db")).unwrap();
+        let instances: Option<String> =
+            ledger.query_row(&format!("SELECT group_concat(quote(instance)) FROM ({one_of})"), [], |row| row.get(0)).unwrap();
+        let going_on = ["runs", "session_events"].map(|table| {
+            let of = instances.as_deref().unwrap_or("NULL");
+            format!("(SELECT count(*) FROM {table} WHERE NOT queued AND finished_at IS NULL AND instance IN ({of}))")
+        });
+        let going_on = format!("SELECT {}", going_on.join(" + "));
+        workers.start_missing(&options, folder.path());
+        let server = Self::start_with(options, folder, Some(workers));
+        // Where all that worked was killed, that is found out when its machines are heard of.
+        let is_lost = || server.query::<i64>(&going_on) > 0;
+        let begun = Instant::now();
+        while was_killed && is_lost() && begun.elapsed() < Duration::from_secs(15) {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        server
     }
 
     /// The same, with another value of a setting.
@@ -210,12 +310,13 @@ impl Server {
 
     /// The processes of this server's runs, by what `/proc` shows of their environment.
     pub fn agents(&self) -> Vec<u32> {
-        let data = self.data().metadata().unwrap();
-        let mark = format!("AGENT_RUN={:x}-{:x}/", data.dev(), data.ino());
+        let mark = |data: PathBuf| data.metadata().map(|data| format!("AGENT_RUN={:x}-{:x}/", data.dev(), data.ino())).unwrap();
+        let marks: Vec<_> = self.data_folders().into_iter().map(mark).collect();
         let variables = |pid: &u32, file: &str| std::fs::read(format!("/proc/{pid}/{file}")).unwrap_or_default();
         let has = |bytes: Vec<u8>, part: &str| bytes.split(|byte| *byte == 0).any(|whole| whole.starts_with(part.as_bytes()));
         // The server asks its CLIs for their versions when it starts, and later.
-        let carries = |pid: &u32| has(variables(pid, "environ"), &mark) && !has(variables(pid, "cmdline"), "--version");
+        let carries =
+            |pid: &u32| marks.iter().any(|mark| has(variables(pid, "environ"), mark)) && !has(variables(pid, "cmdline"), "--version");
         processes().filter(carries).collect()
     }
 
@@ -228,11 +329,13 @@ impl Server {
     /// The processes below the server.
     pub fn descendants(&self) -> Vec<u32> {
         let mut family = vec![self.pid()];
+        family.extend(self.workers.iter().flat_map(|workers| workers.processes.values().map(Child::id)));
+        let own = family.len();
         let everyone: Vec<_> = processes().filter_map(|pid| Some((pid, parent(pid)?))).collect();
         loop {
             let more: Vec<_> = everyone.iter().filter(|(pid, parent)| family.contains(parent) && !family.contains(pid)).collect();
             if more.is_empty() {
-                return family.split_off(1);
+                return family.split_off(own);
             }
             family.extend(more.into_iter().map(|(pid, _)| pid));
         }
@@ -241,7 +344,7 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        let Some(folder) = &self.folder else { return };
+        let Some(_folder) = &self.folder else { return };
         let _ = kill_process(Pid::from_child(&self.process), Signal::TERM);
         if std::thread::panicking() {
             eprintln!("{}", self.log());
@@ -251,9 +354,11 @@ impl Drop for Server {
             }
             return;
         }
-        let data = folder.path().join("data");
         let status = self.ended();
         assert!(status.success(), "the server ended with {status}\n{}", self.log());
+        if let Some(workers) = &mut self.workers {
+            workers.stop();
+        }
         assert_eq!(self.agents(), [0; 0], "processes are left");
         for table in ["runs", "session_events"] {
             assert_eq!(
@@ -262,7 +367,137 @@ impl Drop for Server {
                 "rows of {table} are left open"
             );
         }
-        assert_eq!(data.join("runs").read_dir().unwrap().count(), 0, "folders are left");
+        assert_eq!(self.count("runs"), 0, "folders are left");
+    }
+}
+
+/// Has the lines of a process's log collected.
+fn collect(process: &mut Child, log: &Arc<Mutex<Vec<String>>>, deaf: &Arc<AtomicBool>) {
+    let (lines, seen, left) = (BufReader::new(process.stderr.take().unwrap()).lines(), log.clone(), deaf.clone());
+    std::thread::spawn(move || {
+        lines.map_while(Result::ok).take_while(|_| !left.load(Ordering::Relaxed)).for_each(|line| seen.lock().unwrap().push(line));
+    });
+}
+
+/// Machines that work for a server, and the NATS server between them. Dropped, they are ended.
+pub struct Workers {
+    pub url: String,
+    port: u16,
+    folder: PathBuf,
+    nats: Option<Child>,
+    processes: BTreeMap<String, Child>,
+    log: Arc<Mutex<Vec<String>>>,
+}
+
+/// The program of NATS, which Debian does not put where everybody looks.
+pub fn nats_server() -> Option<PathBuf> {
+    ["/usr/sbin", "/usr/bin", "/usr/local/bin"].iter().map(|folder| Path::new(folder).join("nats-server")).find(|path| path.exists())
+}
+
+/// What a machine is called.
+fn name(number: usize) -> String {
+    format!("machine-{number}")
+}
+
+impl Workers {
+    fn start(options: &Options, folder: &Path) -> Self {
+        // Free now; whoever takes it meanwhile makes the test fail.
+        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let url = format!("nats://127.0.0.1:{port}");
+        let mut workers = Self { url, port, folder: folder.to_owned(), nats: None, processes: BTreeMap::new(), log: Arc::default() };
+        workers.start_nats();
+        workers.start_missing(options, folder);
+        workers
+    }
+
+    /// Starts the NATS server, with what it had.
+    pub fn start_nats(&mut self) {
+        let store = self.folder.join("jetstream");
+        let mut command = Command::new(nats_server().expect("there is no nats-server; install it, or unset CLAWDFORGE_TEST_WORKERS"));
+        command.args(["-js", "-a", "127.0.0.1", "-p", &self.port.to_string(), "-sd"]).arg(store);
+        self.nats = Some(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap());
+        wait_for(|| std::net::TcpStream::connect(("127.0.0.1", self.port)));
+    }
+
+    /// Kills the NATS server as a crash would.
+    pub fn kill_nats(&mut self) {
+        let mut nats = self.nats.take().unwrap();
+        nats.kill().unwrap();
+        nats.wait().unwrap();
+    }
+
+    /// Starts the machines that are not there. Each has its share of the places.
+    pub fn start_missing(&mut self, options: &Options, folder: &Path) {
+        let places: usize = options.setting("CLAWDFORGE_MAX_RUNS").map_or(8, |places| places.parse().unwrap());
+        for number in 0..options.workers {
+            let name = name(number);
+            if self.processes.contains_key(&name) {
+                continue;
+            }
+            let mut command = options.command(&["worker"], folder, &folder.join(&name));
+            let share = (places + options.workers - 1 - number) / options.workers;
+            command
+                .env("CLAWDFORGE_NATS_URL", &self.url)
+                .env("CLAWDFORGE_WORKER_NAME", &name)
+                .env("CLAWDFORGE_MAX_RUNS", share.to_string());
+            let mut process = command.spawn().unwrap();
+            collect(&mut process, &self.log, &Arc::default());
+            self.processes.insert(name, process);
+        }
+    }
+
+    /// Lets go those that have ended. Says whether there were any.
+    fn reap(&mut self) -> bool {
+        std::thread::sleep(Duration::from_millis(50));
+        let before = self.processes.len();
+        self.processes.retain(|_, process| process.try_wait().unwrap().is_none());
+        self.processes.len() < before
+    }
+
+    pub fn names(&self) -> Vec<String> {
+        self.processes.keys().cloned().collect()
+    }
+
+    pub fn pid(&self, name: &str) -> u32 {
+        self.processes[name].id()
+    }
+
+    /// Kills one as a crash would.
+    pub fn kill(&mut self, name: &str) {
+        let mut process = self.processes.remove(name).unwrap();
+        process.kill().unwrap();
+        process.wait().unwrap();
+    }
+
+    pub fn log(&self) -> String {
+        self.log.lock().unwrap().join("\n")
+    }
+
+    /// Ends them, which must go well.
+    fn stop(&mut self) {
+        for process in self.processes.values() {
+            kill_process(Pid::from_child(process), Signal::TERM).unwrap();
+        }
+        for process in self.processes.values_mut() {
+            let status = wait_for(|| process.try_wait().unwrap().ok_or("a machine still works"));
+            assert!(status.success(), "a machine ended with {status}\n{}", self.log.lock().unwrap().join("\n"));
+        }
+    }
+}
+
+impl Drop for Workers {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("{}", self.log());
+        }
+        // In this order: a machine ends what it started.
+        for process in self.processes.values_mut().chain(&mut self.nats) {
+            let begun = Instant::now();
+            while process.try_wait().unwrap().is_none() && begun.elapsed() < Duration::from_secs(30) {
+                let _ = kill_process(Pid::from_child(process), Signal::TERM);
+                std::thread::sleep(Duration::from_millis(100));
+            }
+        }
     }
 }
 

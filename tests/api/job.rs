@@ -214,6 +214,7 @@ async fn what_was_kept_with_whole_paths_finds_its_files_where_they_are_now() {
     let body = json!({"prompt": "do: where", "files": [file]});
     let waiting = Answer::of(server.request(Method::POST, "/run", &token).json(&body).header(BACKGROUND.0, BACKGROUND.1)).await;
     let id = waiting.header("x-run-id").to_owned();
+    until("the first run", || server.query::<i64>("SELECT count(*) FROM runs WHERE NOT queued") == 1).await;
     server.signal(Signal::KILL);
     server.ended();
     let ledger = Connection::open(server.data().join("clawdforge.db")).unwrap();

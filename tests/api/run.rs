@@ -6,11 +6,11 @@ use reqwest::StatusCode;
 use rustix::process::{Pid, Resource, Rlimit, prlimit};
 use serde_json::{Value, json};
 
-use crate::harness::{Answer, Options, Server, settled, until};
+use crate::harness::{Answer, Options, Server, until};
 
 /// Checks that an answer is the failure of an agent, and gives its error.
 #[track_caller]
-fn failure(answer: &Answer, stop_reason: &str) -> String {
+pub fn failure(answer: &Answer, stop_reason: &str) -> String {
     assert_eq!(answer.status, StatusCode::BAD_GATEWAY, "{answer:?}");
     assert_eq!(answer.header("content-type"), "application/json");
     assert_eq!(answer.keys(), ["ok", "error", "stderr", "duration_ms", "stop_reason"]);
@@ -84,7 +84,7 @@ async fn nothing_outlives_a_run_that_answered() {
     until("orphans to be gone", || server.descendants().is_empty()).await;
     assert_eq!(server.run(&token, "do: linger").await.json["result"], "lingered");
     assert_eq!(server.run(&token, "do: lock").await.json["result"], "locked");
-    until("no folder", || server.data().join("runs").read_dir().unwrap().count() == 0).await;
+    until("no folder", || server.count("runs") == 0).await;
 }
 
 #[tokio::test]
@@ -158,7 +158,7 @@ async fn a_sign_in_that_can_not_be_renewed_holds_up_nothing_and_leaves_nothing()
         let answered = tokio::time::timeout(Duration::from_secs(10), server.run(&token, "hello")).await;
         assert_eq!(answered.unwrap().json["ok"], false, "{claude}");
         assert!(server.log().contains("renew"), "{claude}: {}", server.log());
-        until("an empty room", || server.data().join("sign-in").read_dir().unwrap().count() == 0).await;
+        until("an empty room", || server.count("sign-in") == 0).await;
     }
 }
 
@@ -251,7 +251,7 @@ async fn processes_that_fork_and_exit_all_the_time_end_with_their_run() {
     let beat = server.folder().join("beat");
     for prompt in ["do: chain", "do: chain, wiped"].repeat(3) {
         assert_eq!(server.run(&token, prompt).await.json["result"], "chained");
-        until("the run's folder to go", || server.data().join("runs").read_dir().unwrap().count() == 0).await;
+        until("the run's folder to go", || server.count("runs") == 0).await;
         let begun = std::fs::metadata(&beat).unwrap().modified().unwrap();
         tokio::time::sleep(Duration::from_millis(100)).await;
         assert_eq!(std::fs::metadata(&beat).unwrap().modified().unwrap(), begun, "the chain goes on\n{}", server.log());
@@ -262,8 +262,11 @@ async fn processes_that_fork_and_exit_all_the_time_end_with_their_run() {
 async fn a_server_out_of_descriptors_ends_what_a_run_left_as_soon_as_it_can() {
     let server = Options::stand_in().set("CLAWDFORGE_SWEEP_SECS", 1).start();
     let token = server.mint("app").await;
-    let server_id = Pid::from_raw(server.pid().cast_signed());
-    let limit = |current| prlimit(server_id, Resource::Nofile, Rlimit { current: Some(current), maximum: Some(4096) }).unwrap();
+    let limit = |current| {
+        for pid in server.starters() {
+            prlimit(Pid::from_raw(pid.cast_signed()), Resource::Nofile, Rlimit { current: Some(current), maximum: Some(4096) }).unwrap();
+        }
+    };
     limit(4096);
     let body = json!({"prompt": "do: fork and hang", "timeout_secs": 5});
     let (answer, ()) = tokio::join!(server.post("/run", &token, &body), async {
@@ -275,26 +278,7 @@ async fn a_server_out_of_descriptors_ends_what_a_run_left_as_soon_as_it_can() {
     limit(4096);
     until("the end of all", || server.descendants().is_empty()).await;
     until("what is said of it", || server.log().contains("what was left of an agent is gone")).await;
-    until("the sweep of its folder", || server.data().join("runs").read_dir().unwrap().count() == 0).await;
-    assert_eq!(server.run(&token, "hello").await.status, StatusCode::OK);
-}
-
-#[tokio::test]
-async fn a_pipe_where_claude_keeps_its_state_fails_runs_at_once_and_holds_nobody_up() {
-    let server = Options::stand_in().set("CLAWDFORGE_STANDBY", 1).start();
-    let token = server.mint("app").await;
-    assert_eq!(server.run(&token, "hello").await.status, StatusCode::OK);
-    settled("the standby", 1, || server.agents()).await;
-    let state = server.folder().join(".claude.json");
-    rustix::fs::mknodat(rustix::fs::CWD, &state, rustix::fs::FileType::Fifo, rustix::fs::Mode::RWXU, 0).unwrap();
-    // The one that waits has read its state already.
-    assert_eq!(server.run(&token, "hello").await.status, StatusCode::OK);
-    for _ in 0..3 {
-        let error = failure(&server.run(&token, "hello").await, "error");
-        assert!(error.contains(".claude.json") && error.contains("no regular file"), "{error}");
-        assert_eq!(server.get("/healthz", "").await.status, StatusCode::OK);
-    }
-    std::fs::remove_file(state).unwrap();
+    until("the sweep of its folder", || server.count("runs") == 0).await;
     assert_eq!(server.run(&token, "hello").await.status, StatusCode::OK);
 }
 
@@ -306,8 +290,13 @@ async fn a_missing_folder_is_the_servers_fault_and_an_expired_file_the_callers()
     std::fs::remove_file(server.data().join("files").join(&file)).unwrap();
     let answer = server.post("/run", &token, &json!({"prompt": "hello", "files": [file]})).await;
     assert!(answer.problem(400).contains("Upload the files again"));
-    std::fs::remove_dir(server.data().join("runs")).unwrap();
+    let rooms: Vec<_> = server.data_folders().iter().map(|data| data.join("runs")).collect();
+    for rooms in &rooms {
+        std::fs::remove_dir(rooms).unwrap();
+    }
     server.run(&token, "hello").await.problem(500);
-    std::fs::create_dir(server.data().join("runs")).unwrap();
+    for rooms in &rooms {
+        std::fs::create_dir(rooms).unwrap();
+    }
     assert_eq!(server.run(&token, "hello").await.status, StatusCode::OK);
 }

@@ -32,7 +32,7 @@ async fn without_what_speaks_to_an_agent_there_are_no_sessions_and_no_traces() {
         assert!(detail.contains("npm install -g ") && detail.contains(looked_for), "{detail}");
         assert_eq!(answer.header("retry-after"), "5");
         assert_eq!(server.query::<i64>("SELECT count(*) FROM sessions"), 0);
-        assert_eq!(server.data().join("sessions").read_dir().unwrap().count(), 0);
+        assert_eq!(server.count("sessions"), 0);
     }
 }
 
@@ -43,7 +43,7 @@ async fn without_claude_it_is_claude_that_is_said_to_be_missing() {
     let answer = server.post("/sessions", &token, &json!({})).await;
     assert!(answer.problem(502).contains("the claude CLI is not installed (looked for \"no-such-claude\")"), "{answer:?}");
     assert_eq!(server.query::<i64>("SELECT count(*) FROM sessions"), 0);
-    assert_eq!(server.data().join("sessions").read_dir().unwrap().count(), 0);
+    assert_eq!(server.count("sessions"), 0);
 }
 
 #[tokio::test]
@@ -54,7 +54,7 @@ async fn a_creation_that_fails_says_why_and_leaves_nothing() {
         let answer = server.post("/sessions", &token, &json!({})).await;
         assert!(answer.problem(502).contains(expected), "{answer:?}");
         assert_eq!(server.query::<i64>("SELECT count(*) FROM sessions"), 0);
-        assert_eq!(server.data().join("sessions").read_dir().unwrap().count(), 0);
+        assert_eq!(server.count("sessions"), 0);
     }
 }
 
@@ -67,7 +67,7 @@ async fn a_client_that_leaves_a_creation_that_hangs_leaves_nothing() {
     assert!(leaves.await.is_err());
     until("the row to go", || server.query::<i64>("SELECT count(*) FROM sessions") == 0).await;
     until("the processes to go", || server.descendants().is_empty()).await;
-    assert_eq!(server.data().join("sessions").read_dir().unwrap().count(), 0);
+    assert_eq!(server.count("sessions"), 0);
 }
 
 #[tokio::test]

@@ -8,6 +8,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 
 use crate::harness::{Options, Server, settled, until};
+use crate::run::failure;
 
 fn with_standbys(most: u32) -> Server {
     Options::stand_in().set("CLAWDFORGE_STANDBY", most).start()
@@ -222,4 +223,23 @@ async fn a_crash_with_standbys_leaves_nothing_behind() {
     let server = server.crash_and_restart();
     assert!(!server.agents().contains(&before[0]));
     assert_eq!(server.data().join("runs").read_dir().unwrap().count(), 0);
+}
+
+#[tokio::test]
+async fn a_pipe_where_claude_keeps_its_state_fails_runs_at_once_and_holds_nobody_up() {
+    let server = Options::stand_in().set("CLAWDFORGE_STANDBY", 1).start();
+    let token = server.mint("app").await;
+    assert_eq!(server.run(&token, "hello").await.status, StatusCode::OK);
+    settled("the standby", 1, || server.agents()).await;
+    let state = server.folder().join(".claude.json");
+    rustix::fs::mknodat(rustix::fs::CWD, &state, rustix::fs::FileType::Fifo, rustix::fs::Mode::RWXU, 0).unwrap();
+    // The one that waits has read its state already.
+    assert_eq!(server.run(&token, "hello").await.status, StatusCode::OK);
+    for _ in 0..3 {
+        let error = failure(&server.run(&token, "hello").await, "error");
+        assert!(error.contains(".claude.json") && error.contains("no regular file"), "{error}");
+        assert_eq!(server.get("/healthz", "").await.status, StatusCode::OK);
+    }
+    std::fs::remove_file(state).unwrap();
+    assert_eq!(server.run(&token, "hello").await.status, StatusCode::OK);
 }
