@@ -8,6 +8,7 @@ use crate::agent::environment::Environment;
 use crate::agent::kinds::Kind;
 use crate::agent::network;
 use crate::agent::programs::Cli;
+use crate::cluster::elsewhere::Elsewhere;
 use crate::config::OperatorWebhook;
 use crate::job::Jobs;
 use crate::job::feed::Feeds;
@@ -34,6 +35,8 @@ pub struct App {
     pub ledger: Ledger,
     /// The uploads.
     pub uploads: Uploads,
+    /// Other machines, where work can go there.
+    pub elsewhere: Option<Elsewhere>,
     /// Runs and turns.
     pub jobs: Jobs,
     /// What they say.

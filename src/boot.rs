@@ -82,6 +82,7 @@ pub async fn set_up(settings: Settings, environment: Environment) -> anyhow::Res
         data_dir,
         ui: settings.ui,
         operator_webhook: settings.operator_webhook,
+        elsewhere: executors.elsewhere().cloned(),
         jobs,
         feeds,
         sessions,

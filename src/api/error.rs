@@ -103,6 +103,8 @@ pub enum ApiError {
     Away(String),
     /// No machine is there that could do it.
     Nowhere,
+    /// The machine is there, so it can't be forgotten.
+    WorkerThere,
     /// Too much to do.
     Busy,
     /// The app has spent what it may today.
@@ -235,6 +237,7 @@ impl ApiError {
             Self::Nowhere => {
                 (StatusCode::SERVICE_UNAVAILABLE, "No machine is there that could do it; try again later, or ask the operator.")
             }
+            Self::WorkerThere => (StatusCode::CONFLICT, "The machine is there; stop it first, if it is not to come back."),
             Self::OtherRequest => {
                 (StatusCode::UNPROCESSABLE_ENTITY, "This Idempotency-Key was used for another request; take a new key for each.")
             }

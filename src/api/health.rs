@@ -36,6 +36,18 @@ struct Health {
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     #[schema(required = false)]
     agents: BTreeMap<&'static str, AgentHealth>,
+    /// Other machines, where work can go there.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(required = false)]
+    cluster: Option<ClusterHealth>,
+}
+
+#[derive(Serialize, ToSchema)]
+struct ClusterHealth {
+    /// Whether NATS is connected. Where it is not, the server carries out what it can itself.
+    connected: bool,
+    /// How many machines are there.
+    workers: usize,
 }
 
 #[derive(Serialize, ToSchema)]
@@ -72,6 +84,10 @@ async fn healthz(State(app): State<Arc<App>>) -> Json<Health> {
         sandbox: app.sandbox,
         claude_tested: claude.tested,
         agents: agents.collect(),
+        cluster: app
+            .elsewhere
+            .as_ref()
+            .map(|elsewhere| ClusterHealth { connected: elsewhere.is_connected(), workers: elsewhere.names().len() }),
     })
 }
 

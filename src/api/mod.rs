@@ -23,6 +23,7 @@ pub mod v1;
 pub(crate) mod validate;
 mod view;
 pub(crate) mod webhooks;
+pub(crate) mod workers;
 
 use std::sync::Arc;
 
@@ -58,6 +59,7 @@ fn described() -> OpenApiRouter<Arc<App>> {
         sessions::routes(),
         turns::routes(),
         permissions::routes(),
+        workers::routes(),
         tokens::routes(),
         webhooks::routes(),
         batches::routes(),

@@ -3,11 +3,11 @@
 use std::ffi::OsStr;
 use std::path::Path;
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde::Deserialize;
 use tokio::net::TcpListener;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::healthcheck;
@@ -21,8 +21,11 @@ use crate::agent::process::{self, ConverseOptions, Line, Next};
 use crate::agent::programs::{self, ACPX_TESTED, ADAPTER_TESTED, CLAUDE_TESTED, Tested};
 use crate::agent::sandbox::{self, Impossible};
 use crate::agent::tag::Tag;
-use crate::config::{self, Flags, Sandbox, Settings};
-use crate::ledger::Ledger;
+use crate::clock;
+use crate::cluster::hub::Hub;
+use crate::cluster::wire::WORK;
+use crate::config::{self, Flags, Nats, Sandbox, Settings};
+use crate::ledger::{Ledger, WorkerRow};
 
 /// Free space in the data folder below which the doctor warns, in bytes.
 const LITTLE_SPACE: u64 = 1 << 30;
@@ -80,6 +83,9 @@ async fn examine(settings: &Settings) -> anyhow::Result<Vec<Finding>> {
     findings.extend(examine_data_dir(&settings.data_dir));
     findings.push(examine_port(settings).await);
     findings.extend(examine_sandbox(settings, &launcher.environment));
+    if let Some(nats) = &settings.nats {
+        findings.extend(examine_nats(nats, settings).await);
+    }
     findings.push(match settings.admin {
         Some(_) => Good("admin token: set".to_owned()),
         None => Warning(
@@ -243,6 +249,47 @@ fn examine_sandbox(settings: &Settings, environment: &Environment) -> Vec<Findin
         .chain(bounds)
         .chain([detail(("more processes or processor time than its share", groups))])
         .collect()
+}
+
+/// How long NATS may take to be connected.
+const CONNECT: Duration = Duration::from_secs(5);
+/// From how many milliseconds on the difference of two clocks is worth a word.
+const APART: i64 = 2000;
+
+async fn examine_nats(nats: &Nats, settings: &Settings) -> Vec<Finding> {
+    let hub = match Hub::connect(nats, "doctor").await {
+        Ok(hub) => hub,
+        Err(error) => return vec![Bad(format!("NATS: {error:#}"))],
+    };
+    if timeout(CONNECT, hub.connected()).await.is_err() {
+        let why = "does it listen there, is TLS as it wants it, and are the credentials in force?";
+        return vec![Bad(format!("NATS: none of the servers that CLAWDFORGE_NATS_URL names can be connected to; {why}"))];
+    }
+    let begun = Instant::now();
+    let jetstream = hub.jetstream.query_account().await;
+    let mut findings = vec![match jetstream {
+        Ok(_) => Good(format!("NATS: connected, with JetStream, which answers after {} ms", begun.elapsed().as_millis())),
+        Err(error) => {
+            Bad(format!("NATS: connected, but JetStream does not answer ({error}); start the server with -js, and allow it to this user"))
+        }
+    }];
+    findings.push(match hub.jetstream.get_stream(WORK).await {
+        Ok(stream) => Good(format!("NATS: the stream of work is there, with {} pieces that wait", stream.cached_info().state.messages)),
+        Err(_) => Warning("NATS: the stream of work is not there yet; \"clawdforge serve\" makes it".to_owned()),
+    });
+    let file = Settings::ledger_file(&settings.data_dir);
+    let workers = match file.exists().then(|| Ledger::open(&file)) {
+        Some(Ok(ledger)) => ledger.workers().await.unwrap_or_default(),
+        _ => Vec::new(),
+    };
+    findings.extend(workers.into_iter().map(|WorkerRow { name, clock_ms, seen_at, .. }| {
+        if clock_ms.abs() > APART {
+            Warning(format!("machine {name}: its clock is {clock_ms} ms ahead of this one; have both set by NTP"))
+        } else {
+            Good(format!("machine {name}: heard of {} s ago, its clock is {clock_ms} ms ahead", clock::now() - seen_at))
+        }
+    }));
+    findings
 }
 
 async fn examine_port(settings: &Settings) -> Finding {

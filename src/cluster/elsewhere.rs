@@ -57,6 +57,8 @@ pub(super) struct State {
     pub(super) machines: Machines,
     offers: HashMap<String, Offer>,
     pub(super) following: HashMap<String, Following>,
+    /// The last message that was heard of a job, by its number in the stream.
+    pub(super) heard: u64,
 }
 
 /// What waits for a machine.
@@ -79,6 +81,11 @@ impl State {
     /// Whether somebody waits for a job, or follows it.
     pub(super) fn knows(&self, job: &str) -> bool {
         self.offers.contains_key(job) || self.following.contains_key(job)
+    }
+
+    /// The first message in the stream that is still needed, if only to be told again after a restart.
+    pub(super) fn needed(&self) -> u64 {
+        self.following.values().filter_map(|following| following.first).min().unwrap_or(self.heard + 1)
     }
 
     /// A machine wants to start a job.
@@ -202,14 +209,8 @@ impl Elsewhere {
     }
 
     /// Nothing of a job is needed any more: its row is written.
-    pub async fn forget(&self, job: &str) {
-        let Shared { hub, gateway, .. } = &*self.0;
+    pub fn forget(&self, job: &str) {
         self.0.state().following.remove(job);
-        // What is left of it is taken away when it is seen next.
-        let stream = hub.jetstream.get_stream_no_info(wire::events_stream(gateway)).await;
-        if let Ok(stream) = stream {
-            let _ = stream.purge().filter(wire::events(gateway, "*", job)).await;
-        }
     }
 
     /// Has a machine do something at once. `None` where it does not answer.

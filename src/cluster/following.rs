@@ -22,6 +22,8 @@ pub(super) struct Following {
     pub(super) unnamed: u32,
     /// Whether it was asked whether anything more is to come.
     pub(super) doubted: bool,
+    /// The first message of it, by its number in the stream.
+    pub(super) first: Option<u64>,
     /// Bytes of its lines so far.
     received: u64,
     /// Of them, those of a line that is not whole yet.
@@ -40,7 +42,7 @@ pub(super) enum Heard {
 impl Following {
     pub(super) fn new(machine: Machine, heard: UnboundedSender<Heard>) -> Self {
         let (silent, age) = (Duration::ZERO, Duration::ZERO);
-        Self { machine, heard, silent, age, unnamed: 0, doubted: false, received: 0, part: Vec::new() }
+        Self { machine, heard, silent, age, unnamed: 0, doubted: false, first: None, received: 0, part: Vec::new() }
     }
 
     /// Takes a message, which begins behind so many bytes. What was heard before is left out.

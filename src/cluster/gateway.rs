@@ -197,10 +197,10 @@ impl Gateway {
         let strays = {
             let mut state = self.shared().state();
             for (job, following) in state.following.iter_mut().filter(|(_, following)| following.machine.worker == worker) {
-                let is_named = following.machine == beat.machine && own().any(|name| name == *job);
+                let is_named = following.machine.is_of(&beat.machine) && own().any(|name| name == *job);
                 if is_named {
                     (following.silent, following.unnamed) = (Duration::ZERO, 0);
-                } else if following.machine != beat.machine {
+                } else if !following.machine.is_of(&beat.machine) {
                     // It has started anew.
                     following.unnamed = UNNAMED;
                 } else if following.age > NAMED_AFTER {
@@ -246,6 +246,9 @@ impl Gateway {
         if stream.cached_info().state.last_sequence < *after {
             // It was lost, and is another one.
             *after = 0;
+            let mut state = self.shared().state();
+            state.heard = 0;
+            state.following.values_mut().for_each(|following| following.first = None);
         }
         let deliver_policy = DeliverPolicy::ByStartSequence { start_sequence: *after + 1 };
         let consumer = stream.create_consumer(pull::OrderedConfig { deliver_policy, ..pull::OrderedConfig::default() }).await?;
@@ -260,33 +263,48 @@ impl Gateway {
             };
             let Some(message) = message else { return Ok(()) };
             let message = message?;
-            *after = message.info().map_err(anyhow::Error::msg)?.stream_sequence;
+            let sequence = message.info().map_err(anyhow::Error::msg)?.stream_sequence;
+            *after = sequence;
             let mut subject = message.subject.rsplit('.');
             let (job, worker) = (subject.next().unwrap_or_default(), subject.next().unwrap_or_default());
             let at = message.headers.as_ref().and_then(|headers| headers.get(AT)?.as_str().parse().ok()).unwrap_or_default();
-            let is_known = self.hear_of(job, worker, at, &message.payload);
-            if !is_known {
-                // Nobody wants it any more.
-                let _ = stream.purge().filter(message.subject.to_string()).await;
-            }
+            self.hear_of(job, worker, sequence, at, &message.payload);
         }
     }
 
-    /// Hears of a job. Says whether somebody follows it.
-    fn hear_of(&self, job: &str, worker: &str, at: u64, payload: &[u8]) -> bool {
+    /// Hears of a job. Of one that nobody follows, nobody wants to.
+    fn hear_of(&self, job: &str, worker: &str, sequence: u64, at: u64, payload: &[u8]) {
         let mut state = self.shared().state();
-        match state.following.get_mut(job) {
+        state.heard = sequence;
+        let Some(following) = state.following.get_mut(job) else { return };
+        following.first.get_or_insert(sequence);
+        if worker == NOBODY {
             // Nothing that was said before is still to come.
-            Some(following) if worker == NOBODY => following.lose(),
-            Some(following) if following.machine.worker == worker => following.receive(at, payload),
-            _ => return false,
+            following.lose();
+        } else if following.machine.worker == worker {
+            following.receive(at, payload);
         }
-        true
+    }
+
+    /// Throws away what nobody needs any more, from its beginning on. Not job by job: a consumer that lags behind such a purge goes on behind all
+    /// that there is (NATS 2.9.10).
+    async fn purge(&self, purged: &mut u64) {
+        let Shared { hub, gateway, .. } = &**self.shared();
+        let needed = self.shared().state().needed();
+        if needed == *purged {
+            return;
+        }
+        let stream = hub.jetstream.get_stream_no_info(wire::events_stream(gateway)).await;
+        if let Ok(stream) = stream
+            && stream.purge().sequence(needed).await.is_ok()
+        {
+            *purged = needed;
+        }
     }
 
     /// Finds what is away, and what is lost with it.
     async fn look_after(&self) {
-        let (mut ticks, mut noted, mut forgotten) = (interval(LOOK), 0_u32, clock::now());
+        let (mut ticks, mut noted, mut forgotten, mut purged) = (interval(LOOK), 0_u32, clock::now(), 0);
         loop {
             ticks.tick().await;
             let Shared { hub, changed, .. } = &**self.shared();
@@ -311,6 +329,9 @@ impl Gateway {
             noted += 1;
             if LOOK * noted >= NOTE {
                 noted = 0;
+                if hub.connected_since().is_some() {
+                    self.purge(&mut purged).await;
+                }
                 if let Err(error) = self.note(&mut forgotten).await {
                     tracing::warn!(%error, "how machines were heard of is not noted");
                 }

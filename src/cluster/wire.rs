@@ -98,7 +98,7 @@ pub enum Query {
     Claim {
         /// The job.
         job: String,
-        /// The machine.
+        /// The machine, and which of its tries.
         machine: Machine,
     },
     /// These sessions live there. Which of them are over? The answer is a [`Held`].

@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::fs::File;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -76,6 +77,8 @@ struct Shared {
     here: Here,
     places: usize,
     sweep_every: Duration,
+    /// How often it tried to start a job.
+    tries: AtomicU64,
     jobs: Mutex<HashMap<Name, Going>>,
     taken: Mutex<HashMap<String, here::Taken>>,
     /// Ends the making of a session that nobody waits for any more.
@@ -132,6 +135,7 @@ impl Worker {
             here,
             places: settings.max_runs,
             sweep_every: settings.sweep_every,
+            tries: AtomicU64::new(0),
             jobs: Mutex::default(),
             taken: Mutex::default(),
             making: Mutex::default(),
@@ -519,7 +523,8 @@ impl Shared {
 
     /// Asks whether a job may start. `None` where there is no answer.
     async fn claim(&self, name: &Name) -> Option<bool> {
-        let question = Query::Claim { job: name.job.clone(), machine: self.machine.clone() };
+        let machine = self.machine.tries(self.tries.fetch_add(1, Ordering::Relaxed));
+        let question = Query::Claim { job: name.job.clone(), machine };
         for _ in 0..CLAIMS {
             if let Some(answer) = self.hub.ask(wire::ask(&name.gateway, self.name()), &question, CLAIM).await {
                 return Some(answer);

@@ -139,9 +139,9 @@ impl Executors {
     }
 
     /// Nothing of a job is needed any more: its row is written.
-    pub async fn forget(&self, job: &str, worker: Option<&Machine>) {
-        if let (Some(elsewhere), Some(_)) = (&self.elsewhere, worker) {
-            elsewhere.forget(job).await;
+    pub fn forget(&self, job: &str) {
+        if let Some(elsewhere) = &self.elsewhere {
+            elsewhere.forget(job);
         }
     }
 

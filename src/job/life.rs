@@ -252,7 +252,7 @@ impl Life {
         };
         let (written, ()) = tokio::join!(settling, beside);
         if written {
-            context.executors.forget(&self.name(), machine.as_ref()).await;
+            context.executors.forget(&self.name());
         }
     }
 

@@ -71,7 +71,6 @@ impl Jobs {
         if let Some(End::Settled { outcome, .. }) = context.feeds.ended(&id).await? {
             // Only its row could not be told.
             context.ledger.finish_job(&id, settle::finish(&job, &Ok(*outcome))).await?;
-            context.executors.forget(&id.to_string(), Some(&machine)).await;
             return Ok(());
         }
         tracing::info!(%id, worker = machine.worker, "a job that another machine carries out");

@@ -85,13 +85,26 @@ pub struct NewJob {
     pub elsewhere: Option<(Machine, String)>,
 }
 
-/// The machine that carries a job out, from one start to its next.
+/// A machine that carries work out, from one start to its next; or a try of such a one to carry a job out.
 #[derive(Clone, Debug, Deserialize, PartialEq, Eq, Hash, Serialize)]
 pub struct Machine {
     /// Its name.
     pub worker: String,
-    /// That of the start.
+    /// That of the start, and behind a dot that of the try.
     pub instance: String,
+}
+
+impl Machine {
+    /// A try of this machine to carry a job out. Work that comes twice is tried twice, and only one of them may.
+    #[must_use]
+    pub fn tries(&self, number: u64) -> Self {
+        Self { worker: self.worker.clone(), instance: format!("{}.{number}", self.instance) }
+    }
+
+    /// Whether it is a try of this machine.
+    pub fn is_of(&self, machine: &Self) -> bool {
+        self.worker == machine.worker && self.instance.split('.').next() == Some(&machine.instance)
+    }
 }
 
 /// Of a job that waits.

@@ -98,15 +98,17 @@ pub(super) fn path(id: &JobId) -> String {
     }
 }
 
-/// Who makes a job: its model, or else its agent.
+/// Who makes a job: its model, or else its agent, and on which machine, where that is not the server's own.
 pub(super) fn made_by(job: &JobRow) -> String {
+    let worker = job.worker.as_ref().map(|worker| format!(" on {worker}")).unwrap_or_default();
     let agent = job.agent.as_deref().filter(|agent| *agent != "claude");
-    match (agent, &job.model) {
+    let by = match (agent, &job.model) {
         (Some(agent), Some(model)) => format!("{agent} · {model}"),
         (Some(agent), None) => agent.to_owned(),
         (None, Some(model)) => model.clone(),
         (None, None) => "claude".to_owned(),
-    }
+    };
+    by + &worker
 }
 
 /// A text in a line, as much of it as there is room for.

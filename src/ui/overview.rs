@@ -21,11 +21,12 @@ use super::sign_in::Operator;
 use crate::agent::claude::sign_in::is_about_sign_in;
 use crate::agent::programs::Known;
 use crate::api::stream::response;
+use crate::api::workers;
 use crate::app::App;
 use crate::blocking::blocking;
 use crate::clock;
 use crate::job::queue::Places;
-use crate::ledger::{JobRow, RunsWanted, UsageRow};
+use crate::ledger::{JobRow, RunsWanted, UsageRow, WorkerRow};
 
 /// How often a page that is live is looked at anew.
 const LOOK: Duration = Duration::from_secs(1);
@@ -118,6 +119,7 @@ async fn body(app: &App) -> Result<Markup, Oops> {
         }
         section { h2 { "Used" } (used(&week)) }
         section { h2 { "What went wrong in the last 24 hours" } (errors(&wrong)) }
+        @if app.elsewhere.is_some() { section { h2 { "Machines" } (machines(&workers::known(app).await?)) } }
         section { h2 { "Programs" } (programs(app, &sign_in)) }
     })
 }
@@ -126,7 +128,13 @@ async fn body(app: &App) -> Result<Markup, Oops> {
 fn troubles(app: &App, sign_in: &SignInState, free: u64) -> Markup {
     let mut troubles = Vec::new();
     let claude = app.claude.known();
-    if !claude.present {
+    if let Some(elsewhere) = &app.elsewhere
+        && !elsewhere.is_connected()
+    {
+        troubles.push("NATS can't be reached: no work goes to other machines until it is back.".to_owned());
+    }
+    // Where others make the runs, it may well be missing here.
+    if !claude.present && app.elsewhere.is_none() {
         troubles.push("The claude CLI is not installed: no run can be made. clawdforge doctor says how to install it.".to_owned());
     }
     if let SignInState::Fails(_, error) = sign_in {
@@ -241,6 +249,33 @@ fn errors(wrong: &[JobRow]) -> Markup {
                 }
             }
             p { a href="/ui/runs?status=failed" { "All runs that failed" } }
+        }
+    }
+}
+
+fn machines(known: &[(WorkerRow, bool)]) -> Markup {
+    html! {
+        @if known.is_empty() { p.hint { "None has been heard of. " code { "clawdforge worker" } " on another machine makes one." } } @else {
+            div.scroll tabindex="0" role="group" aria-label="Machines" {
+                table {
+                    thead {
+                        tr {
+                            th scope="col" { "Machine" } th scope="col" { "Seen" } th.number scope="col" { "Places" } th.number scope="col" { "Runs" }
+                            th.number scope="col" { "Turns" } th.number scope="col" { "Sessions" } th scope="col" { "Version" }
+                        }
+                    }
+                    tbody {
+                        @for (worker, here) in known {
+                            tr {
+                                th scope="row" { (worker.name) }
+                                td { @if *here { "now" } @else { strong { "away" } " since " (when(worker.seen_at)) } }
+                                td.number { (worker.places) } td.number { (worker.runs) } td.number { (worker.turns) } td.number { (worker.sessions) }
+                                td { (worker.version) }
+                            }
+                        }
+                    }
+                }
+            }
         }
     }
 }

@@ -109,6 +109,7 @@ fn other(step: &Step) -> Markup {
         "create" => "Created".to_owned(),
         "close" => "Closed".to_owned(),
         "sweep_close" => "Closed: nobody used it".to_owned(),
+        "worker_forgotten" => "Closed: its machine does not come back".to_owned(),
         "permission" => {
             let tool = asked["params"]["toolCall"]["title"].as_str().unwrap_or("a question");
             match &step.answered {

@@ -86,7 +86,7 @@ async fn the_description_is_openapi_3_1_and_names_every_path() {
     assert!(data["$ref"] == "#/components/schemas/RunState" || data["allOf"].is_array() || data["properties"].is_object(), "{data}");
     assert!(document["openapi"].as_str().unwrap().starts_with("3.1"));
     let paths: Vec<_> = document["paths"].as_object().unwrap().keys().map(String::as_str).collect();
-    let expected = "/admin/runs /admin/tokens /admin/tokens/{name} /admin/tokens/{name}/rotate /admin/tokens/{name}/webhook-secret /admin/usage /batches /batches/{id} /batches/{id}/results /files /healthz /metrics /run /runs /runs/{id} \
+    let expected = "/admin/runs /admin/tokens /admin/tokens/{name} /admin/tokens/{name}/rotate /admin/tokens/{name}/webhook-secret /admin/usage /admin/workers /admin/workers/{name} /batches /batches/{id} /batches/{id}/results /files /healthz /metrics /run /runs /runs/{id} \
         /runs/{id}/events /runs/{id}/permissions /runs/{id}/permissions/{permission_id} /sessions /sessions/{id} /sessions/{id}/cancel /sessions/{id}/permissions /sessions/{id}/permissions/{permission_id} /sessions/{id}/turn /sessions/{id}/turns/{turn} \
         /sessions/{id}/turns/{turn}/events /usage /v1/chat/completions /v1/messages /v1/messages/count_tokens /v1/models \
         /v1/models/{id} /v1/responses /v1/responses/{id} /webhooks/deliveries /webhooks/deliveries/{id}/retry /webhooks/test";

@@ -275,6 +275,12 @@ impl Server {
         self.workers.as_mut().unwrap()
     }
 
+    /// Starts those that were ended.
+    pub fn start_workers(&mut self) {
+        let folder = self.folder().to_owned();
+        self.workers.as_mut().unwrap().start_missing(&self.options, &folder);
+    }
+
     /// Starts another server on the same folder when this one has ended.
     pub fn restart(mut self) -> Self {
         self.ended();
@@ -385,6 +391,7 @@ pub struct Workers {
     port: u16,
     folder: PathBuf,
     nats: Option<Child>,
+    detours: BTreeMap<String, String>,
     processes: BTreeMap<String, Child>,
     log: Arc<Mutex<Vec<String>>>,
 }
@@ -404,7 +411,15 @@ impl Workers {
         // Free now; whoever takes it meanwhile makes the test fail.
         let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let url = format!("nats://127.0.0.1:{port}");
-        let mut workers = Self { url, port, folder: folder.to_owned(), nats: None, processes: BTreeMap::new(), log: Arc::default() };
+        let mut workers = Self {
+            url,
+            port,
+            folder: folder.to_owned(),
+            nats: None,
+            detours: BTreeMap::new(),
+            processes: BTreeMap::new(),
+            log: Arc::default(),
+        };
         workers.start_nats();
         workers.start_missing(options, folder);
         workers
@@ -426,8 +441,13 @@ impl Workers {
         nats.wait().unwrap();
     }
 
+    /// Has a machine reach NATS by another address from its next start on.
+    pub fn reach(&mut self, name: &str, url: String) {
+        self.detours.insert(name.to_owned(), url);
+    }
+
     /// Starts the machines that are not there. Each has its share of the places.
-    pub fn start_missing(&mut self, options: &Options, folder: &Path) {
+    fn start_missing(&mut self, options: &Options, folder: &Path) {
         let places: usize = options.setting("CLAWDFORGE_MAX_RUNS").map_or(8, |places| places.parse().unwrap());
         for number in 0..options.workers {
             let name = name(number);
@@ -436,10 +456,8 @@ impl Workers {
             }
             let mut command = options.command(&["worker"], folder, &folder.join(&name));
             let share = (places + options.workers - 1 - number) / options.workers;
-            command
-                .env("CLAWDFORGE_NATS_URL", &self.url)
-                .env("CLAWDFORGE_WORKER_NAME", &name)
-                .env("CLAWDFORGE_MAX_RUNS", share.to_string());
+            let url = self.detours.get(&name).unwrap_or(&self.url);
+            command.env("CLAWDFORGE_NATS_URL", url).env("CLAWDFORGE_WORKER_NAME", &name).env("CLAWDFORGE_MAX_RUNS", share.to_string());
             let mut process = command.spawn().unwrap();
             collect(&mut process, &self.log, &Arc::default());
             self.processes.insert(name, process);
@@ -467,6 +485,13 @@ impl Workers {
         let mut process = self.processes.remove(name).unwrap();
         process.kill().unwrap();
         process.wait().unwrap();
+    }
+
+    /// Stops one.
+    pub fn stop_one(&mut self, name: &str) {
+        let mut process = self.processes.remove(name).unwrap();
+        kill_process(Pid::from_child(&process), Signal::TERM).unwrap();
+        assert!(wait_for(|| process.try_wait().unwrap().ok_or("a machine still works")).success());
     }
 
     pub fn log(&self) -> String {
