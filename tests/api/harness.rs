@@ -10,7 +10,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use reqwest::{Client, Method, RequestBuilder, StatusCode};
@@ -392,6 +392,7 @@ pub struct Workers {
     folder: PathBuf,
     nats: Option<Child>,
     detours: BTreeMap<String, String>,
+    started: usize,
     processes: BTreeMap<String, Child>,
     log: Arc<Mutex<Vec<String>>>,
 }
@@ -417,6 +418,7 @@ impl Workers {
             folder: folder.to_owned(),
             nats: None,
             detours: BTreeMap::new(),
+            started: 0,
             processes: BTreeMap::new(),
             log: Arc::default(),
         };
@@ -461,7 +463,11 @@ impl Workers {
             let mut process = command.spawn().unwrap();
             collect(&mut process, &self.log, &Arc::default());
             self.processes.insert(name, process);
+            self.started += 1;
         }
+        // Before that a signal ends one as it ends any program.
+        let working = || self.log().matches("\"working\"").count();
+        wait_for(|| (working() >= self.started).then_some(()).ok_or_else(|| self.log()));
     }
 
     /// Lets go those that have ended. Says whether there were any.
@@ -495,7 +501,7 @@ impl Workers {
     }
 
     pub fn log(&self) -> String {
-        self.log.lock().unwrap().join("\n")
+        self.log.lock().unwrap_or_else(PoisonError::into_inner).join("\n")
     }
 
     /// Ends them, which must go well.
@@ -505,7 +511,7 @@ impl Workers {
         }
         for process in self.processes.values_mut() {
             let status = wait_for(|| process.try_wait().unwrap().ok_or("a machine still works"));
-            assert!(status.success(), "a machine ended with {status}\n{}", self.log.lock().unwrap().join("\n"));
+            assert!(status.success(), "a machine ended with {status}");
         }
     }
 }
