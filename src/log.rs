@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use tracing::Level;
 use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
-use tracing_subscriber::filter::Targets;
+use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
@@ -51,7 +51,7 @@ pub fn begin(format: LogFormat) -> WorkerGuard {
     let _ = TOO_MANY.set(lines.error_counter());
     let log = tracing_subscriber::fmt().with_writer(lines).with_target(false).with_max_level(Level::INFO);
     // What it says of its connection is said here, too.
-    let own = Targets::new().with_default(Level::INFO).with_target("async_nats", Level::ERROR);
+    let own = Targets::new().with_default(Level::INFO).with_target("async_nats", LevelFilter::OFF);
     match format {
         LogFormat::Text => log.with_ansi(io::stderr().is_terminal()).finish().with(own).init(),
         LogFormat::Json => log.json().flatten_event(true).finish().with(own).init(),

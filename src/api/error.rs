@@ -3,8 +3,7 @@
 use std::any::Any;
 use std::io::{self, ErrorKind};
 
-use axum::http::header::RETRY_AFTER;
-use axum::http::{HeaderValue, StatusCode};
+use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -19,9 +18,6 @@ use crate::session;
 use crate::uploads;
 
 const DISK_FULL: &str = "The server's disk is full; ask its operator to free some space, then try again.";
-
-/// After how many seconds a machine that is away may be back.
-const RETRY_AFTER_SECS: &str = "10";
 
 /// An error, as RFC 9457 has it.
 #[derive(Debug, Serialize, ToSchema)]
@@ -303,12 +299,7 @@ impl ApiError {
 
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
-        let returns = matches!(self, Self::Away(_) | Self::Nowhere);
-        let mut response = self.into_answer().into_response();
-        if returns {
-            response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static(RETRY_AFTER_SECS));
-        }
-        response
+        self.into_answer().into_response()
     }
 }
 

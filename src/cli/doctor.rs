@@ -5,6 +5,8 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
+use async_nats::jetstream::ErrorCode;
+use async_nats::jetstream::context::GetStreamErrorKind;
 use serde::Deserialize;
 use tokio::net::TcpListener;
 use tokio::time::{sleep, timeout};
@@ -266,17 +268,20 @@ async fn examine_nats(nats: &Nats, settings: &Settings) -> Vec<Finding> {
         return vec![Bad(format!("NATS: none of the servers that CLAWDFORGE_NATS_URL names can be connected to; {why}"))];
     }
     let begun = Instant::now();
-    let jetstream = hub.jetstream.query_account().await;
-    let mut findings = vec![match jetstream {
-        Ok(_) => Good(format!("NATS: connected, with JetStream, which answers after {} ms", begun.elapsed().as_millis())),
-        Err(error) => {
-            Bad(format!("NATS: connected, but JetStream does not answer ({error}); start the server with -js, and allow it to this user"))
+    let stream = hub.jetstream.get_stream(WORK).await;
+    let connected = format!("NATS: connected; JetStream answers after {} ms", begun.elapsed().as_millis());
+    let mut findings = match stream.map_err(|error| error.kind()) {
+        Ok(stream) => vec![
+            Good(connected),
+            Good(format!("NATS: the stream of work is there, with {} pieces that wait", stream.cached_info().state.messages)),
+        ],
+        Err(GetStreamErrorKind::JetStream(error)) if error.error_code() == ErrorCode::STREAM_NOT_FOUND => {
+            vec![Good(connected), Warning("NATS: the stream of work is not there yet; \"clawdforge serve\" makes it".to_owned())]
         }
-    }];
-    findings.push(match hub.jetstream.get_stream(WORK).await {
-        Ok(stream) => Good(format!("NATS: the stream of work is there, with {} pieces that wait", stream.cached_info().state.messages)),
-        Err(_) => Warning("NATS: the stream of work is not there yet; \"clawdforge serve\" makes it".to_owned()),
-    });
+        Err(error) => vec![Bad(format!(
+            "NATS: connected, but JetStream does not answer ({error}); start the server with -js, and allow it to this user"
+        ))],
+    };
     let file = Settings::ledger_file(&settings.data_dir);
     let workers = match file.exists().then(|| Ledger::open(&file)) {
         Some(Ok(ledger)) => ledger.workers().await.unwrap_or_default(),

@@ -10,7 +10,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::sync::{Notify, watch};
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -143,6 +143,13 @@ impl Elsewhere {
     /// Whether a machine, or any, can't be waited for: it is away, and for as long as it may take to show.
     pub fn is_away(&self, worker: Option<&str>) -> bool {
         self.0.began.elapsed() > AWAY && !self.0.state().machines.is_here(worker)
+    }
+
+    /// Comes when a machine is there, or none can be waited for.
+    pub async fn anyone(&self) {
+        // A server that has just begun has heard of none yet.
+        let grace = AWAY.saturating_sub(self.0.began.elapsed());
+        let _ = timeout(grace, self.here(None)).await;
     }
 
     /// From now on, what goes on elsewhere goes on without this server.

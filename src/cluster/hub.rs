@@ -1,5 +1,6 @@
 //! The connection to NATS, of a gateway and of a worker.
 
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
@@ -33,6 +34,7 @@ impl Hub {
     /// Connects, or goes on trying to. An error is one of the settings.
     pub async fn connect(Nats { servers, credentials, certificates }: &Nats, name: &str) -> anyhow::Result<Self> {
         let (told, connected) = watch::channel(None);
+        let said = Arc::<Mutex<String>>::default();
         let mut options = ConnectOptions::new()
             .name(format!("clawdforge {name}"))
             // Nobody else's answers can be listened to where the server's permissions say so.
@@ -43,7 +45,7 @@ impl Hub {
             .subscription_capacity(1 << 16)
             .reconnect_delay_callback(|tries| LONGEST_DELAY.min(Duration::from_millis(50) * u32::try_from(tries).unwrap_or(u32::MAX)))
             .event_callback(move |event| {
-                let told = told.clone();
+                let (told, said) = (told.clone(), said.clone());
                 async move {
                     match event {
                         Event::Connected => {
@@ -54,13 +56,24 @@ impl Hub {
                             tracing::warn!("NATS can't be reached; trying again until it can");
                             told.send_replace(None);
                         }
-                        other => tracing::warn!(event = %other, "NATS"),
+                        other => {
+                            // The same is said at each try to connect.
+                            let mut said = said.lock().unwrap_or_else(PoisonError::into_inner);
+                            if *said != other.to_string() {
+                                *said = other.to_string();
+                                tracing::warn!(event = %other, "NATS");
+                            }
+                        }
                     }
                 }
             });
         if let Some(file) = credentials {
             let read = options.credentials_file(file).await;
             options = read.with_context(|| format!("CLAWDFORGE_NATS_CREDS: {} holds no credentials", file.display()))?;
+        }
+        // Those of the first address that has some are for all.
+        if let Some((user, password)) = servers.iter().find_map(|server| Some((server.username()?, server.password()?))) {
+            options = options.user_and_password(user.to_owned(), password.to_owned());
         }
         if let Some(file) = certificates {
             options = options.require_tls(true).add_root_certificates(file.clone());

@@ -73,14 +73,18 @@ impl Lines {
 
 /// Sends a message until it is kept. A second one of the same place is known by that.
 async fn send(hub: &Hub, subject: &str, at: usize, part: &Bytes) {
+    let mut is_late = false;
     loop {
         let mut headers = HeaderMap::new();
         headers.insert(AT, at.to_string());
         let sent = async { hub.jetstream.publish_with_headers(subject.to_owned(), headers, part.clone()).await?.await };
-        match timeout(KEPT, sent).await {
+        let why = match timeout(KEPT, sent).await {
             Ok(Ok(_)) => return,
-            Ok(Err(error)) => tracing::debug!(subject, %error, "a message was not kept; sending it again"),
-            Err(_) => {}
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => "no answer".to_owned(),
+        };
+        if !std::mem::replace(&mut is_late, true) {
+            tracing::warn!(subject, why, "what is said of a job is not kept by NATS yet; sending it until it is");
         }
         sleep(AGAIN).await;
     }

@@ -169,8 +169,8 @@ impl Worker {
         spawn(&mut background, |shared| Box::pin(async move { shared.meet().await }));
         spawn(&mut background, |shared| Box::pin(async move { shared.sweep().await }));
         let mut taking = JoinSet::new();
-        spawn(&mut taking, |shared| Box::pin(async move { shared.take_runs().await }));
-        spawn(&mut taking, |shared| Box::pin(async move { shared.take_turns().await }));
+        taking.spawn(shared.clone().take_from(ANY.to_owned(), Some(Arc::new(Semaphore::new(shared.places)))));
+        taking.spawn(shared.clone().take_from(wire::consumer_of(shared.name()), None));
         tracing::info!(worker = shared.machine.worker, places = shared.places, version = env!("CARGO_PKG_VERSION"), "working");
         let worked = tokio::select! {
             () = stop.begin.cancelled() => Ok(()),
@@ -190,7 +190,8 @@ impl Worker {
         shared.here.finish().await;
         background.shutdown().await;
         shared.here.end().await;
-        let _ = shared.hub.client.flush().await;
+        // Where NATS is not there, it never comes to that.
+        let _ = timeout(AGAIN, shared.hub.client.flush()).await;
         tracing::info!("stopped");
         worked
     }
@@ -385,44 +386,26 @@ impl Shared {
         }
     }
 
-    /// Takes runs, one for each place that is free.
-    async fn take_runs(self: Arc<Self>) {
-        let slots = Arc::new(Semaphore::new(self.places));
-        while let Some(consumer) = self.consumer(ANY).await {
-            loop {
-                // The semaphore is never closed.
-                let Some(Ok(slot)) = self.stopping.run_until_cancelled(slots.clone().acquire_owned()).await else { return };
-                match self.take(&consumer).await {
-                    Ok(Some(message)) => self.begin(message, Some(slot)),
-                    Ok(None) => {}
-                    Err(error) => {
-                        tracing::debug!(%error, "no work can be taken");
-                        break;
-                    }
-                }
-                if self.stopping.is_cancelled() {
-                    return;
-                }
-            }
-            sleep(AGAIN / 5).await;
-        }
-    }
-
-    /// Takes the turns of the sessions that live here. How many go on, their gateway bounds.
-    async fn take_turns(self: Arc<Self>) {
-        let name = wire::consumer_of(self.name());
+    /// Takes work from a consumer until it stops: runs, a piece for each place, or the turns of the sessions that live here, of which their gateway
+    /// bounds how many go on.
+    async fn take_from(self: Arc<Self>, name: String, places: Option<Arc<Semaphore>>) {
         while let Some(consumer) = self.consumer(&name).await {
             loop {
+                let place = async {
+                    match &places {
+                        // It is never closed.
+                        Some(places) => places.clone().acquire_owned().await.ok(),
+                        None => None,
+                    }
+                };
+                let Some(slot) = self.stopping.run_until_cancelled(place).await else { return };
                 match self.take(&consumer).await {
-                    Ok(Some(message)) => self.begin(message, None),
+                    Ok(Some(message)) => self.begin(message, slot),
                     Ok(None) => {}
                     Err(error) => {
-                        tracing::debug!(%error, "no turns can be taken");
+                        tracing::debug!(name, %error, "no work can be taken");
                         break;
                     }
-                }
-                if self.stopping.is_cancelled() {
-                    return;
                 }
             }
             sleep(AGAIN / 5).await;

@@ -6,10 +6,12 @@ pub mod here;
 use std::collections::{HashMap, HashSet};
 use std::io::{self, ErrorKind};
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -20,6 +22,9 @@ use crate::agent::control::Control;
 use crate::cluster::elsewhere::{Carried, Claimed, Elsewhere};
 use crate::ledger::Machine;
 use here::Here;
+
+/// How often it is looked whether somebody is there.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// What carries work out. Clones share it.
 #[derive(Clone)]
@@ -105,6 +110,25 @@ impl Executors {
         self.places == 0 && self.elsewhere.as_ref().is_none_or(|elsewhere| elsewhere.is_away(None))
     }
 
+    /// Comes when nobody is there who could carry a job out, and says who would be waited for.
+    pub async fn nobody(&self, session: Option<&Conversation>) -> Unmade {
+        if self.elsewhere.is_none() {
+            return std::future::pending().await;
+        }
+        loop {
+            match session {
+                Some(session) => {
+                    if let Some(worker) = self.awaited(session) {
+                        return Unmade::Away(worker);
+                    }
+                }
+                None if self.is_nowhere() => return Unmade::Nowhere,
+                None => {}
+            }
+            sleep(LOOK).await;
+        }
+    }
+
     /// Finds what carries a job out, which may have to be waited for.
     pub async fn find(&self, job: &str, uuid: Uuid, spec: &Spec) -> Executor<'_> {
         let Some(elsewhere) = &self.elsewhere else { return Executor::Here(&self.here, None) };
@@ -155,6 +179,9 @@ impl Executors {
     /// A session that was started ahead, if `ahead` may be looked for, or a name for one, on the machine of which the fewest are open.
     pub async fn take_session(&self, setup: &Setup, ahead: bool, open: &HashMap<Option<String>, u32>) -> Result<Taken, Unmade> {
         let here = (self.places > 0 || self.elsewhere.is_none()).then_some(None);
+        if let (None, Some(elsewhere)) = (&here, &self.elsewhere) {
+            elsewhere.anyone().await;
+        }
         let others = self.elsewhere.iter().flat_map(|elsewhere| elsewhere.names().into_iter().map(Some));
         let all = here.into_iter().chain(others);
         match all.min_by_key(|worker| open.get(worker).copied().unwrap_or_default()) {

@@ -22,7 +22,7 @@ use crate::agent::contract::{Ending, Event, Outcome};
 use crate::agent::control::{Control, Emit};
 use crate::agent::questions::{Change, Question, Settled};
 use crate::agent::warm_pool::Hold;
-use crate::executor::{Came, Executor, Retold};
+use crate::executor::{Came, Executor, Retold, Unmade};
 use crate::ledger::{Machine, Queued};
 use crate::metrics::{GoingOn, METRICS};
 
@@ -153,9 +153,16 @@ impl Life {
                 None => pending().await,
             }
         };
+        // What is accepted for good waits for whoever is awaited.
+        let nobody =
+            async { if self.detached { pending().await } else { self.context.executors.nobody(self.job.spec.session.as_ref()).await } };
         tokio::select! {
             biased;
             () = closing => Err(Rejection::SessionClosed),
+            why = nobody => Err(match why {
+                Unmade::Away(worker) => Rejection::Away(worker),
+                _ => Rejection::Nowhere,
+            }),
             () = self.live.cancel.cancelled() => Err(if self.context.stop.is_cancelled() { Rejection::Stopping } else { Rejection::Cancelled }),
             held = wait => held,
         }

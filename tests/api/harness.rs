@@ -48,7 +48,7 @@ impl Options {
     }
 
     /// The program with what all of it gets, in a data folder.
-    fn command(&self, arguments: &[&str], folder: &Path, data: &Path) -> Command {
+    pub fn command(&self, arguments: &[&str], folder: &Path, data: &Path) -> Command {
         let mut command = Command::new(BINARY);
         command.args(arguments).env_clear().stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
         if self.environment.is_empty() {

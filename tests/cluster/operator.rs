@@ -41,9 +41,11 @@ async fn machines_are_seen() {
     let refused = said(&["worker", "forget", "machine-0"]);
     assert!(refused.contains("the machine machine-0 is there; stop it first"), "{refused}");
     let doctor = said(&["doctor"]);
-    for line in
-        ["ok       NATS: connected, with JetStream", "ok       NATS: the stream of work is there", "ok       machine machine-1: heard of"]
-    {
+    for line in [
+        "ok       NATS: connected; JetStream answers after",
+        "ok       NATS: the stream of work is there",
+        "ok       machine machine-1: heard of",
+    ] {
         assert!(doctor.contains(line), "{doctor}");
     }
     let unknown = said(&["worker", "forget", "nobody"]);
