@@ -87,17 +87,18 @@ impl Ledger {
                 ),
                 [now],
             )?;
-            let settle = |table: &str, what: &str, starts: &str, id: &str| {
+            let settle = |table: &str, what: &str, is_job: &str, starts: &str, id: &str| {
                 format!(
                     "UPDATE {table} SET finished_at = ?1, ok = 0, stop_reason = 'interrupted', request = NULL,
                          error = 'the server ended while this {what} was going on'
-                     WHERE finished_at IS NULL AND NOT (queued AND request IS NOT NULL {starts}) AND NOT ({elsewhere}) RETURNING {id}"
+                     WHERE finished_at IS NULL AND {is_job} AND NOT (queued AND request IS NOT NULL {starts}) AND NOT ({elsewhere})
+                     RETURNING {id}"
                 )
             };
-            let mut runs = db.prepare(&settle("runs", "run", "", "run_id"))?;
+            let mut runs = db.prepare(&settle("runs", "run", "true", "", "run_id"))?;
             let runs = runs.query_map([now], |row| Ok(JobId::Run(row.get(0)?)))?;
             let open = "AND session_id IN (SELECT session_id FROM sessions WHERE closed_at IS NULL)";
-            let mut turns = db.prepare(&settle("session_events", "turn", open, "session_id, turn"))?;
+            let mut turns = db.prepare(&settle("session_events", "turn", "turn IS NOT NULL", open, "session_id, turn"))?;
             let turns = turns.query_map([now], |row| Ok(JobId::Turn { session_id: row.get(0)?, turn: row.get(1)? }))?;
             runs.chain(turns).collect()
         })
