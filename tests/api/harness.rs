@@ -124,7 +124,7 @@ impl Server {
         let client = Client::new();
         let workers = (options.workers > 0).then(|| workers.unwrap_or_else(|| Workers::start(&options, folder.path())));
         let mut command = options.command(&["serve", "--bind", "127.0.0.1:0"], folder.path(), &folder.path().join("data"));
-        command.env("CLAWDFORGE_ADMIN_TOKEN", ADMIN);
+        command.env("CLAWDFORGE_ADMIN_TOKEN", options.setting("CLAWDFORGE_ADMIN_TOKEN").unwrap_or(ADMIN));
         if let Some(workers) = &workers {
             // Nothing is started ahead where nothing is started.
             command.env("CLAWDFORGE_NATS_URL", &workers.url).env("CLAWDFORGE_MAX_RUNS", "0").env("CLAWDFORGE_STANDBY", "0");

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use async_nats::jetstream::stream;
 use async_nats::{ConnectOptions, Event};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 use reqwest::StatusCode;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
@@ -24,13 +25,20 @@ impl Drop for Program {
     }
 }
 
-/// The server of the example, on a port of this machine alone.
-fn example(folder: &Path) -> (Program, u16) {
+/// The server of the example, on a port of this machine alone, with TLS where it has a certificate.
+fn example(folder: &Path, tls: bool) -> (Program, u16) {
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let example = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/nats/nats.conf")).unwrap();
     let store = folder.join("nats").display().to_string();
     let config = example.replace("0.0.0.0:4222", &format!("127.0.0.1:{port}")).replace("/var/lib/nats", &store);
     assert!(config.contains(&store) && config.contains(&port.to_string()));
+    let config = if tls {
+        let lines =
+            ["tls {", "  cert_file:", "  key_file:", "}"].iter().fold(config, |config, line| config.replace(&format!("#{line}"), line));
+        lines.replace("/etc/nats", &folder.display().to_string())
+    } else {
+        config
+    };
     let file = folder.join("nats.conf");
     std::fs::write(&file, config).unwrap();
     let mut command = Command::new(nats_server().unwrap());
@@ -46,7 +54,7 @@ async fn a_worker_can_do_its_part_and_no_more() {
         return;
     }
     let folder = tempfile::tempdir().unwrap();
-    let (_nats, port) = example(folder.path());
+    let (_nats, port) = example(folder.path(), false);
     let url = |user: &str| format!("nats://{user}@127.0.0.1:{port}");
     let options = || Options::acpx_stand_in().workers(0).set("CLAWDFORGE_MAX_RUNS", 0);
     let server = options().set("CLAWDFORGE_NATS_URL", url("gateway:g1")).start();
@@ -111,6 +119,47 @@ async fn a_worker_can_do_its_part_and_no_more() {
     assert!(!matches!(made, Ok(Ok(_))));
     assert_eq!(server.get("/admin/workers", ADMIN).await.json["count"], 1);
     drop(worker);
+}
+
+/// A worker of the example.
+fn attic(folder: &Path, settings: &[(&str, String)]) -> Program {
+    let options = Options::stand_in().workers(0);
+    let mut worker = options.command(&["worker", "--worker-name", "attic"], folder, &folder.join("attic"));
+    worker.envs(settings.iter().cloned()).env("CLAWDFORGE_MAX_RUNS", "1").stderr(Stdio::null());
+    Program(worker.spawn().unwrap())
+}
+
+#[tokio::test]
+async fn a_server_with_places_of_its_own_shares_the_work_by_tls() {
+    if is_left_out() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let mut params = CertificateParams::new(Vec::new()).unwrap();
+    params.distinguished_name.push(DnType::CommonName, "authority");
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let authority = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
+    let key = KeyPair::generate().unwrap();
+    let certificate = CertificateParams::new(["127.0.0.1".to_owned()]).unwrap().signed_by(&key, &authority).unwrap();
+    let [ca, own, secret] = ["ca.pem", "server.pem", "server.key"].map(|name| folder.path().join(name));
+    for (file, pem) in [(&ca, authority.pem()), (&own, certificate.pem()), (&secret, key.serialize_pem())] {
+        std::fs::write(file, pem).unwrap();
+    }
+    let (_nats, port) = example(folder.path(), true);
+    let url = |user: &str| format!("tls://{user}@127.0.0.1:{port}");
+    let ca = ca.display().to_string();
+    let options = Options::stand_in().workers(0).set("CLAWDFORGE_MAX_RUNS", 1);
+    let server = options.set("CLAWDFORGE_NATS_URL", url("gateway:g1")).set("CLAWDFORGE_NATS_CA", &ca).start();
+    let token = server.mint("app").await;
+    // One at a time, as long as it is alone.
+    assert_eq!(server.run(&token, "hello").await.status, StatusCode::OK);
+    let _worker = attic(folder.path(), &[("CLAWDFORGE_NATS_URL", url("attic:a1")), ("CLAWDFORGE_NATS_CA", ca)]);
+    until("the machine", || server.log().contains("a machine is there")).await;
+    let begun = std::time::Instant::now();
+    let (first, second) = tokio::join!(server.run(&token, "do: wait"), server.run(&token, "do: wait"));
+    assert_eq!((first.status, second.status), (StatusCode::OK, StatusCode::OK));
+    assert!(begun.elapsed() < Duration::from_secs(4), "{:?}", begun.elapsed());
+    assert_eq!(server.query::<i64>("SELECT count(*) FROM runs WHERE worker = 'attic'"), 1);
 }
 
 #[tokio::test]
