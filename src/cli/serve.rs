@@ -14,7 +14,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::agent::tag::Tag;
 use crate::agent::{children, family};
 use crate::boot;
-use crate::config::{self, ADMIN_TOKEN, ADMIN_TOKEN_FLAG, ADMIN_TOKEN_SHA256, Flags};
+use crate::config::{self, ADMIN_TOKEN, ADMIN_TOKEN_FLAG, ADMIN_TOKEN_SHA256, Flags, WorkerFlags};
 use crate::log;
 use crate::secret::TokenHash;
 use crate::server::Stop;
@@ -38,7 +38,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         return Err(start_again(hash));
     }
     let _log = log::begin(settings.log);
-    warn_of_unknown_settings::<Args>();
+    warn_of_unknown_settings();
     allow_many_connections();
     // Other processes of this user, agents first, can't read the server's memory or environment.
     set_dumpable_behavior(DumpableBehavior::NotDumpable).context("the process can't be shielded")?;
@@ -118,10 +118,11 @@ fn without_admin_token(arguments: impl Iterator<Item = OsString>) -> Vec<OsStrin
     kept
 }
 
-/// A variable of ours that is no setting is a misspelt one, or one of another release.
-pub(super) fn warn_of_unknown_settings<A: clap::Args>() {
-    let command = A::augment_args(clap::Command::new("clawdforge"));
-    let known: Vec<_> = command.get_arguments().filter_map(clap::Arg::get_env).collect();
+/// A variable of ours that is no setting, of a server or of a worker, is a misspelt one, or one of another release.
+pub(super) fn warn_of_unknown_settings() {
+    let serve = <Args as clap::Args>::augment_args(clap::Command::new("serve"));
+    let worker = <WorkerFlags as clap::Args>::augment_args(clap::Command::new("worker"));
+    let known: Vec<_> = serve.get_arguments().chain(worker.get_arguments()).filter_map(clap::Arg::get_env).collect();
     for (name, _) in std::env::vars_os().filter(|(name, _)| name.as_encoded_bytes().starts_with(b"CLAWDFORGE_")) {
         if !known.contains(&name.as_os_str()) {
             tracing::warn!(variable = %name.display(), "not a setting of this release, and ignored");

@@ -59,7 +59,7 @@ fn work(flags: WorkerFlags) -> anyhow::Result<()> {
     let settings = flags.read()?;
     let environment = config::agents_environment()?;
     let _log = log::begin(settings.settings.log);
-    warn_of_unknown_settings::<Args>();
+    warn_of_unknown_settings();
     allow_many_connections();
     // Other processes of this user, agents first, can't read what lets one in at NATS.
     set_dumpable_behavior(DumpableBehavior::NotDumpable).context("the process can't be shielded")?;

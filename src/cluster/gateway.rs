@@ -144,6 +144,9 @@ impl Gateway {
     fn answer(&self, Message { subject, reply, payload, .. }: Message) {
         let Some(reply) = reply else { return };
         let worker = subject.rsplit('.').next().unwrap_or_default().to_owned();
+        if *subject != wire::ask(&self.shared().gateway, &worker) {
+            return;
+        }
         match serde_json::from_slice(&payload) {
             // By its own name alone, which NATS vouches for.
             Ok(Query::Claim { job, machine }) if machine.worker == worker => {
@@ -179,7 +182,7 @@ impl Gateway {
         let Ok(mut beats) = self.shared().hub.client.subscribe(wire::beat("*")).await else { return };
         while let Some(Message { subject, payload, .. }) = beats.next().await {
             match serde_json::from_slice::<Beat>(&payload) {
-                Ok(beat) if subject.ends_with(&format!(".{}", beat.machine.worker)) => self.hear(beat).await,
+                Ok(beat) if *subject == wire::beat(&beat.machine.worker) => self.hear(beat).await,
                 _ => tracing::warn!(%subject, "what a machine says of itself can't be read; is it of another release?"),
             }
         }

@@ -233,6 +233,9 @@ impl Shared {
     async fn meet(self: Arc<Self>) {
         let Ok(mut hellos) = self.hub.client.subscribe(HELLO).await else { return };
         while let Some(hello) = hellos.next().await {
+            if *hello.subject != *HELLO {
+                continue;
+            }
             self.speak.notify_one();
             self.met.send_replace(());
             if let Ok(Hello { gateway }) = serde_json::from_slice(&hello.payload) {
@@ -244,8 +247,14 @@ impl Shared {
 
     /// Does what it is told.
     async fn obey(self: Arc<Self>) {
-        let Ok(mut orders) = self.hub.client.subscribe(wire::order(self.name())).await else { return };
-        while let Some(Message { payload, reply, .. }) = orders.next().await {
+        let own = wire::order(self.name());
+        let Ok(mut orders) = self.hub.client.subscribe(own.clone()).await else { return };
+        while let Some(Message { subject, payload, reply, .. }) = orders.next().await {
+            if *subject != own {
+                // A consumer of a stream may have anything that stands there delivered here.
+                tracing::warn!(%subject, "what was delivered as an order is none");
+                continue;
+            }
             match serde_json::from_slice(&payload) {
                 Ok(order) => {
                     let shared = self.clone();

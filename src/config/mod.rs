@@ -258,7 +258,8 @@ pub(crate) fn is_model(model: &str) -> bool {
 
 /// Whether it can be the name of a machine, which is part of subjects.
 pub(crate) fn is_machine_name(name: &str) -> bool {
-    (1..=64).contains(&name.len()) && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte))
+    let begins_well = name.as_bytes().first().is_some_and(u8::is_ascii_alphanumeric);
+    begins_well && name.len() <= 64 && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte))
 }
 
 /// An agent's name becomes an argument of acpx, which runs a name that it does not know as a command.

@@ -56,7 +56,7 @@ impl WorkerFlags {
         let host = rustix::system::uname().nodename().to_string_lossy().replace('.', "-");
         let name = text(self.worker_name, &host);
         if !is_machine_name(&name) {
-            let why = format!("is \"{name}\", which is not 1 to 64 of a-z, A-Z, 0-9, - and _");
+            let why = format!("is \"{name}\", which is not 1 to 64 of a-z, A-Z, 0-9, - and _, a letter or digit first");
             return Err(BadSetting::new("CLAWDFORGE_WORKER_NAME", why));
         }
         Ok(Worker { name, nats, settings })

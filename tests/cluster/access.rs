@@ -5,15 +5,17 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use async_nats::jetstream::consumer::{AckPolicy, push};
 use async_nats::jetstream::stream;
 use async_nats::{ConnectOptions, Event};
+use futures_util::StreamExt;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 use reqwest::StatusCode;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 
 use crate::harness::{ADMIN, Options, nats_server, until, wait_for};
-use crate::is_left_out;
+use crate::{background, is_left_out};
 
 /// A program that ends with the test.
 struct Program(Child);
@@ -114,6 +116,28 @@ async fn a_worker_can_do_its_part_and_no_more() {
         let is_refused = refused.lock().unwrap().iter().any(|said| said.contains(&format!("\"{subject}\"")));
         assert!(is_refused, "{subject}: {refused:?}");
     }
+    // What a consumer has delivered as an order is none, although its maker may have it delivered anywhere.
+    let hangs = background(&server, &token, "do: hang", "k").await;
+    until("the run", || server.query::<i64>("SELECT count(*) FROM runs WHERE status = 'running'") == 1).await;
+    let order = format!(r#"{{"cancel":{{"gateway":"{gateway}","job":"{hangs}"}}}}"#);
+    let file = server.upload(&token, "order.txt", order.clone().leak()).await;
+    assert_eq!(server.post("/run", &token, &json!({"prompt": "hello", "files": [file]})).await.status, StatusCode::OK);
+    let mut orders = client.subscribe("clawdforge.1.order.attic").await.unwrap();
+    let forged = push::Config {
+        deliver_subject: "clawdforge.1.order.attic".to_owned(),
+        filter_subject: "$O.clawdforge-1-files.C.>".to_owned(),
+        ack_policy: AckPolicy::None,
+        ..push::Config::default()
+    };
+    let jetstream = async_nats::jetstream::new(client.clone());
+    jetstream.create_consumer_on_stream(forged, "OBJ_clawdforge-1-files").await.unwrap();
+    while orders.next().await.unwrap().payload != order.as_bytes() {}
+    // Longer than a run takes to end.
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    assert_eq!(server.get(&format!("/runs/{hangs}"), &token).await.json["status"], "running");
+    let cancelled = server.request(reqwest::Method::DELETE, &format!("/runs/{hangs}"), &token).send().await.unwrap();
+    assert_eq!(cancelled.status(), StatusCode::OK);
+
     let stream = stream::Config { name: "mine".to_owned(), subjects: vec!["mine".to_owned()], ..stream::Config::default() };
     let made = tokio::time::timeout(Duration::from_secs(2), async_nats::jetstream::new(client).create_stream(stream)).await;
     assert!(!matches!(made, Ok(Ok(_))));
