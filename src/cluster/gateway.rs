@@ -192,7 +192,8 @@ impl Gateway {
         let Shared { gateway, changed, .. } = &**self.shared();
         let worker = beat.machine.worker.clone();
         let own = || beat.jobs.iter().filter(|name| name.gateway == *gateway).map(|name| name.job.clone());
-        let is_new = !self.elsewhere.names().contains(&worker);
+        // One that is stopping is none of those that are there.
+        let is_new = !beat.stopping && !self.elsewhere.names().contains(&worker);
         if is_new && let Err(error) = self.make_consumer(&worker).await {
             tracing::warn!(worker, %error, "it can't be given sessions yet");
             return;
@@ -377,6 +378,8 @@ impl Gateway {
             // One that is heard of is there.
             if !rows.iter().any(|row| row.name == worker) {
                 self.shared().state().machines.forget(&worker);
+                // It gets another one if it comes back after all.
+                let _ = self.shared().hub.jetstream.delete_consumer_from_stream(wire::consumer_of(&worker), WORK).await;
                 self.sessions.close_forgotten(&worker).await?;
             }
         }
