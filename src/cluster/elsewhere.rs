@@ -8,6 +8,7 @@ use std::time::Duration;
 use async_nats::Subject;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde_json::value::to_raw_value;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep, timeout};
@@ -16,7 +17,7 @@ use uuid::Uuid;
 
 use super::files;
 use super::following::{Following, Heard};
-use super::hub::Hub;
+use super::hub::{AT_ONCE, Hub};
 use super::machines::{AWAY, Machines};
 use super::wire::{self, Asked, Line, MOST, Name, Order, Taken, Work, bytes};
 use crate::agent::contract::{Conversation, Ending, Outcome, Setup, Spec};
@@ -30,8 +31,6 @@ use crate::ledger::Machine;
 const OFFER_AGAIN: Duration = Duration::from_secs(30);
 /// How long before what did not get through is tried again.
 const AGAIN: Duration = Duration::from_secs(1);
-/// How long a machine may take to do something at once.
-const AT_ONCE: Duration = Duration::from_secs(5);
 /// How long it may take to make a session, which it gives a minute itself.
 const CREATE: Duration = Duration::from_secs(90);
 
@@ -170,7 +169,7 @@ impl Elsewhere {
     pub async fn offer(&self, job: &str, uuid: Uuid, spec: &Spec, worker: Option<&str>) -> Claimed {
         let claimed = Arc::<Notify>::default();
         self.0.state().offers.insert(job.to_owned(), Offer { claim: None, claimed: claimed.clone() });
-        let mut offered = Claimed { elsewhere: self.clone(), job: job.to_owned(), machine: None, retold: None };
+        let offered = Offered { elsewhere: self.clone(), job: job.to_owned() };
         let offering = async {
             loop {
                 self.here(worker).await;
@@ -188,31 +187,40 @@ impl Elsewhere {
                 }
             }
         };
-        tokio::select! {
-            () = claimed.notified() => {}
-            () = offering => {}
-        }
-        offered.machine = self.0.state().offers.get(job).and_then(|offer| Some(offer.claim.as_ref()?.0.clone()));
-        offered
+        let claiming = async {
+            loop {
+                claimed.notified().await;
+                if let Some(Offer { claim: Some((machine, _)), .. }) = self.0.state().offers.get(job) {
+                    return machine.clone();
+                }
+            }
+        };
+        let machine = tokio::select! {
+            machine = claiming => machine,
+            never = offering => never,
+        };
+        Claimed { offered, machine, retold: Retold::default() }
     }
 
     async fn put(&self, job: &str, uuid: Uuid, spec: &Spec, worker: Option<&str>) -> anyhow::Result<()> {
         let Shared { hub, gateway, uploads, .. } = &*self.0;
         files::put(hub, gateway, uploads, &spec.files).await?;
-        let work = |spec| bytes(&Work { name: Name { gateway: gateway.clone(), job: job.to_owned() }, uuid, spec });
-        let mut work_bytes = work(Asked::Inline(Box::new(spec.clone())));
-        if work_bytes.len() > MOST {
+        let spec = to_raw_value(spec)?;
+        let spec = if spec.get().len() <= MOST {
+            Asked::Inline(spec)
+        } else {
             let name = files::request(gateway, job);
-            files::put_request(hub, &name, spec).await?;
-            work_bytes = work(Asked::Stored(name));
-        }
-        hub.jetstream.publish(wire::work(worker), work_bytes).await?.await?;
+            files::put_request(hub, &name, spec.get()).await?;
+            Asked::Stored(name)
+        };
+        let work = Work { name: Name { gateway: gateway.clone(), job: job.to_owned() }, uuid, spec };
+        hub.jetstream.publish(wire::work(worker), bytes(&work)).await?.await?;
         Ok(())
     }
 
     /// A job that a machine has started, in an earlier life of this server, which was told `retold` of it.
     pub fn rejoin(&self, job: &str, machine: Machine, retold: Retold) -> Claimed {
-        Claimed { elsewhere: self.clone(), job: job.to_owned(), machine: Some(machine), retold: Some(retold) }
+        Claimed { offered: Offered { elsewhere: self.clone(), job: job.to_owned() }, machine, retold }
     }
 
     /// Nothing of a job is needed any more: its row is written.
@@ -221,7 +229,7 @@ impl Elsewhere {
     }
 
     /// Has a machine do something at once. `None` where it does not answer.
-    async fn order<T: DeserializeOwned>(&self, worker: &str, order: &Order, within: Duration) -> Option<T> {
+    pub(super) async fn order<T: DeserializeOwned>(&self, worker: &str, order: &Order, within: Duration) -> Option<T> {
         self.0.hub.connected_since()?;
         self.0.hub.ask(wire::order(worker), order, within).await
     }
@@ -271,22 +279,27 @@ impl Elsewhere {
     }
 }
 
-/// A job that a machine wants to start, or has.
-pub struct Claimed {
+/// A job that is offered. Dropped, it is not any more, and whoever wants to start it may not.
+struct Offered {
     elsewhere: Elsewhere,
     job: String,
-    machine: Option<Machine>,
-    /// Of one that it has started, what an earlier life of this server was told.
-    retold: Option<Retold>,
 }
 
-impl Drop for Claimed {
+impl Drop for Offered {
     fn drop(&mut self) {
         let offer = self.elsewhere.0.state().offers.remove(&self.job);
         if let Some((_, reply)) = offer.and_then(|offer| offer.claim) {
             self.elsewhere.0.answer(reply, &false);
         }
     }
+}
+
+/// A job that a machine wants to start, or has.
+pub struct Claimed {
+    offered: Offered,
+    machine: Machine,
+    /// Of one that it has started, what an earlier life of this server was told.
+    retold: Retold,
 }
 
 /// How it goes on with a job.
@@ -313,29 +326,23 @@ impl Rest {
 
 impl Claimed {
     /// Which machine.
-    pub fn machine(&self) -> Option<&Machine> {
-        self.machine.as_ref()
+    pub fn machine(&self) -> &Machine {
+        &self.machine
     }
 
     /// Has the machine start, and hears what becomes of it.
-    pub async fn execute(mut self, control: Control<'_>) -> Carried {
-        let (heard, hears) = unbounded_channel();
-        let shared = self.elsewhere.0.clone();
-        let Some(machine) = self.machine.take() else { return Carried::GoesOn };
+    pub async fn execute(self, control: Control<'_>) -> Carried {
+        let Self { offered, machine, mut retold } = self;
+        let Offered { elsewhere, job } = &offered;
+        let (worker, (heard, mut hears)) = (machine.worker.as_str(), unbounded_channel());
         {
-            let mut state = shared.state();
-            state.following.insert(self.job.clone(), Following::new(machine.clone(), heard));
-            if let Some((_, reply)) = state.offers.remove(&self.job).and_then(|offer| offer.claim) {
-                shared.answer(reply, &true);
+            let mut state = elsewhere.0.state();
+            state.following.insert(job.clone(), Following::new(machine.clone(), heard));
+            if let Some((_, reply)) = state.offers.remove(job).and_then(|offer| offer.claim) {
+                elsewhere.0.answer(reply, &true);
             }
         }
-        self.follow(&machine.worker, hears, control).await
-    }
-
-    async fn follow(&mut self, worker: &str, mut hears: UnboundedReceiver<Heard>, control: Control<'_>) -> Carried {
-        let elsewhere = &self.elsewhere;
-        let name = Name { gateway: elsewhere.0.gateway.clone(), job: self.job.clone() };
-        let mut retold = self.retold.take().unwrap_or_default();
+        let name = Name { gateway: elsewhere.0.gateway.clone(), job: job.clone() };
         // Until it is over.
         let cancelling = async {
             control.cancel.cancelled().await;

@@ -14,7 +14,7 @@ use uuid::Uuid;
 
 use super::hub::Hub;
 use super::wire::FILES;
-use crate::agent::contract::{Attachment, Spec};
+use crate::agent::contract::Attachment;
 use crate::ledger::{self, Ledger};
 
 /// How old a machine's copy must be before it can count as left over.
@@ -41,17 +41,12 @@ pub(super) async fn put(hub: &Hub, gateway: &str, uploads: &Path, files: &[Attac
     }
     let bucket = bucket(hub).await?;
     for Attachment { file_token, .. } in files {
-        let (name, path) = (object(gateway, file_token), uploads.join(file_token));
-        if !path.exists() {
-            let _ = bucket.delete(&name).await;
-            continue;
-        }
-        if has(&bucket, &name).await? {
-            continue;
-        }
-        match File::open(path).await {
+        let name = object(gateway, file_token);
+        match File::open(uploads.join(file_token)).await {
+            Ok(_) if has(&bucket, &name).await? => {}
             Ok(mut file) => drop(bucket.put(name.as_str(), &mut file).await.map_err(io::Error::other)?),
-            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            // Nor is it any machine's any more.
+            Err(error) if error.kind() == ErrorKind::NotFound => drop(bucket.delete(&name).await),
             Err(error) => return Err(error),
         }
     }
@@ -67,16 +62,15 @@ async fn has(bucket: &ObjectStore, name: &str) -> io::Result<bool> {
 }
 
 /// Puts a request into the bucket.
-pub(super) async fn put_request(hub: &Hub, name: &str, spec: &Spec) -> io::Result<()> {
-    let bytes = serde_json::to_vec(spec)?;
-    bucket(hub).await?.put(name, &mut bytes.as_slice()).await.map(drop).map_err(io::Error::other)
+pub(super) async fn put_request(hub: &Hub, name: &str, request: &str) -> io::Result<()> {
+    bucket(hub).await?.put(name, &mut request.as_bytes()).await.map(drop).map_err(io::Error::other)
 }
 
 /// Takes a request from the bucket.
-pub(super) async fn request_of(hub: &Hub, name: &str) -> io::Result<Spec> {
-    let mut bytes = Vec::new();
-    get(&bucket(hub).await?, name).await?.read_to_end(&mut bytes).await?;
-    Ok(serde_json::from_slice(&bytes)?)
+pub(super) async fn request_of(hub: &Hub, name: &str) -> io::Result<String> {
+    let mut request = String::new();
+    get(&bucket(hub).await?, name).await?.read_to_string(&mut request).await?;
+    Ok(request)
 }
 
 async fn get(bucket: &ObjectStore, name: &str) -> io::Result<impl tokio::io::AsyncRead + Unpin + use<>> {

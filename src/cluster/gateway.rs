@@ -4,18 +4,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_nats::Message;
-use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, PullConsumer, pull};
+use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, pull};
 use async_nats::jetstream::object_store;
 use async_nats::jetstream::stream::{self, RetentionPolicy};
 use futures_util::StreamExt;
-use futures_util::future::BoxFuture;
 use tokio::task::JoinSet;
 use tokio::time::{interval, sleep};
 
 use super::elsewhere::{Answered, Elsewhere, Shared};
 use super::files;
 use super::following::Following;
-use super::hub::Hub;
+use super::hub::AT_ONCE;
 use super::machines::AWAY;
 use super::wire::{self, ANY, AT, Beat, FILES, HELLO, Held, Hello, NOBODY, Name, Order, Query, WORK, bytes};
 use crate::clock;
@@ -59,17 +58,12 @@ pub struct Gateway {
 impl Gateway {
     /// Has all of it go on. What goes on elsewhere is followed by then: what nobody follows is thrown away.
     pub fn begin(self, tasks: &mut JoinSet<()>) {
-        let all: [fn(Self) -> _; 5] = [
-            |gateway: Self| Box::pin(async move { gateway.keep_streams().await }) as BoxFuture<'static, ()>,
-            |gateway| Box::pin(async move { gateway.answer_questions().await }),
-            |gateway| Box::pin(async move { gateway.hear_machines().await }),
-            |gateway| Box::pin(async move { gateway.hear_jobs().await }),
-            |gateway| Box::pin(async move { gateway.look_after().await }),
-        ];
-        for task in all {
-            tasks.spawn(task(self.clone()));
-        }
-        tasks.spawn(async move { self.sweep().await });
+        tasks.spawn(self.clone().keep_streams());
+        tasks.spawn(self.clone().answer_questions());
+        tasks.spawn(self.clone().hear_machines());
+        tasks.spawn(self.clone().hear_jobs());
+        tasks.spawn(self.clone().look_after());
+        tasks.spawn(self.sweep());
     }
 
     fn shared(&self) -> &Arc<Shared> {
@@ -77,13 +71,12 @@ impl Gateway {
     }
 
     /// Makes what is missing, at each connection, and says that this server is there.
-    async fn keep_streams(&self) {
+    async fn keep_streams(self) {
         let hub = &self.shared().hub;
         let mut connections = hub.connections();
         loop {
             // Where nobody tells any more, it is over anyway.
             let _ = connections.wait_for(Option::is_some).await;
-            connections.mark_unchanged();
             while let Err(error) = self.make_streams().await {
                 tracing::warn!(%error, "the streams can't be made; is JetStream on, and may this server make them?");
                 sleep(AGAIN).await;
@@ -133,7 +126,7 @@ impl Gateway {
         Ok(())
     }
 
-    async fn answer_questions(&self) {
+    async fn answer_questions(self) {
         let subject = wire::ask(&self.shared().gateway, "*");
         let Ok(mut questions) = self.shared().hub.client.subscribe(subject).await else { return };
         while let Some(question) = questions.next().await {
@@ -178,7 +171,7 @@ impl Gateway {
         Ok(Held { closed: known.iter().map(Session::conversation).collect(), unknown })
     }
 
-    async fn hear_machines(&self) {
+    async fn hear_machines(self) {
         let Ok(mut beats) = self.shared().hub.client.subscribe(wire::beat("*")).await else { return };
         while let Some(Message { subject, payload, .. }) = beats.next().await {
             match serde_json::from_slice::<Beat>(&payload) {
@@ -223,7 +216,7 @@ impl Gateway {
             // Whoever wanted it was told that it is lost, or is gone.
             let (elsewhere, worker, name) = (self.elsewhere.clone(), worker.clone(), Name { gateway: gateway.clone(), job });
             tracing::info!(worker, job = name.job, "nobody wants what it carries out");
-            tokio::spawn(async move { elsewhere.0.hub.ask::<bool>(wire::order(&worker), &Order::Cancel(name), AGAIN * 5).await });
+            tokio::spawn(async move { elsewhere.order::<bool>(&worker, &Order::Cancel(name), AT_ONCE).await });
         }
     }
 
@@ -233,7 +226,7 @@ impl Gateway {
     }
 
     /// Hears what machines say of jobs, in order, from the first word that is kept.
-    async fn hear_jobs(&self) {
+    async fn hear_jobs(self) {
         let mut after = 0;
         loop {
             self.shared().hub.connected().await;
@@ -258,7 +251,6 @@ impl Gateway {
         let consumer = stream.create_consumer(pull::OrderedConfig { deliver_policy, ..pull::OrderedConfig::default() }).await?;
         let mut messages = consumer.messages().await?;
         let mut connections = hub.connections();
-        connections.mark_unchanged();
         loop {
             let message = tokio::select! {
                 message = messages.next() => message,
@@ -307,7 +299,7 @@ impl Gateway {
     }
 
     /// Finds what is away, and what is lost with it.
-    async fn look_after(&self) {
+    async fn look_after(self) {
         let (mut ticks, mut noted, mut forgotten, mut purged) = (interval(LOOK), 0_u32, clock::now(), 0);
         loop {
             ticks.tick().await;
@@ -321,7 +313,8 @@ impl Gateway {
             }
             let before = self.elsewhere.names();
             self.shared().state().machines.wait(LOOK);
-            let gone: Vec<_> = before.into_iter().filter(|worker| !self.elsewhere.names().contains(worker)).collect();
+            let after = self.elsewhere.names();
+            let gone: Vec<_> = before.into_iter().filter(|worker| !after.contains(worker)).collect();
             if !gone.is_empty() {
                 tracing::warn!(?gone, "a machine is away");
                 changed.send_replace(());
@@ -387,7 +380,7 @@ impl Gateway {
         if rows.is_empty() { Ok(()) } else { self.ledger.see_workers(rows).await }
     }
 
-    async fn sweep(&self) {
+    async fn sweep(self) {
         let Shared { hub, gateway, .. } = &**self.shared();
         loop {
             sleep(self.sweep_every).await;
@@ -411,9 +404,4 @@ fn consumer(name: &str, filter_subject: String) -> pull::Config {
         ack_wait: SILENT,
         ..pull::Config::default()
     }
-}
-
-/// The consumer of that name, which the gateway has made.
-pub(super) async fn consumer_named(hub: &Hub, name: &str) -> anyhow::Result<PullConsumer> {
-    Ok(hub.jetstream.get_consumer_from_stream(name, WORK).await?)
 }

@@ -16,7 +16,7 @@ use crate::config::Nats;
 /// After how long without an answer a server is taken for gone, twice.
 const PING: Duration = Duration::from_secs(4);
 /// How long a machine may take for what it does at once.
-const AT_ONCE: Duration = Duration::from_secs(5);
+pub(super) const AT_ONCE: Duration = Duration::from_secs(5);
 /// How long it may be between tries to connect.
 const LONGEST_DELAY: Duration = Duration::from_secs(1);
 
@@ -100,10 +100,10 @@ impl Hub {
         let _ = self.connected.clone().wait_for(Option::is_none).await;
     }
 
-    /// Comes at each connection from now on, and now if there is one.
+    /// Changes at each connection from now on, and at the end of each.
     pub fn connections(&self) -> watch::Receiver<Option<Instant>> {
         let mut connected = self.connected.clone();
-        connected.mark_changed();
+        connected.mark_unchanged();
         connected
     }
 

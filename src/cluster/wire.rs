@@ -3,9 +3,10 @@
 
 use hyper::body::Bytes;
 use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
 use uuid::Uuid;
 
-use crate::agent::contract::{Conversation, Driver, Event, Outcome, Setup, Spec};
+use crate::agent::contract::{Conversation, Driver, Event, Outcome, Setup};
 use crate::agent::questions::{Answer, By, Question};
 use crate::ledger::Machine;
 
@@ -80,12 +81,12 @@ pub struct Work {
     pub spec: Asked,
 }
 
-/// What is to be done, or where that stands.
+/// What is to be done, a [`Spec`](crate::agent::contract::Spec), or where that stands.
 #[derive(Debug, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Asked {
     /// Here.
-    Inline(Box<Spec>),
+    Inline(Box<RawValue>),
     /// In the bucket of files, under this name: it is too large for a message.
     Stored(String),
 }

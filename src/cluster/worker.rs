@@ -13,7 +13,6 @@ use async_nats::jetstream::consumer::PullConsumer;
 use async_nats::jetstream::{self, AckKind};
 use async_nats::{Message, Subject};
 use futures_util::StreamExt;
-use futures_util::future::BoxFuture;
 use serde::Serialize;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
@@ -23,10 +22,9 @@ use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
 use super::files;
-use super::gateway::consumer_named;
 use super::hub::Hub;
 use super::lines::Lines;
-use super::wire::{self, ANY, Asked, Beat, HELLO, Held, Hello, Line, Name, Order, Query, Taken, Work, bytes};
+use super::wire::{self, ANY, Asked, Beat, HELLO, Held, Hello, Line, Name, Order, Query, Taken, WORK, Work, bytes};
 use crate::agent::backend::{Executed, Ready};
 use crate::agent::contract::{Ending, Event, Outcome, Spec};
 use crate::agent::control::Control;
@@ -161,13 +159,10 @@ impl Worker {
         if let Some(proxy) = self.proxy.take() {
             background.spawn(proxy.serve());
         }
-        let spawn = |tasks: &mut JoinSet<()>, task: fn(Arc<Shared>) -> BoxFuture<'static, ()>| {
-            tasks.spawn(task(shared.clone()));
-        };
-        spawn(&mut background, |shared| Box::pin(async move { shared.speak().await }));
-        spawn(&mut background, |shared| Box::pin(async move { shared.obey().await }));
-        spawn(&mut background, |shared| Box::pin(async move { shared.meet().await }));
-        spawn(&mut background, |shared| Box::pin(async move { shared.sweep().await }));
+        background.spawn(shared.clone().speak());
+        background.spawn(shared.clone().obey());
+        background.spawn(shared.clone().meet());
+        background.spawn(shared.clone().sweep());
         let mut taking = JoinSet::new();
         taking.spawn(shared.clone().take_from(ANY.to_owned(), Some(Arc::new(Semaphore::new(shared.places)))));
         taking.spawn(shared.clone().take_from(wire::consumer_of(shared.name()), None));
@@ -183,10 +178,6 @@ impl Worker {
         while taking.join_next().await.is_some() {}
         let drained = async { drop(timeout(self.drain, stop.hurry.cancelled()).await) };
         tokio::join!(end_tasks("jobs", &shared.tasks, &shared.stop, drained), shared.here.backends.warm.finish());
-        let unclaimed = std::mem::take(&mut *lock(&shared.taken));
-        for (_, taken) in unclaimed {
-            taken.give_back().await;
-        }
         shared.here.finish().await;
         background.shutdown().await;
         shared.here.end().await;
@@ -203,7 +194,7 @@ impl Shared {
     }
 
     /// Says that it is there, for ever.
-    async fn speak(&self) {
+    async fn speak(self: Arc<Self>) {
         loop {
             let stopping = self.stopping.is_cancelled();
             let beat = Beat {
@@ -220,7 +211,6 @@ impl Shared {
                 let _ = self.hub.client.publish(wire::beat(self.name()), bytes(&beat)).await;
             }
             let mut connections = self.hub.connections();
-            connections.mark_unchanged();
             tokio::select! {
                 () = sleep(BEAT) => {}
                 () = self.speak.notified() => {}
@@ -356,7 +346,7 @@ impl Shared {
     }
 
     /// Takes away what is over: sessions, files, and folders of runs.
-    async fn sweep(&self) {
+    async fn sweep(self: Arc<Self>) {
         loop {
             sleep(self.sweep_every).await;
             let gateways = self.here.owned().await.unwrap_or_default().into_keys();
@@ -378,7 +368,7 @@ impl Shared {
         loop {
             let found = async {
                 self.hub.connected().await;
-                consumer_named(&self.hub, name).await
+                self.hub.jetstream.get_consumer_from_stream(name, WORK).await
             };
             match self.stopping.run_until_cancelled(found).await? {
                 Ok(consumer) => return Some(consumer),
@@ -440,12 +430,9 @@ impl Shared {
     }
 
     async fn carry_out(&self, message: jetstream::Message) {
-        let work = match serde_json::from_slice::<Work>(&message.payload) {
+        let work: Work = match serde_json::from_slice(&message.payload) {
             Ok(work) => work,
-            Err(error) => {
-                tracing::error!(%error, "work can't be read; is the server of another release?");
-                return drop(message.ack_with(AckKind::Term).await);
-            }
+            Err(error) => return self.refuse(&message, &error).await,
         };
         if self.stopping.is_cancelled() {
             return drop(message.ack_with(AckKind::Nak(None)).await);
@@ -464,15 +451,20 @@ impl Shared {
             return drop(message.ack().await);
         }
         let gone = Gone(self, &name);
-        let spec = match work.spec {
-            Asked::Inline(spec) => *spec,
-            Asked::Stored(stored) => match files::request_of(&self.hub, &stored).await {
-                Ok(spec) => spec,
-                Err(error) => {
-                    tracing::warn!(job = name.job, %error, "work can't be fetched");
-                    return drop(message.ack_with(AckKind::Nak(Some(AGAIN))).await);
-                }
-            },
+        let request = match work.spec {
+            Asked::Inline(spec) => Ok(String::from(Box::<str>::from(spec))),
+            Asked::Stored(stored) => files::request_of(&self.hub, &stored).await,
+        };
+        let request = match request {
+            Ok(request) => request,
+            Err(error) => {
+                tracing::warn!(job = name.job, %error, "what is to be done can't be fetched");
+                return drop(message.ack_with(AckKind::Nak(Some(AGAIN))).await);
+            }
+        };
+        let spec: Spec = match serde_json::from_str(&request) {
+            Ok(spec) => spec,
+            Err(error) => return self.refuse(&message, &error).await,
         };
         let keeping = async {
             loop {
@@ -511,6 +503,12 @@ impl Shared {
         };
         tokio::join!(executing, lines.send(&self.hub, &subject));
         drop(gone);
+    }
+
+    /// Leaves work that can't be read.
+    async fn refuse(&self, message: &jetstream::Message, error: &serde_json::Error) {
+        tracing::error!(%error, "work can't be read; is the server of another release?");
+        let _ = message.ack_with(AckKind::Term).await;
     }
 
     /// Asks whether a job may start. `None` where there is no answer.

@@ -246,7 +246,7 @@ impl<'a> Executor<'a> {
     pub fn machine(&self) -> Option<&Machine> {
         match self {
             Self::Here(..) => None,
-            Self::Elsewhere(claimed) => claimed.machine(),
+            Self::Elsewhere(claimed) => Some(claimed.machine()),
         }
     }
 
