@@ -277,8 +277,7 @@ impl Server {
 
     /// Starts those that were ended.
     pub fn start_workers(&mut self) {
-        let folder = self.folder().to_owned();
-        self.workers.as_mut().unwrap().start_missing(&self.options, &folder);
+        self.workers.as_mut().unwrap().start_missing(&self.options);
     }
 
     /// Starts another server on the same folder when this one has ended.
@@ -297,7 +296,7 @@ impl Server {
             format!("(SELECT count(*) FROM {table} WHERE NOT queued AND finished_at IS NULL AND instance IN ({of}))")
         });
         let going_on = format!("SELECT {}", going_on.join(" + "));
-        workers.start_missing(&options, folder.path());
+        workers.start_missing(&options);
         let server = Self::start_with(options, folder, Some(workers));
         // Where all that worked was killed, that is found out when its machines are heard of.
         let is_lost = || server.query::<i64>(&going_on) > 0;
@@ -423,7 +422,7 @@ impl Workers {
             log: Arc::default(),
         };
         workers.start_nats();
-        workers.start_missing(options, folder);
+        workers.start_missing(options);
         workers
     }
 
@@ -449,14 +448,14 @@ impl Workers {
     }
 
     /// Starts the machines that are not there. Each has its share of the places.
-    fn start_missing(&mut self, options: &Options, folder: &Path) {
+    fn start_missing(&mut self, options: &Options) {
         let places: usize = options.setting("CLAWDFORGE_MAX_RUNS").map_or(8, |places| places.parse().unwrap());
         for number in 0..options.workers {
             let name = name(number);
             if self.processes.contains_key(&name) {
                 continue;
             }
-            let mut command = options.command(&["worker"], folder, &folder.join(&name));
+            let mut command = options.command(&["worker"], &self.folder, &self.folder.join(&name));
             let share = (places + options.workers - 1 - number) / options.workers;
             let url = self.detours.get(&name).unwrap_or(&self.url);
             command.env("CLAWDFORGE_NATS_URL", url).env("CLAWDFORGE_WORKER_NAME", &name).env("CLAWDFORGE_MAX_RUNS", share.to_string());
